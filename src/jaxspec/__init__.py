@@ -1,0 +1,32 @@
+"""The contract of TensorFlow's TPUEstimator, as pure JAX functions."""
+
+from . import checkpoint as checkpoint
+from . import export as export
+from . import hooks as hooks
+from . import inputs as inputs
+from . import metrics as metrics
+from . import summary as summary
+from .axis import SHARD_AXIS as SHARD_AXIS
+from .axis import global_mean as global_mean
+from .checkpoint import load_global_step as load_global_step
+from .config import InputPipelineConfig as InputPipelineConfig
+from .config import RunConfig as RunConfig
+from .config import TPUConfig as TPUConfig
+from .estimator import TPUEstimator as TPUEstimator
+from .moving_average import ExponentialMovingAverage as ExponentialMovingAverage
+from .replicate import gather as gather
+from .replicate import replicate as replicate
+from .replicate import shard as shard
+from .spec import EstimatorSpec as EstimatorSpec
+from .spec import ModeKeys as ModeKeys
+from .spec import Scaffold as Scaffold
+from .spec import TPUEstimatorSpec as TPUEstimatorSpec
+from .steps import TrainState as TrainState
+from .steps import create_train_state as create_train_state
+from .steps import make_eval_step as make_eval_step
+from .steps import make_predict_step as make_predict_step
+from .steps import make_train_step as make_train_step
+from .train_op import CrossShardOptimizer as CrossShardOptimizer
+from .train_op import TrainOp as TrainOp
+from .train_op import apply_gradients as apply_gradients
+from .train_op import minimize as minimize

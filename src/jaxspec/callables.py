@@ -1,0 +1,54 @@
+"""Calling the user's functions by the names of their arguments."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+
+def argument_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
+    """The names that `fn` takes by keyword, and whether it takes any other one too (`**kwargs`).
+
+    What a `functools.partial` has bound already, and the `self` of a method, are not among them.
+    """
+    parameters = inspect.signature(fn).parameters
+    bound: set[str] = set()
+    inner = fn
+    while isinstance(inner, functools.partial):
+        bound |= set(inner.keywords)
+        inner = inner.func
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, p in parameters.items() if p.kind in kinds and name not in bound]
+    return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def describe(fn: Any) -> str:
+    """A short name of a callable for messages: its qualified name, or its repr."""
+    return str(getattr(fn, "__qualname__", None) or repr(fn))
+
+
+def check_arguments(
+    fn: Callable[..., Any], *, role: str, allowed: Collection[str], required: Collection[str] = ()
+) -> None:
+    """Raises ValueError unless `fn` names only `allowed` arguments, `required` among them."""
+    if not callable(fn):
+        raise TypeError(f"{role} must be callable, given: {fn!r}")
+    names, takes_any = argument_names(fn)
+    unexpected = [name for name in names if name not in allowed]
+    if unexpected:
+        raise ValueError(
+            f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and "
+            f"may name any of {sorted(allowed)}; bind others first, as in functools.partial({role}, "
+            f"{unexpected[0]}=...), or pass them in `params`."
+        )
+    missing = [name for name in required if name not in names and not takes_any]
+    if missing:
+        raise ValueError(
+            f"{role} ({describe(fn)}) must include {missing[0]} argument. It names {names}; add `{missing[0]}`."
+        )
+
+
+def call_by_name(fn: Callable[..., Any], available: Mapping[str, Any]) -> Any:
+    """Calls `fn` with those of the `available` arguments that it names."""
+    names, takes_any = argument_names(fn)
+    return fn(**{name: value for name, value in available.items() if takes_any or name in names})

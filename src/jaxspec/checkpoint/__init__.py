@@ -1,0 +1,11 @@
+"""Checkpoints: a directory for each step, with separate parts. orbax is imported at the first save or restore."""
+
+from .directory import checkpoint_step as checkpoint_step
+from .directory import latest_checkpoint as latest_checkpoint
+from .directory import load_global_step as load_global_step
+from .saver import Saver as Saver
+from .store import array_names as array_names
+from .store import read_array as read_array
+from .store import read_position as read_position
+from .store import read_state as read_state
+from .store import read_variables as read_variables

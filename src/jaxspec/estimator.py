@@ -1,0 +1,753 @@
+"""TPUEstimator: the verbs."""
+
+import contextlib
+import copy
+import functools
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import checkpoint
+from .callables import argument_names, check_arguments, describe
+from .config import InputPipelineConfig, RunConfig, TPUConfig, check_positive_int
+from .context import TPUContext
+from .hooks.session_run_hook import check_hooks
+from .hostcall import on_host, run_host_call
+from .inference import TailLoop, run_batches
+from .infeed import Infeed, call_input_fn
+from .init import abstract_variables, as_init_fn, init_variables
+from .loop import LoopClock, SavePlan, TrainSession
+from .metrics._accept import as_metric
+from .model import MODEL_FN_ARGUMENTS, Model
+from .ownership import StateOwner
+from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices
+from .signals import StopRequest, signals_put_off
+from .spec import ModeKeys, TPUEstimatorSpec
+from .steps import (
+    TrainState,
+    eval_step,
+    finish_train_state,
+    predict_step,
+    scaffold_variables,
+    shapes,
+    split_rng,
+    trace_spec,
+    trace_train_op,
+    train_step,
+)
+from .summary import SummaryWriter, create_file_writer, run_position
+
+_logger = logging.getLogger("jaxspec")
+
+_STACK_BYTES = 4 << 20
+"""Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
+_OUTPUT_BYTES = 64 << 20
+"""The outputs that one dispatch may keep on a device."""
+_MOST_BATCHES_A_STACK = 100
+
+INPUT_FN_ARGUMENTS = ("params", "mode", "config")
+
+
+class _Program(NamedTuple):
+    """What is compiled for one mode and one kind of batch."""
+
+    full: Loop
+    tail: TailLoop | None
+    capacity: int
+    spec: TPUEstimatorSpec
+    """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
+
+
+class TPUEstimator:
+    """Trains, evaluates and predicts with one pure model_fn, on whatever devices there are.
+
+    Args:
+      model_fn: a pure function, called by keyword with those of `features`, `labels`, `mode`, `params`, `config`,
+        `variables`, `step`, `rng` that it names; returns a `TPUEstimatorSpec` of one shard's batch. Its Python code
+        runs when a program is compiled, not at each step.
+      init_fn: makes the variables: a function of those of `rng`, `features`, `labels`, `params` that it names, or a
+        Flax Linen Module.
+      model_dir: where checkpoints and event files go; None: that of `config`, or a temporary directory.
+      config: a `RunConfig`.
+      params: hyper-parameters, a dict. model_fn, init_fn and input_fn get copies, with `batch_size` and `context`
+        added (these two keys are reserved).
+      use_tpu: map over `config.tpu_config.num_shards` (None: all) of `jax.devices()`, whatever they are. False: one
+        CPU device, one step a loop.
+      train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
+        `use_tpu=False` by none (the input decides then).
+      warm_start_from: not built yet; raises.
+
+    Raises:
+      ValueError, TypeError: by TPUEstimator's rules.
+    """
+
+    def __init__(
+        self,
+        model_fn: Callable[..., Any],
+        init_fn: Any = None,
+        *,
+        model_dir: str | os.PathLike[str] | None = None,
+        config: RunConfig | None = None,
+        params: Mapping[str, Any] | None = None,
+        use_tpu: bool = True,
+        train_batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        predict_batch_size: int | None = None,
+        warm_start_from: Any = None,
+    ) -> None:
+        config = RunConfig() if config is None else config
+        if not isinstance(config, RunConfig):
+            raise ValueError(f"`config` must be provided with type `jaxspec.RunConfig`, given: {config!r}")
+        _check_params(model_fn, params)
+        self._model_dir = _choose_model_dir(model_dir, config)
+        self._config = config.replace(model_dir=self._model_dir)
+        self._params = copy.deepcopy(params) if params is not None else {}
+        self._user_model_fn = model_fn
+        self._use_tpu = use_tpu
+        self._init_fn = None if init_fn is None else as_init_fn(init_fn)
+        check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
+        self._batch_sizes = {
+            ModeKeys.TRAIN: train_batch_size,
+            ModeKeys.EVAL: eval_batch_size,
+            ModeKeys.PREDICT: predict_batch_size,
+        }
+        if use_tpu:
+            for mode, size in self._batch_sizes.items():
+                if size is not None:
+                    check_positive_int(_BATCH_SIZE_NAMES[mode], size)
+        if warm_start_from is not None:
+            raise ValueError(
+                f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}"
+                if not isinstance(warm_start_from, str | os.PathLike)
+                else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), which scaffold_fn returns."
+            )
+        _check_supported(self._config)
+        self._owner = StateOwner()
+        self._expects_checkpoint = False
+        self._programs: dict[Any, _Program] = {}
+        self._announced = False
+        self._training = threading.Lock()
+
+    # What it is made of.
+
+    @property
+    def model_dir(self) -> str:
+        """Where checkpoints and event files go."""
+        return self._model_dir
+
+    @property
+    def config(self) -> RunConfig:
+        """The RunConfig, with `model_dir` filled in."""
+        return self._config
+
+    @property
+    def params(self) -> Any:
+        """A copy of the hyper-parameters."""
+        return copy.deepcopy(self._params)
+
+    @property
+    def model_fn(self) -> Callable[..., Any]:
+        """The user's model_fn with the hyper-parameters bound: a function of the other arguments it names."""
+        names, takes_any = argument_names(self._user_model_fn)
+        if takes_any or "params" in names:
+            return functools.partial(self._user_model_fn, params=self.params)
+        return self._user_model_fn
+
+    def eval_dir(self, name: str | None = None) -> str:
+        """The directory of the event files of evaluations: `eval`, or `eval_NAME`."""
+        return os.path.join(self._model_dir, f"eval_{name}" if name else "eval")
+
+    def latest_checkpoint(self) -> str | None:
+        """The path of the latest checkpoint in model_dir, or None."""
+        return checkpoint.latest_checkpoint(self._model_dir)
+
+    def get_variable_names(self) -> list[str]:
+        """The names of all arrays in the latest checkpoint, sorted: `params/...`, `opt_state/...`, `global_step`."""
+        return sorted(checkpoint.array_names(self._trained_checkpoint()))
+
+    def get_variable_value(self, name: str) -> np.ndarray:
+        """One array of the latest checkpoint, by its name, as a NumPy array."""
+        path = self._trained_checkpoint()
+        names = checkpoint.array_names(path)
+        if name not in names:
+            raise ValueError(f"get_variable_value: {name!r} is not in {path}; the names are {sorted(names)}.")
+        return checkpoint.read_array(path, name)
+
+    def _trained_checkpoint(self) -> str:
+        path = self.latest_checkpoint()
+        if path is None:
+            raise ValueError(f"Could not find trained model in model_dir: {self._model_dir}.")
+        return path
+
+    # The verbs.
+
+    def train(
+        self,
+        input_fn: Callable[..., Any],
+        hooks: Any = None,
+        steps: int | None = None,
+        max_steps: int | None = None,
+        saving_listeners: Any = None,
+    ) -> Self:
+        """Trains from where the live state or the latest checkpoint stands.
+
+        Args:
+          input_fn: names any of `params`, `mode`, `config`; returns an iterable of batches of
+            `params["batch_size"]` rows, or one batch. The end of the input ends training.
+          hooks: not built yet.
+          steps: updates to make.
+          max_steps: the global step to reach; if it is reached already, input_fn is not called.
+          saving_listeners: not built yet.
+
+        Returns:
+          The estimator. A checkpoint of the last step is written, unless checkpoints are off.
+
+        Raises:
+          ValueError: for steps and max_steps both given, zero or negative; for a batch that does not fit.
+          NanLossDuringTrainingError: if a loss is NaN, naming its step.
+          Anything that input_fn, model_fn or host_call raises, as itself.
+        """
+        _check_steps("Train", steps, max_steps)
+        _refuse_hooks(hooks, saving_listeners)
+        self._checked_batch_size(ModeKeys.TRAIN)
+        if not self._training.acquire(blocking=False):
+            raise RuntimeError("train was called while this estimator is training.")
+        try:
+            source = self._source()
+            if max_steps is not None and source.step >= max_steps:
+                _logger.info("Skipping training since max_steps has already saved.")
+                return self
+            self._announce()
+            stop = max_steps if steps is None else source.step + steps
+            with signals_put_off() as interrupt, contextlib.closing(
+                self._training_infeed(input_fn, source, stop)
+            ) as infeed:
+                self._train(infeed, source, stop, interrupt)
+        finally:
+            self._training.release()
+        return self
+
+    def evaluate(
+        self,
+        input_fn: Callable[..., Any],
+        steps: int | None = None,
+        hooks: Any = None,
+        checkpoint_path: str | None = None,
+        name: str | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates the live state, or a checkpoint, on every example of the input once.
+
+        Args:
+          input_fn: as in train; batches may be short.
+          steps: batches to take at most; None: all.
+          hooks: not built yet.
+          checkpoint_path: None means the live state or the latest checkpoint, or fresh variables without one.
+          name: of this evaluation, when there are several: its event files go to `eval_NAME`.
+
+        Returns:
+          The metrics by name, `loss` (the mean over examples) and `global_step`.
+        """
+        if steps is not None:
+            _check_steps("Eval", steps, None)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"evaluate: name must be a string, got {name!r}.")
+        _refuse_hooks(hooks, None)
+        self._checked_batch_size(ModeKeys.EVAL)
+        source = self._source(checkpoint_path)
+        self._announce()
+        with contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed:
+            if infeed.first is None:
+                raise ValueError(_no_batch(input_fn, "Evaluation"))
+            with self._inference(ModeKeys.EVAL, source, infeed) as batches:
+                results = _accumulate(batches, source.step)
+        _logger.info(
+            "Saving dict for global step %d: %s", results["global_step"], ", ".join(f"{k} = {v}" for k, v in sorted(results.items()))
+        )
+        self._write_results(results, name)
+        return results
+
+    def predict(
+        self,
+        input_fn: Callable[..., Any],
+        predict_keys: Any = None,
+        hooks: Any = None,
+        checkpoint_path: str | None = None,
+        yield_single_examples: bool = True,
+    ) -> Iterator[Any]:
+        """Yields predictions, in the order of the input: exactly as many as there are examples.
+
+        The arguments are checked now; input_fn is called at the first `next`. The generator keeps what it needs:
+        training may go on while it is open, and several may be used in turn.
+
+        Args:
+          input_fn: as in evaluate; labels are ignored.
+          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known.
+          hooks: not built yet.
+          checkpoint_path: as in evaluate.
+          yield_single_examples: False yields batches as they are.
+
+        Returns:
+          A generator of dicts `{key: array of one example}`, or of arrays where `predictions` is one array.
+        """
+        _refuse_hooks(hooks, None)
+        self._checked_batch_size(ModeKeys.PREDICT)
+        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        if checkpoint_path is not None:
+            checkpoint.checkpoint_step(checkpoint_path)
+        return self._predict(input_fn, predict_keys, checkpoint_path, yield_single_examples)
+
+    def _predict(self, input_fn: Any, predict_keys: Any, path: str | None, single: bool) -> Iterator[Any]:
+        source = self._source(path)
+        self._announce()
+        with contextlib.closing(self._infeed(input_fn, ModeKeys.PREDICT)) as infeed:
+            if infeed.first is None:
+                return
+            with self._inference(ModeKeys.PREDICT, source, infeed) as batches:
+                for spec, _ in batches:
+                    predictions = on_host(spec).predictions
+                    yield from _examples(_chosen(predictions, predict_keys), single)
+
+    def export_saved_model(
+        self,
+        export_dir_base: str,
+        serving_input_receiver_fn: Callable[..., Any],
+        assets_extra: Any = None,
+        checkpoint_path: str | None = None,
+    ) -> str:
+        """Not built yet; raises NotImplementedError."""
+        raise NotImplementedError("export_saved_model is not built yet.")
+
+    # Where the state comes from.
+
+    def _source(self, path: str | None = None) -> "_Source":
+        """Which state a verb uses: a checkpoint, the live one, or a fresh one."""
+        if path is not None:
+            return _Source(os.path.abspath(os.fspath(path)), checkpoint.checkpoint_step(path))
+        latest = checkpoint.latest_checkpoint(self._model_dir)
+        step = checkpoint.checkpoint_step(latest) if latest else 0
+        live = self._owner.state
+        if live is not None:
+            live_step = int(live.step)
+            if latest is None and self._expects_checkpoint:
+                _logger.info("model_dir %s was cleared: the state in memory is given up.", self._model_dir)
+                self._owner.state, self._expects_checkpoint = None, False
+            elif step > live_step:
+                _logger.info("model_dir holds step %d, newer than the state in memory (%d): it is used.", step, live_step)
+            else:
+                return _Source(None, live_step)
+        return _Source(latest, step)
+
+    def _announce(self) -> None:
+        if not self._announced:
+            _logger.info("Running on %s.", describe_devices(self._devices, use_tpu=self._use_tpu))
+            self._announced = True
+
+    @functools.cached_property
+    def _devices(self) -> tuple[jax.Device, ...]:
+        return choose_devices(use_tpu=self._use_tpu, num_shards=self._tpu_config.num_shards)
+
+    @property
+    def _tpu_config(self) -> TPUConfig:
+        assert self._config.tpu_config is not None  # RunConfig fills it in
+        return self._config.tpu_config
+
+    @functools.cached_property
+    def _model(self) -> Model:
+        # Not in the constructor: it would ask for the devices, and a wrong argument should not wait for a TPU.
+        context = TPUContext(len(self._devices), jax.process_count(), _host=None)
+        return Model(self._user_model_fn, {**self.params, "use_tpu": self._use_tpu, "context": context}, self._config)
+
+    @property
+    def _iterations(self) -> int | None:
+        """Steps a loop; None where it is a time."""
+        return self._tpu_config.loop_steps if self._use_tpu else 1
+
+    # Input.
+
+    def _checked_batch_size(self, mode: str) -> int | None:
+        """The rows of a batch of this process."""
+        size, name = self._batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
+        if not self._use_tpu:
+            if size is not None:
+                check_positive_int(name, size)
+            return size
+        if size is None:
+            verb = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}[mode]
+            raise ValueError(
+                f"`{name}` cannot be `None` if .{verb} is called: pass {name}= to the TPUEstimator constructor, the rows "
+                "of a batch over all shards."
+            )
+        if size % len(self._devices):
+            raise ValueError(
+                f"{name.split('_')[0]} batch size {size} must be divisible by number of replicas {len(self._devices)}. "
+                f"Choose a multiple of {len(self._devices)}, or fewer shards with TPUConfig(num_shards=...)."
+            )
+        return size // jax.process_count()
+
+    def _infeed(
+        self, input_fn: Callable[..., Any], mode: str, *, limit: int | None = None, position: Any = None
+    ) -> Infeed:
+        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        batch_size = self._checked_batch_size(mode)
+        context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
+        params = {**self.params, "context": context}
+        if batch_size is not None:
+            params["batch_size"] = batch_size
+        source = call_input_fn(input_fn, {"params": params, "mode": mode, "config": self._config})
+        return Infeed(
+            source,
+            mode=mode,
+            num_shards=len(self._devices) // jax.process_count(),
+            batch_size=batch_size if self._use_tpu else None,
+            ragged=mode != ModeKeys.TRAIN or not self._use_tpu,
+            limit=limit,
+            position=position,
+        )
+
+    def _training_infeed(self, input_fn: Callable[..., Any], source: "_Source", stop: int | None) -> Infeed:
+        limit = None if stop is None else stop - source.step
+        position = None if source.path is None else checkpoint.read_position(source.path)
+        infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit, position=position)
+        if infeed.first is None and position is not None:
+            # The run before this one used up its input: a new run begins it again.
+            infeed.close()
+            infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit)
+        if infeed.first is None:
+            infeed.close()
+            raise ValueError(_no_batch(input_fn, "Training"))
+        return infeed
+
+    # Training.
+
+    def _train(self, infeed: Infeed, source: "_Source", stop: int | None, interrupt: StopRequest) -> None:
+        program = self._prepare_training(infeed, source)
+        config = self._config
+        save_plan = SavePlan(config.save_checkpoints_steps, config.save_checkpoints_secs)
+        self._expects_checkpoint = save_plan.enabled
+        saver = checkpoint.Saver(
+            self._model_dir,
+            keep_max=config.keep_checkpoint_max,
+            keep_every_n_hours=config.keep_checkpoint_every_n_hours,
+        )
+        infeed.start(program.capacity)
+        with _flushed(self._model_dir) as writer:
+            session = TrainSession(
+                owner=self._owner,
+                loop=program.full,
+                infeed=infeed,
+                step=source.step,
+                stop_step=stop,
+                clock=LoopClock(self._iterations, self._tpu_config.loop_seconds),
+                save_plan=save_plan,
+                saver=saver,
+                host_call_every=self._tpu_config.experimental_host_call_every_n_steps,
+                log_every=config.log_step_count_steps,
+                writer=writer,
+                interrupt=interrupt,
+            )
+            session.run()
+        _logger.info("Loss for final step: %s.", session.loss)
+
+    def _prepare_training(self, infeed: Infeed, source: "_Source") -> _Program:
+        """Puts the state of `source` in place and returns the program for the batches of `infeed`."""
+        features, labels = infeed.first_shard()
+        key = _signature(ModeKeys.TRAIN, infeed)
+        program = self._programs.get(key)
+        live = self._owner.state
+        with jax.default_device(self._devices[0]):
+            if live is None or program is None:
+                init_rng, step_rng = split_rng(jax.random.key(self._config.tf_random_seed or 0))
+                if live is not None:
+                    variables = shapes(live.variables)
+                elif source.path is None:
+                    variables = self._fresh_variables(init_rng, features, labels)
+                else:
+                    variables = self._abstract_variables(init_rng, features, labels)
+                trace = trace_train_op(self._model, variables, step_rng, features, labels)
+                if live is None and source.path is None:
+                    state = finish_train_state(trace, variables, step_rng)
+                    self._owner.put(broadcast(state, self._devices))
+                elif live is None:
+                    like = TrainState(None, variables, trace.opt_state, step_rng)
+                    self._owner.put(
+                        checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
+                    )
+                    _logger.info("Restored step %d from %s.", source.step, source.path)
+                if program is None:
+                    loop = Loop(train_step(self._model), self._devices, trains=True)
+                    capacity = _capacity(infeed, trace.spec, self._iterations)
+                    program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
+        return program
+
+    def _fresh_variables(self, rng: jax.Array, features: Any, labels: Any) -> Any:
+        return init_variables(self._required_init_fn, rng, features, labels, self._model.params_for(features))
+
+    def _abstract_variables(self, rng: jax.Array, features: Any, labels: Any) -> Any:
+        return abstract_variables(self._required_init_fn, rng, features, labels, self._model.params_for(features))
+
+    @property
+    def _required_init_fn(self) -> Any:
+        if self._init_fn is None:
+            raise ValueError(
+                "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
+                "init_fn=...), a Flax Module or a function of rng and features."
+            )
+        return self._init_fn
+
+    # Evaluation and prediction.
+
+    @contextlib.contextmanager
+    def _inference(
+        self, mode: str, source: "_Source", infeed: Infeed
+    ) -> Iterator[Iterator[tuple[TPUEstimatorSpec, int]]]:
+        """The (host spec, rows) of every batch, while the state they need is kept alive."""
+        with contextlib.ExitStack() as stack:
+            if source.path is None and self._owner.state is not None:
+                live = stack.enter_context(self._owner.borrow())
+                state = live._replace(opt_state=None)
+            else:
+                state = None
+            program, state = self._prepare_inference(mode, source, infeed, state)
+            assert program.tail is not None
+            infeed.start(program.capacity)
+            batches = run_batches(state, infeed, program.full, program.tail, program.capacity)
+            yield stack.enter_context(contextlib.closing(batches))
+
+    def _prepare_inference(
+        self, mode: str, source: "_Source", infeed: Infeed, state: TrainState | None
+    ) -> tuple[_Program, TrainState]:
+        features, labels = infeed.first_shard()
+        key = _signature(mode, infeed)
+        program = self._programs.get(key)
+        fresh = state is None and source.path is None
+        with jax.default_device(self._devices[0]):
+            if state is None:
+                init_rng, step_rng = split_rng(jax.random.key(self._config.tf_random_seed or 0))
+                if fresh:
+                    _logger.info("Could not find trained model in model_dir: %s, running initialization.", self._model_dir)
+                    variables = self._fresh_variables(init_rng, features, labels)
+                else:
+                    like = self._abstract_variables(init_rng, features, labels)
+                    variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
+                state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
+            if program is None:
+                spec = trace_spec(self._model, mode, state, features, labels)
+                step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
+                full = Loop(step, self._devices, trains=False)
+                single = full if len(self._devices) == 1 else Loop(step, self._devices[:1], trains=False)
+                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
+                tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
+                program = self._programs[key] = _Program(full, tail, capacity, spec)
+            if fresh:
+                state = state._replace(variables=scaffold_variables(program.spec, state.variables))
+            if fresh or source.path is not None:
+                state = broadcast(state, self._devices)
+        return program, state
+
+    def _write_results(self, results: dict[str, Any], name: str | None) -> None:
+        with _flushed(self.eval_dir(name)) as writer:
+            for key, value in results.items():
+                if key != "global_step" and np.size(value) == 1:
+                    writer().scalar(key, float(value), results["global_step"])
+
+
+class _Source(NamedTuple):
+    """Which state a verb uses: of a checkpoint, or, where `path` is None, the live or else a fresh one."""
+
+    path: str | None
+    step: int
+
+
+_BATCH_SIZE_NAMES = {
+    ModeKeys.TRAIN: "train_batch_size",
+    ModeKeys.EVAL: "eval_batch_size",
+    ModeKeys.PREDICT: "predict_batch_size",
+}
+
+
+@contextlib.contextmanager
+def _flushed(logdir: str) -> Iterator[Callable[[], SummaryWriter]]:
+    """A function that gives the writer of a directory, opened at its first call; flushed on leaving."""
+    opened: list[SummaryWriter] = []
+
+    def writer() -> SummaryWriter:
+        opened[:] = [create_file_writer(logdir)]
+        return opened[0]
+
+    try:
+        yield writer
+    finally:
+        for one in opened:
+            one.flush()
+
+
+def _signature(mode: str, infeed: Infeed) -> Any:
+    """What a compiled program depends on: the mode and the shapes and dtypes of a full batch."""
+    assert infeed.first is not None
+    leaves, structure = jax.tree.flatten(infeed.first.data)
+    return mode, infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
+
+
+def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:
+    """How many batches a dispatch takes: as many as keep its transfer and its outputs small."""
+    assert infeed.first is not None
+    inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
+    outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
+    fitting = min(_STACK_BYTES // inputs, _OUTPUT_BYTES // outputs, most or _MOST_BATCHES_A_STACK)
+    return max(1, fitting)
+
+
+def _accumulate(batches: Iterable[tuple[TPUEstimatorSpec, int]], step: int) -> dict[str, Any]:
+    """Merges the metrics of all batches; the loss is weighted by examples."""
+    metrics: dict[str, Any] = {}
+    loss, examples = 0.0, 0
+    for number, (host_spec, rows) in enumerate(batches):
+        try:
+            with run_position(step, None):
+                spec = on_host(host_spec)
+                run_host_call(spec)
+        except BaseException as error:
+            error.add_note(f"in evaluation, at batch {number} (counted from 0)")
+            raise
+        loss += float(spec.loss) * rows
+        examples += rows
+        values = {name: as_metric(name, value, rows) for name, value in spec.eval_metric_ops.items()}
+        _check_metric_names(values, metrics if number else values)
+        metrics = {name: metrics[name].merge(value) if number else value for name, value in values.items()}
+    results = {name: metric.compute() for name, metric in metrics.items()}
+    return {**results, "loss": loss / examples, "global_step": step}
+
+
+def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    for name in ("loss", "global_step"):
+        if name in values:
+            raise ValueError(
+                f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
+                "same name. Choose another name in metric_fn."
+            )
+    if values.keys() != before.keys():
+        raise ValueError(
+            f"metric_fn returned {sorted(values)} for this batch and {sorted(before)} before; it must return the same "
+            "names for every batch."
+        )
+
+
+def _chosen(predictions: Any, keys: Any) -> Any:
+    if keys is None:
+        return predictions
+    if not isinstance(predictions, Mapping):
+        raise ValueError("predict_keys argument is not valid in case of non-dict predictions.")
+    wanted = {keys} if isinstance(keys, str) else set(keys)
+    chosen = {key: value for key, value in predictions.items() if key in wanted}
+    if not chosen:
+        raise ValueError(f"Expected to run at least one output from {list(predictions)}, provided {keys}.")
+    return chosen
+
+
+def _examples(predictions: Any, single: bool) -> Iterator[Any]:
+    if not single:
+        yield predictions
+        return
+    if not isinstance(predictions, Mapping):
+        yield from predictions
+        return
+    sizes = {key: len(value) for key, value in predictions.items()}
+    length = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        if size != length:
+            raise ValueError(
+                f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
+                "Give every prediction a leading batch axis, or use yield_single_examples=False."
+            )
+    for i in range(length):
+        yield {key: value[i] for key, value in predictions.items()}
+
+
+def _check_steps(verb: str, steps: Any, max_steps: Any) -> None:
+    if steps is not None and max_steps is not None:
+        raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
+    for name, value in (("steps", steps), ("max_steps", max_steps)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{verb} {name} must be int, got {type(value)}")
+        if value <= 0:
+            raise ValueError(f"Must specify {name} > 0, given: {value}")
+
+
+def _check_params(model_fn: Any, params: Any) -> None:
+    if params is None:
+        return
+    reserved = [key for key in ("batch_size", "context") if key in params]
+    if reserved:
+        raise ValueError(
+            f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
+            "estimator fills these in."
+        )
+    if callable(model_fn):
+        names, takes_any = argument_names(model_fn)
+        if params and not takes_any and "params" not in names:
+            raise ValueError(
+                f"model_fn ({describe(model_fn)}) does not include params argument, but params ({params}) is passed to "
+                "Estimator. Add the argument `params` to model_fn."
+            )
+
+
+def _choose_model_dir(model_dir: Any, config: RunConfig) -> str:
+    if model_dir is not None:
+        model_dir = os.fspath(model_dir)
+        if not model_dir:
+            raise ValueError("model_dir should be non-empty.")
+        if config.model_dir is not None and config.model_dir != model_dir:
+            raise ValueError(
+                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
+                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
+            )
+        return str(model_dir)
+    if config.model_dir is not None:
+        return config.model_dir
+    made = tempfile.mkdtemp()
+    _logger.warning("Using temporary folder as model directory: %s", made)
+    return made
+
+
+def _check_supported(config: RunConfig) -> None:
+    tpu = config.tpu_config
+    assert tpu is not None
+    per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
+    if tpu.num_cores_per_replica is not None and tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            "Model parallelism only supports per host input for training. Please adjust "
+            "TPUConfig.per_host_input_for_training."
+        )
+    if tpu.num_cores_per_replica is not None or tpu.input_partition_dims is not None:
+        raise ValueError(
+            "TPUConfig num_cores_per_replica and input_partition_dims (model parallelism) are not supported yet; leave "
+            "them None: each device holds the whole model."
+        )
+    if tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in each "
+            "process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
+        )
+    if tpu.eval_training_input_configuration not in per_host:
+        raise ValueError("eval_training_input_configuration=SLICED is not supported: leave it out, batches are split anyway.")
+
+
+def _refuse_hooks(hooks: Any, saving_listeners: Any) -> None:
+    if check_hooks(hooks) or saving_listeners:
+        raise NotImplementedError("hooks and saving_listeners are not built yet.")
+
+
+def _no_batch(input_fn: Any, verb: str) -> str:
+    return (
+        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
+        "that was used up before; input_fn must make a new one at each call."
+    )

@@ -1,0 +1,71 @@
+"""The hook contract: five methods called around every loop of steps."""
+
+from typing import Any, NamedTuple
+
+
+class SessionRunArgs(NamedTuple):
+    """What a hook's `before_run` asks for: a fetch name, or a list or dict of them (any nesting)."""
+
+    fetches: Any
+
+
+class SessionRunValues(NamedTuple):
+    """What `after_run` gets: `results` in the structure that `before_run` asked for, as NumPy arrays."""
+
+    results: Any
+
+
+class SessionRunContext:
+    """Given to `before_run` and `after_run`.
+
+    `session` is the view of the running session, `first_step` and `last_step` the global steps of the first
+    and last update of this loop (counted from 0, inclusive).
+    """
+
+    def __init__(self, session: Any, first_step: int, last_step: int) -> None:
+        self.session = session
+        self.first_step = first_step
+        self.last_step = last_step
+        self._stop_requested = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether `request_stop` was called."""
+        return self._stop_requested
+
+    def request_stop(self) -> None:
+        """Ends the session after this loop, cleanly: `end` is called, a checkpoint is written."""
+        self._stop_requested = True
+
+
+class SessionRunHook:
+    """Base class of hooks. Every method does nothing; override what you need. All run on the host."""
+
+    def begin(self) -> None:
+        """Called once, before the state exists."""
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Called once the state is made or restored, before the first loop. `coord` is None."""
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        """Called before each loop of steps."""
+        return None
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        """Called after each loop of steps."""
+
+    def end(self, session: Any) -> None:
+        """Called when the session ends without an error."""
+
+
+def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
+    """The hooks as a tuple; TypeError names the one that is not a SessionRunHook instance."""
+    if hooks is None:
+        return ()
+    if isinstance(hooks, SessionRunHook):
+        raise TypeError(f"{role} must be a list of SessionRunHook instances, given one: {hooks!r}; write [{role}].")
+    for hook in (hooks := tuple(hooks)):
+        if not isinstance(hook, SessionRunHook):
+            kind = f", the class {hook.__name__} itself; write {hook.__name__}()" if isinstance(hook, type) else ""
+            raise TypeError(f"All hooks must be SessionRunHook instances, given in {role}: {hook!r}{kind}")
+    return hooks

@@ -1,0 +1,102 @@
+"""The pairs `(function, tensors)` of a spec: checked when the spec is made, called on the host."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from .callables import argument_names, describe
+from .captures import refuse_captured_tracers
+from .hooks.session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
+
+HostFunction = tuple[Callable[..., Any], Any]
+"""`(fn, tensors)`: list tensors are passed by position, dict tensors by keyword."""
+
+
+def check_host_function(name: str, pair: Any) -> HostFunction | None:
+    """Checks `eval_metrics` or `host_call` by TensorFlow's rules. Runs where the spec is made."""
+    if pair is None:
+        return None
+    example = f"{name}=(fn, [tensor, ...]) or (fn, {{'argument': tensor}})"
+    if not isinstance(pair, tuple | list):
+        raise ValueError(f"{name} should be tuple or list, given: {type(pair).__name__}. Write {example}.")
+    if len(pair) != 2:
+        raise ValueError(f"{name} should have two elements, given {len(pair)}. Write {example}.")
+    fn, tensors = pair
+    if not callable(fn):
+        raise TypeError(f"{name}[0] should be callable, given: {fn!r}. Write {example}.")
+    if not isinstance(tensors, tuple | list | dict):
+        raise ValueError(
+            f"{name}[1] should be tuple or list, or dict, given: {type(tensors).__name__}. Write {example}."
+        )
+    if not isinstance(tensors, dict):
+        _check_count(name, fn, len(tensors))
+    if name == "eval_metrics":
+        short, mend = "metric_fn", "pass it: eval_metrics=(metric_fn, [..., {}])"
+    else:
+        short, mend = "host_call", "pass it: host_call=(fn, [..., {}])"
+    refuse_captured_tracers(fn, short, mend.format)
+    return fn, tensors
+
+
+def _check_count(name: str, fn: Callable[..., Any], count: int) -> None:
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in positional]
+    if len(names) != count:
+        raise RuntimeError(
+            f"In TPUEstimatorSpec.{name}, length of tensors {count} does not match method args of the function, "
+            f"which takes {len(names)}: {describe(fn)}({', '.join(names)}). Pass one tensor for each argument."
+        )
+
+
+def check_keywords(name: str, pair: HostFunction | None) -> None:
+    """Raises TypeError if the keys of dict tensors are not what the function takes.
+
+    TensorFlow accepts such a spec and fails when the function is called. It is called here for the first time
+    after a compiled step, so the runner asks before it compiles.
+    """
+    if pair is None or not isinstance(pair[1], dict):
+        return
+    fn, tensors = pair
+    try:
+        inspect.signature(fn).bind(**tensors)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: the tensors do not match the function's arguments: {error}. Tensors: {sorted(tensors)}; "
+            f"{describe(fn)} takes {argument_names(fn)[0]}. A dict is passed by keyword: use the same names."
+        ) from None
+
+
+def call_host_function(name: str, pair: HostFunction) -> Any:
+    """Calls the function with NumPy arrays. An exception comes back as itself, with a note naming `name`."""
+    fn, tensors = pair
+    tensors = to_host(tensors)
+    try:
+        return fn(**tensors) if isinstance(tensors, dict) else fn(*tensors)
+    except BaseException as error:
+        error.add_note(f"raised by {name} ({describe(fn)})")
+        raise
+
+
+def to_host(tree: Any) -> Any:
+    """The leaves as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+class HostCallHook(SessionRunHook):
+    """The host_call of one spec as a hook: `run()` (and `after_run`) calls it on the spec's own tensors."""
+
+    def __init__(self, host_call: HostFunction) -> None:
+        self._host_call = host_call
+
+    def run(self) -> None:
+        """Calls the function once."""
+        call_host_function("host_call", self._host_call)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        self.run()

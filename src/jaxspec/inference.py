@@ -1,0 +1,99 @@
+"""One evaluation or prediction: batches through the devices, one host spec for each, exactly the rows there are."""
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from .hostcall import join_shards, steps_of
+from .infeed import Batch, Infeed, Slice
+from .replicate import MAX_IN_FLIGHT, Loop
+from .spec import TPUEstimatorSpec
+
+
+class TailLoop:
+    """A step for batches that are not full: no row is invented that a user could see, and none is left out.
+
+    Of `r` rows at `b` rows a shard, the first `r // b` shards run in the program of full batches; the other shards
+    get copies of them, with weight 0, and their outputs are thrown away whole. The last `r % b` rows run once, on
+    one device, at their exact shape.
+
+    Args:
+      full: the loop of full batches, over `len(full.devices)` shards.
+      single: a loop of the same step over one device.
+      rows_per_shard: b.
+      capacity: that of the stacks that `full` takes.
+    """
+
+    def __init__(self, full: Loop, single: Loop, rows_per_shard: int, capacity: int) -> None:
+        self._full, self._single = full, single
+        self._rows_per_shard, self._capacity = rows_per_shard, capacity
+
+    def __call__(self, state: Any, batch: Batch) -> Callable[[], TPUEstimatorSpec]:
+        """Dispatches the batch; the result fetches its host spec."""
+        num_shards = len(self._full.devices)
+        shards = batch.rows // self._rows_per_shard if num_shards > 1 else 0
+        rows = shards * self._rows_per_shard
+        first = rest = None
+        if shards:
+            _, first = self._full(state, self._filled(batch, shards), 0, 1)
+        if rows < batch.rows:
+            tail = jax.tree.map(lambda x: x[None, None, rows:], batch.data)
+            _, rest = self._single(state, (*tail, np.full((1, 1), batch.rows - rows, np.float32)), 0, 1)
+
+        def fetch() -> TPUEstimatorSpec:
+            return join_shards(jax.device_get(first), shards, rows, jax.device_get(rest), batch.rows - rows)
+
+        return fetch
+
+    def _filled(self, batch: Batch, shards: int) -> tuple[Any, Any, Any]:
+        num_shards, rows = len(self._full.devices), self._rows_per_shard
+        order = np.arange(num_shards) % shards
+
+        def fill(x: np.ndarray) -> np.ndarray:
+            stack = np.zeros((self._capacity, num_shards, rows, *x.shape[1:]), x.dtype)
+            stack[0] = x[: shards * rows].reshape(shards, rows, *x.shape[1:])[order]
+            return stack
+
+        features, labels = jax.tree.map(fill, batch.data)
+        weight = np.where(np.arange(num_shards) < shards, np.float32(rows), np.float32(0))
+        return features, labels, np.broadcast_to(weight, (self._capacity, num_shards))
+
+
+def run_batches(
+    state: Any, infeed: Infeed, full: Loop, tail: TailLoop, capacity: int
+) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+    """Yields (host spec, rows) of every batch, in order. A few dispatches run ahead.
+
+    Args:
+      state: on the devices; must stay alive until the generator is closed.
+      infeed: the batches, started.
+      full: the loop of full batches.
+      tail: that of others.
+      capacity: of the stacks.
+    """
+    rows = infeed.rows_per_shard
+    num_shards = len(full.devices)
+    weight = np.full((capacity, num_shards), rows, np.float32)
+    pending: collections.deque[Callable[[], Iterator[tuple[TPUEstimatorSpec, int]]]] = collections.deque()
+
+    def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+        for one in steps_of(jax.device_get(spec), item.start, item.stop):
+            yield one, rows * num_shards
+
+    def fetch_tail(fetch: Callable[[], TPUEstimatorSpec], count: int) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+        yield fetch(), count
+
+    while (item := infeed.take(capacity)) is not None:
+        if isinstance(item, Batch):
+            fetch = tail(state, item)
+            pending.append(lambda fetch=fetch, count=item.rows: fetch_tail(fetch, count))  # type: ignore[misc]
+        else:
+            _, spec = full(state, (*item.data, weight), item.start, item.stop)
+            pending.append(lambda spec=spec, item=item: fetch_slice(spec, item))  # type: ignore[misc]
+        while len(pending) > MAX_IN_FLIGHT - 1:
+            yield from pending.popleft()()
+    while pending:
+        yield from pending.popleft()()

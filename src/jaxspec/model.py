@@ -1,0 +1,112 @@
+"""Calling model_fn, and saying clearly what went wrong there."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from .axis import SHARD_AXIS, shard_axis_is_bound
+from .callables import argument_names, call_by_name, check_arguments, describe
+from .context import TPUContext
+from .host_function import check_keywords
+from .spec import ModeKeys, TPUEstimatorSpec
+
+MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variables", "step", "rng")
+
+
+class Model:
+    """A model_fn with its hyper-parameters: `model(mode, variables, features, labels, ...) -> spec`."""
+
+    def __init__(self, model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None, config: Any = None):
+        check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
+        names, takes_any = argument_names(model_fn)
+        self._takes_labels = takes_any or "labels" in names
+        self.model_fn = model_fn
+        self.params = params
+        self.config = config
+
+    def params_for(self, features: Any) -> dict[str, Any]:
+        """The `params` for one batch: a copy of the hyper-parameters, `batch_size`, `use_tpu` and `context`."""
+        replicas = jax.lax.axis_size(SHARD_AXIS) if shard_axis_is_bound() else 1
+        defaults = {"use_tpu": True, "context": TPUContext(replicas, _host=None)}
+        leaves = [leaf for leaf in jax.tree.leaves(features) if getattr(leaf, "ndim", 0)]
+        size = {"batch_size": leaves[0].shape[0]} if leaves else {}
+        return {**defaults, **copy.deepcopy(dict(self.params or {})), **size}
+
+    def __call__(
+        self, mode: str, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any
+    ) -> TPUEstimatorSpec:
+        """Calls model_fn on one shard's batch and checks what it returns for `mode`."""
+        if mode == ModeKeys.PREDICT:
+            labels = None
+        elif labels is not None and not self._takes_labels:
+            raise ValueError(
+                f"model_fn does not take labels, but input_fn returns labels. Add the argument `labels` to "
+                f"{describe(self.model_fn)}, or let input_fn yield features only."
+            )
+        available = {
+            "features": features,
+            "labels": labels,
+            "mode": mode,
+            "params": self.params_for(features),
+            "config": copy.deepcopy(self.config),
+            "variables": dict(variables),
+            "step": step,
+            "rng": rng,
+        }
+        try:
+            spec = call_by_name(self.model_fn, available)
+        except Exception as error:
+            clearer = _explain(error, variables, labels_missing=labels is None and mode != ModeKeys.PREDICT)
+            if clearer is None:
+                raise
+            raise clearer from error
+        if not isinstance(spec, TPUEstimatorSpec):
+            raise ValueError(
+                f"model_fn should return a TPUEstimatorSpec, got {type(spec).__name__} from "
+                f"{describe(self.model_fn)} in mode {mode!r}. Write return jaxspec.TPUEstimatorSpec(mode, ...)."
+            )
+        if spec.mode != mode:
+            spec = spec._replace(mode=mode)
+        if mode != ModeKeys.PREDICT:
+            check_keywords("host_call", spec.host_call)
+        if mode == ModeKeys.EVAL:
+            check_keywords("eval_metrics", spec.eval_metrics)
+        return spec
+
+
+def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: bool) -> Exception | None:
+    """A clearer error for two mistakes that surface deep inside model_fn; None for any other error."""
+    from flax import errors as flax_errors
+
+    missing_collection = (
+        flax_errors.ScopeCollectionNotFound,
+        flax_errors.ScopeVariableNotFoundError,
+        flax_errors.ModifyScopeVariableError,
+    )
+    unknown_key = isinstance(error, KeyError) and error.args and error.args[0] not in variables
+    if isinstance(error, missing_collection) or (unknown_key and isinstance(error.args[0], str)):
+        if isinstance(error, KeyError) and not _is_key_of_variables(error):
+            return None
+        return ValueError(
+            f"model_fn uses a collection or variable that init_fn never made ({error}). The variables have the "
+            f"collections {sorted(variables)}; let init_fn return it too."
+        )
+    if labels_missing and "None" in str(error):
+        return ValueError(
+            f"model_fn failed with labels=None ({type(error).__name__}: {error}). input_fn yields features only: let "
+            "it yield (features, labels) tuples, or let model_fn do without labels."
+        )
+    return None
+
+
+def _is_key_of_variables(error: KeyError) -> bool:
+    # The dict that was asked is not part of the exception; the frame that asked holds it under some name.
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    asked = traceback.tb_frame.f_locals.values()
+    return any(isinstance(value, dict) and "params" in value for value in asked)

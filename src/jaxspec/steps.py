@@ -1,0 +1,447 @@
+"""model_fn -> pure step functions."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .arrays import describe_array, named_leaves
+from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards
+from .captures import captured_tracers
+from .init import init_variables, strong_arrays
+from .model import Model
+from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
+from .train_op import TrainOp, as_train_ops
+from .trainable import merge, select
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from step to step. A pytree without a device axis."""
+
+    step: Any
+    """int32 scalar: the number of updates made."""
+    variables: Any
+    """Collections: `{"params": ..., ...}`."""
+    opt_state: Any
+    """The optimizer's state; a tuple of them where `train_op` is a sequence. None where nothing is trained."""
+    rng: Any
+    """Typed key; never changes. A step folds its number and its shard into it."""
+
+
+def create_train_state(
+    model_fn: Callable[..., Any],
+    init_fn: Any,
+    rng: jax.Array,
+    features: Any,
+    labels: Any = None,
+    params: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """A fresh state at step 0, in the order: variables, `Scaffold.init_fn`, optimizer state.
+
+    Args:
+      model_fn: as in `TPUEstimator`.
+      init_fn: a function of `rng`, `features`, `labels`, `params` (those it names), or a Flax Linen Module.
+      rng: a key.
+      features, labels: one per-shard batch; only shapes and dtypes matter, unless init_fn uses the values.
+      params: hyper-parameters.
+
+    Returns:
+      The state, on the default device; its leaves share no buffers, so it may be donated.
+    """
+    model = Model(model_fn, params)
+    init_rng, step_rng = split_rng(rng)
+    variables = init_variables(init_fn, init_rng, features, labels, model.params_for(features))
+    trace = trace_train_op(model, variables, step_rng, features, labels)
+    return finish_train_state(trace, variables, step_rng)
+
+
+def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the key for init_fn, the key that the state carries)."""
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)
+    init_rng, step_rng = jax.random.split(rng)
+    return init_rng, step_rng
+
+
+class TrainOpTrace(NamedTuple):
+    """What one abstract run of model_fn in TRAIN tells."""
+
+    spec: TPUEstimatorSpec
+    """The spec as it leaves the device; its leaves are the `jax.ShapeDtypeStruct` of one shard."""
+    opt_state: Any
+    """Shapes and dtypes of the optimizer state."""
+    init_opt_state: Callable[[Any], Any]
+    """Computes the optimizer state from variables."""
+
+
+def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, labels: Any) -> TrainOpTrace:
+    """Traces model_fn once in TRAIN. Optimizers are made inside model_fn, so their state is made there too."""
+    specs: list[TPUEstimatorSpec] = []
+
+    def init_opt_state(unmapped: Any, features: Any, labels: Any) -> Any:
+        variables, rng = unmapped
+        spec = model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
+        ops = as_train_ops(spec.train_op)
+        specs.append(shapes(leaving_device(spec)))
+        states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
+        return strong_arrays(states[0] if len(ops) == 1 else states)
+
+    program = jax.jit(bind_shard_axis(init_opt_state)).trace((variables, rng), features, labels)
+
+    def compute(variables: Any) -> Any:
+        return program.lower().compile()((variables, rng), features, labels)
+
+    return TrainOpTrace(specs[0], shapes(program.out_info), compute)
+
+
+def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> TrainState:
+    """The state at step 0 from fresh variables: `Scaffold.init_fn`, then the optimizer state."""
+    variables = scaffold_variables(trace.spec, variables)
+    return unshared(TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng))
+
+
+def trace_spec(model: Model, mode: str, state: TrainState, features: Any, labels: Any) -> TPUEstimatorSpec:
+    """The spec of one shard's batch as it leaves the device, with `jax.ShapeDtypeStruct` leaves."""
+    step = {ModeKeys.EVAL: _eval_step, ModeKeys.PREDICT: _predict_step}[mode]
+
+    def run(state: TrainState, features: Any, labels: Any) -> TPUEstimatorSpec:
+        return step(model, state, features, labels)
+
+    spec: TPUEstimatorSpec = jax.eval_shape(bind_shard_axis(run), state, features, labels)
+    return spec
+
+
+def shapes(tree: Any) -> Any:
+    """The shapes and dtypes of the leaves."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.result_type(x)), tree)
+
+
+def scaffold_variables(spec: TPUEstimatorSpec, variables: Any) -> Any:
+    """The variables after the spec's `Scaffold.init_fn`, which must keep their structure, shapes and dtypes."""
+    init_fn = None if spec.scaffold_fn is None else call_scaffold_fn(spec.scaffold_fn).init_fn
+    if init_fn is None:
+        return variables
+    try:
+        replaced = init_fn(variables)
+    except BaseException as error:
+        error.add_note("raised by Scaffold.init_fn")
+        raise
+    return checked_like(variables, replaced, "Scaffold.init_fn returned variables that differ from init_fn's")
+
+
+def checked_like(expected: Any, got: Any, what: str) -> Any:
+    """`got` as JAX arrays in the tree of `expected`; ValueError names the leaves whose shape or dtype differs."""
+    want, have = named_leaves(expected), named_leaves(got)
+    problems = [f"{name}: missing, expected {describe_array(want[name])}" for name in want if name not in have]
+    problems += [f"{name}: unexpected, got {describe_array(have[name])}" for name in have if name not in want]
+    for name in want:
+        if name in have and jnp.shape(have[name]) != jnp.shape(want[name]):
+            problems.append(f"{name}: got {describe_array(have[name])}, expected {describe_array(want[name])}")
+    if problems:
+        raise ValueError(f"{what}: " + "; ".join(problems) + ". Keep names and shapes as they are.")
+    leaves = [_as_dtype(have[name], want[name].dtype) for name in want]
+    return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _as_dtype(x: Any, dtype: Any) -> Any:
+    return x if isinstance(x, jax.Array) and x.dtype == dtype else jnp.asarray(x, dtype)
+
+
+def unshared(tree: Any) -> Any:
+    """Copies leaves that share a buffer with an earlier leaf: donating one buffer twice ends the process."""
+    seen: set[int] = set()
+
+    def one(x: Any) -> Any:
+        buffers = {shard.data.unsafe_buffer_pointer() for shard in _buffer_array(x).addressable_shards}
+        if buffers & seen:
+            x = jnp.copy(x)
+            buffers = {shard.data.unsafe_buffer_pointer() for shard in _buffer_array(x).addressable_shards}
+        seen.update(buffers)
+        return x
+
+    return jax.tree.map(one, tree)
+
+
+def _buffer_array(x: jax.Array) -> jax.Array:
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def leaving_device(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+    """The spec without the arrays that its mode does not send to the host.
+
+    TRAIN keeps loss and host_call's tensors, EVAL also those of eval_metrics, PREDICT predictions alone. Of
+    train_op only the static part stays.
+    """
+    train, evaluate = spec.mode == ModeKeys.TRAIN, spec.mode == ModeKeys.EVAL
+    predict = spec.mode == ModeKeys.PREDICT
+    # Not _replace, which checks: the rest of the spec was checked when the user made it.
+    return TPUEstimatorSpec._make(
+        (
+            spec.mode,
+            spec.predictions if predict else {},
+            None if predict else spec.loss,
+            jax.tree.map(lambda _: None, spec.train_op) if train else None,
+            spec.eval_metrics if evaluate else None,
+            None,
+            spec.scaffold_fn,
+            None if predict else spec.host_call,
+            spec.training_hooks,
+            spec.evaluation_hooks,
+            spec.prediction_hooks,
+        )
+    )
+
+
+def make_train_step(
+    model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None
+) -> Callable[..., tuple[TrainState, TPUEstimatorSpec]]:
+    """A pure function `(state, features, labels=None) -> (state, spec)` that makes one update.
+
+    It may be jitted, scanned, vmapped, or mapped with `replicate`. The spec holds what leaves the device in TRAIN:
+    `loss` (a scalar, averaged over shards) and host_call's tensors of this shard. A mapping of your own must name
+    its axis `SHARD_AXIS`, or its devices do not see each other.
+    """
+    return train_step(Model(model_fn, params))
+
+
+def make_eval_step(
+    model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None
+) -> Callable[..., TPUEstimatorSpec]:
+    """A pure function `(state, features, labels=None) -> spec` in mode EVAL.
+
+    The spec holds `loss` (averaged over shards) and the tensors of eval_metrics and host_call of this shard.
+    """
+    return eval_step(Model(model_fn, params))
+
+
+def make_predict_step(
+    model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None
+) -> Callable[..., TPUEstimatorSpec]:
+    """A pure function `(state, features) -> spec` in mode PREDICT. The spec holds this shard's `predictions`."""
+    return predict_step(Model(model_fn, params))
+
+
+def train_step(model: Model) -> Callable[..., tuple[TrainState, TPUEstimatorSpec]]:
+    """`make_train_step` of a Model."""
+
+    def mapped(state: TrainState, features: Any, labels: Any) -> tuple[TrainState, TPUEstimatorSpec]:
+        return _train_step(model, state, features, labels)
+
+    bound = bind_shard_axis(mapped)
+
+    def step(state: TrainState, features: Any, labels: Any = None) -> tuple[TrainState, TPUEstimatorSpec]:
+        out: tuple[TrainState, TPUEstimatorSpec] = bound(state, features, labels)
+        return out
+
+    return step
+
+
+def eval_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
+    """`make_eval_step` of a Model; `(state, features, labels, weight)`, where `weight` is that of this shard's loss."""
+
+    def mapped(state: TrainState, features: Any, labels: Any, weight: Any) -> TPUEstimatorSpec:
+        return _eval_step(model, state, features, labels, weight)
+
+    bound = bind_shard_axis(mapped)
+
+    def step(state: TrainState, features: Any, labels: Any = None, weight: Any = None) -> TPUEstimatorSpec:
+        out: TPUEstimatorSpec = bound(state, features, labels, weight)
+        return out
+
+    return step
+
+
+def predict_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
+    """`make_predict_step` of a Model; further arguments (labels, a weight) are ignored."""
+
+    def mapped(state: TrainState, features: Any) -> TPUEstimatorSpec:
+        return _predict_step(model, state, features)
+
+    bound = bind_shard_axis(mapped)
+
+    def step(state: TrainState, features: Any, *ignored: Any) -> TPUEstimatorSpec:
+        out: TPUEstimatorSpec = bound(state, features)
+        return out
+
+    return step
+
+
+def _shard_rng(state: TrainState) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(SHARD_AXIS))
+
+
+def _eval_step(
+    model: Model, state: TrainState, features: Any, labels: Any, weight: Any = None
+) -> TPUEstimatorSpec:
+    spec = model(
+        ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state)
+    )
+    spec = leaving_device(spec)
+    if weight is None:
+        loss = jax.lax.pmean(spec.loss, SHARD_AXIS)
+    else:
+        # A shard of weight 0 holds filler, whose loss may be anything, NaN included.
+        weighted = jnp.where(weight > 0, spec.loss * weight.astype(spec.loss.dtype), 0)
+        total = jax.lax.psum(weight, SHARD_AXIS).astype(spec.loss.dtype)
+        loss = jax.lax.psum(weighted, SHARD_AXIS) / total
+    return replaced(spec, loss=loss)
+
+
+def _predict_step(model: Model, state: TrainState, features: Any, *ignored: Any) -> TPUEstimatorSpec:
+    spec = model(ModeKeys.PREDICT, state.variables, features, None, step=state.step, rng=_shard_rng(state))
+    return leaving_device(spec)
+
+
+def _train_step(
+    model: Model, state: TrainState, features: Any, labels: Any
+) -> tuple[TrainState, TPUEstimatorSpec]:
+    rng = _shard_rng(state)
+
+    def call(variables: Any) -> TPUEstimatorSpec:
+        return model(ModeKeys.TRAIN, variables, features, labels, step=state.step, rng=rng)
+
+    spec, loss, gradient = _differentiate_spec(call, state.variables)
+    ops = as_train_ops(spec.train_op)
+    variables = state.variables
+    opt_states = (state.opt_state,) if len(ops) == 1 else state.opt_state
+    if len(opt_states) != len(ops):
+        raise ValueError(f"train_op has {len(ops)} TrainOps, but the state was made for {len(opt_states)}.")
+    new_opt_states = []
+    for number, (op, opt_state) in enumerate(zip(ops, opt_states, strict=True)):
+        params = variables["params"]
+        target = select(params, op.of)
+        updates = op.updates
+        if op.grads is not None:
+            value, grads = loss, select(params, op.of, _embed(op.grads, op.of, params))
+        elif op.loss is not None:
+            value, grads, more = _differentiate_loss(op.loss, variables, target)
+            updates = {**more, **(updates or {})}
+        else:
+            if number:  # the predecessor has changed the variables
+                _, value, gradient = _differentiate_spec(call, variables)
+            else:
+                value = loss
+            grads = select(params, op.of, gradient())
+        transform = optax.with_extra_args_support(op.optimizer)
+        changes, opt_state = transform.update(
+            _reduce(grads, op.reduction), opt_state, target, value=jax.lax.pmean(value, SHARD_AXIS)
+        )
+        variables = {**variables, "params": merge(params, optax.apply_updates(target, changes))}
+        if updates:
+            variables = _write(variables, updates, "updates", reduce=True)
+        if op.after is not None:
+            reduce = not getattr(op.after, "same_on_all_shards", False)
+            variables = _write(variables, op.after(variables), "after", reduce=reduce)
+        new_opt_states.append(opt_state)
+    opt_state = new_opt_states[0] if len(ops) == 1 else tuple(new_opt_states)
+    new_state = TrainState(state.step + 1, variables, opt_state, state.rng)
+    _check_same_types(state, new_state)
+    return new_state, leaving_device(replaced(spec, loss=jax.lax.pmean(spec.loss, SHARD_AXIS)))
+
+
+def _differentiate_spec(
+    call: Callable[[Any], TPUEstimatorSpec], variables: Any
+) -> tuple[TPUEstimatorSpec, Any, Callable[[], Any]]:
+    """(spec, its loss, a function that gives the gradient of the loss, in the tree of params).
+
+    Whether the gradient is wanted stands in the spec, so model_fn is run under differentiation at once: nearly
+    always it is, and model_fn then runs once. The rest of this function is for the other cases.
+    """
+    params = variables["params"]
+    trace: list[Any] = []
+
+    def loss_of(selected: Any) -> tuple[Any, TPUEstimatorSpec]:
+        trace.extend(getattr(leaf, "_trace", None) for leaf in jax.tree.leaves(selected)[:1])
+        spec = call({**variables, "params": merge(params, selected)})
+        return spec.loss, jax.tree.map(jnp.asarray, spec)
+
+    try:
+        loss, pullback, spec = jax.vjp(loss_of, select(params, None), has_aux=True)
+    except Exception as error:
+        # Either model_fn fails, and then fails again here, with a shorter traceback; or it cannot be differentiated.
+        spec = call(variables)
+        if any(op.loss is None and op.grads is None for op in as_train_ops(spec.train_op)):
+            raise
+        failure = error
+
+        def refuse() -> Any:
+            raise failure
+
+        return spec, spec.loss, refuse
+    ops = as_train_ops(spec.train_op)
+    if any(
+        getattr(tracer, "_trace", None) in trace
+        for op in ops
+        for part in (op.loss, op.after, op.optimizer)
+        for _, tracer in captured_tracers(part)
+    ):
+        # A function of a TrainOp has captured something differentiated above, where it cannot be used any more.
+        spec = call(variables)
+
+    def gradient() -> Any:
+        if not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(f"loss must be floating to be minimized, got {describe_array(loss)}.")
+        return merge(params, pullback(jnp.ones_like(loss))[0])
+
+    return spec, loss, gradient
+
+
+def _differentiate_loss(loss_fn: Callable[[Any], Any], variables: Any, target: Any) -> tuple[Any, Any, Any]:
+    """(loss, gradient in the tree of `target`, updates) of a TrainOp's own loss."""
+
+    def loss_of(target: Any) -> tuple[Any, Any]:
+        out = loss_fn({**variables, "params": merge(variables["params"], target)})
+        loss, updates = out if isinstance(out, tuple) else (out, {})
+        if jnp.size(loss) != 1:
+            raise ValueError(f"the loss of minimize must be scalar, got {describe_array(loss)}.")
+        return jnp.reshape(loss, ()), dict(updates)
+
+    loss, pullback, updates = jax.vjp(loss_of, target, has_aux=True)
+    return loss, pullback(jnp.ones_like(loss))[0], updates
+
+
+def _embed(grads: Any, of: Any, params: Any) -> Any:
+    """Gradients of the keys `of` alone, in the tree of `params`; any other gradients as they are."""
+    if isinstance(of, tuple) and isinstance(grads, Mapping) and set(grads) == set(of) and set(grads) != set(params):
+        return {**params, **grads}
+    return grads
+
+
+def _reduce(grads: Any, reduction: str | None) -> Any:
+    if reduction == "mean":
+        return jax.lax.pmean(grads, SHARD_AXIS)
+    if reduction == "sum":
+        return jax.lax.psum(grads, SHARD_AXIS)
+    return of_shard_0(grads)
+
+
+def _write(variables: dict[str, Any], new: Any, source: str, *, reduce: bool) -> dict[str, Any]:
+    """`variables` with some collections replaced by `new` ones of the same structure."""
+    if not isinstance(new, Mapping):
+        raise TypeError(f"{source} must give a dict of collections such as {{'batch_stats': ...}}, got {new!r}.")
+    for name in new:
+        if name not in variables:
+            raise ValueError(
+                f"{source} writes the collection {name!r}, which init_fn never made; it made {sorted(variables)}. "
+                "Let init_fn return it too."
+            )
+    old = {name: variables[name] for name in new}
+    new = checked_like(old, dict(new), f"{source} does not fit the variables")
+    return {**variables, **(same_on_all_shards(new) if reduce else new)}
+
+
+def _check_same_types(old: TrainState, new: TrainState) -> None:
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        was, now = named_leaves(old), named_leaves(new)
+        different = sorted(set(was) ^ set(now)) or ["the tree's node types"]
+        raise ValueError(f"the training step changes the structure of the state: {', '.join(different)} differ.")
+    after = named_leaves(new)
+    for name, was in named_leaves(old).items():
+        now = after[name]
+        if jnp.shape(was) != jnp.shape(now) or jnp.result_type(was) != jnp.result_type(now):
+            raise ValueError(
+                f"the training step changes {name} from {describe_array(was)} to {describe_array(now)}; an update "
+                "must keep shape and dtype."
+            )

@@ -1,0 +1,128 @@
+"""Summaries for TensorBoard, written on the host.
+
+A host function writes to the writer in force: the one made default by `as_default()`, or the run's own. The step is
+that of the run, unless given.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+class SummaryWriter:
+    """An open event file of one directory. Made by `create_file_writer`."""
+
+    def __init__(self, logdir: str) -> None:
+        from tensorboardX import SummaryWriter as EventWriter
+
+        self.logdir = logdir
+        self._events = EventWriter(logdir, write_to_disk=True)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Writes one number at a global step."""
+        self._events.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def as_default(self) -> Iterator["SummaryWriter"]:
+        """Within it, summaries go to this writer."""
+        token = _writer.set(self)
+        try:
+            yield self
+        finally:
+            _writer.reset(token)
+
+    def flush(self) -> None:
+        """Makes what was written visible to readers."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file; the next `create_file_writer` of the directory opens another."""
+        with _lock:
+            _open_writers.pop(self.logdir, None)
+        self._events.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+    """Where the run stands while a host function runs."""
+
+    step: int
+    writer: SummaryWriter | None
+    """The run's own writer; None in evaluation, where a host_call's summaries are not written."""
+
+
+# The one cache of the library: two writers of one directory would write two event files.
+_open_writers: dict[str, SummaryWriter] = {}
+_lock = threading.Lock()
+_writer: contextvars.ContextVar[SummaryWriter | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
+_position: contextvars.ContextVar[_Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
+
+
+def create_file_writer(logdir: Any) -> SummaryWriter:
+    """The writer of a directory; the same one as long as it is open, so a line that runs every step may call this."""
+    logdir = os.path.abspath(os.fspath(logdir))
+    with _lock:
+        writer = _open_writers.get(logdir)
+        if writer is None or not os.path.isdir(logdir):
+            writer = _open_writers[logdir] = SummaryWriter(logdir)
+        return writer
+
+
+def scalar(name: str, value: Any, step: int | None = None) -> None:
+    """Writes the mean of `value` under the tag `name`.
+
+    Args:
+      name: the tag.
+      value: a number or an array; of an array the mean is written, so a scalar tensor that arrives as one entry for
+        each shard needs no care.
+      step: the global step; None: that of the run.
+
+    Raises:
+      ValueError: if no step is given and no run is calling, or if there is no writer.
+    """
+    position = _position.get()
+    writer = _writer.get() or (None if position is None else position.writer)
+    if writer is None:
+        if position is not None:
+            return
+        raise ValueError(
+            f"summary.scalar({name!r}): no writer. Write `with summary.create_file_writer(logdir).as_default():` around it."
+        )
+    if step is None:
+        if position is None:
+            raise ValueError(f"summary.scalar({name!r}): no step; outside host_call pass step=.")
+        step = position.step
+    writer.scalar(name, float(np.mean(np.asarray(value, np.float64))), int(step))
+
+
+def host_call(**tensors: Any) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The host_call that writes each tensor as a scalar, in training: `host_call=summary.host_call(loss=loss)`.
+
+    Args:
+      tensors: arrays of this shard by tag; the mean over everything and all shards is written at each step.
+    """
+
+    def write_scalars(**tensors: Any) -> None:
+        position = _position.get()
+        if position is not None and position.writer is None:
+            return
+        for name, value in tensors.items():
+            scalar(name, value)
+
+    return write_scalars, tensors
+
+
+@contextlib.contextmanager
+def run_position(step: int, writer: SummaryWriter | None) -> Iterator[None]:
+    """Within it, host functions are at `step` of a run whose own writer is `writer`."""
+    token = _position.set(_Position(step, writer))
+    try:
+        yield
+    finally:
+        _position.reset(token)
