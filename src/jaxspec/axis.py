@@ -19,19 +19,23 @@ def shard_axis_is_bound() -> bool:
     return True
 
 
-def bind_shard_axis(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with `SHARD_AXIS` bound: as it is inside a mapping over that axis, over a leading axis of one elsewhere.
+def shard_index() -> Any:
+    """The index of this shard along `SHARD_AXIS`, an int32 scalar."""
+    # A constant where there is one shard: `axis_index` would give every array that meets it another axis.
+    return jax.lax.axis_index(SHARD_AXIS) if jax.lax.axis_size(SHARD_AXIS) > 1 else 0
 
-    The arguments and results are those of `fn`. The first argument (a state, a key) is not mapped.
+
+def bind_shard_axis(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with `SHARD_AXIS` bound: as it is inside a mapping over that axis, over an axis of one elsewhere.
+
+    The arguments and results are those of `fn`: nothing is mapped, so the program is that of `fn` alone.
     """
 
-    def bound(first: Any, *batch: Any) -> Any:
+    def bound(*args: Any) -> Any:
         if shard_axis_is_bound():
-            return fn(first, *batch)
-        lifted = jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
-        in_axes = (None, *(0 for _ in batch))
-        mapped = jax.vmap(fn, in_axes=in_axes, axis_name=SHARD_AXIS, axis_size=1)
-        return jax.tree.map(lambda x: x[0], mapped(first, *lifted))
+            return fn(*args)
+        mapped = jax.vmap(fn, in_axes=None, axis_name=SHARD_AXIS, axis_size=1)
+        return jax.tree.map(lambda x: x[0], mapped(*args))
 
     return bound
 

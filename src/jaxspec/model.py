@@ -1,6 +1,7 @@
 """Calling model_fn, and saying clearly what went wrong there."""
 
 import copy
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -102,11 +103,6 @@ def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: 
 
 
 def _is_key_of_variables(error: KeyError) -> bool:
-    # The dict that was asked is not part of the exception; the frame that asked holds it under some name.
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None:
-        return False
-    asked = traceback.tb_frame.f_locals.values()
-    return any(isinstance(value, dict) and "params" in value for value in asked)
+    # The dict that was asked is not part of the exception; the line that asked is.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return any(f"[{quote}{error.args[0]}{quote}]" in (frame.line or "") for quote in "'\"")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .arrays import describe_array, named_leaves
-from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards
+from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards, shard_index
 from .captures import captured_tracers
 from .init import init_variables, strong_arrays
 from .model import Model
@@ -269,7 +269,7 @@ def predict_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
 
 
 def _shard_rng(state: TrainState) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), jax.lax.axis_index(SHARD_AXIS))
+    return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), shard_index())
 
 
 def _eval_step(
