@@ -340,6 +340,7 @@ class TPUEstimator:
                 self._owner.state, self._expects_checkpoint = None, False
             elif step > live_step:
                 _logger.info("model_dir holds step %d, newer than the state in memory (%d): it is used.", step, live_step)
+                self._owner.state = None
             else:
                 return _Source(None, live_step)
         return _Source(latest, step)

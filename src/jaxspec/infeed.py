@@ -1,6 +1,7 @@
 """Batches in: what input_fn yields, checked, converted and stacked for the devices."""
 
 import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -153,55 +154,43 @@ class Infeed:
 
     def _produce(self, capacity: int) -> None:
         end: Any = _END
+        stack: Stack | None = None
+        batch = self.first
         try:
-            for item in self._stacks(capacity):
-                if not self._put(item):
-                    return
-        except BaseException as error:  # noqa: BLE001 - it is raised again by take()
+            while batch is not None and not self._stop.is_set():
+                if batch.rows != self.batch_size:
+                    if stack is not None:
+                        self._put(stack)
+                        stack = None
+                    self._put(batch)
+                else:
+                    if stack is None:
+                        stack = Stack(self._empty_stack(batch, capacity), 0, [])
+                    jax.tree.map(functools.partial(self._copy, index=stack.count), stack.data, batch.data)
+                    stack.count += 1
+                    stack.positions.append(batch.position)
+                    if stack.count == capacity:
+                        self._put(stack)
+                        stack = None
+                batch = self._fetch()
+        except BaseException as error:  # noqa: BLE001 - take() raises it again, after the batches before it
             end = error
-        finally:
-            try:
-                self._close_source()
-            except BaseException as error:  # noqa: BLE001
-                end = error
-            self._put(end)
+        try:
+            self._close_source()
+        except BaseException as error:  # noqa: BLE001
+            end = error
+        if stack is not None:
+            self._put(stack)
+        self._put(end)
 
-    def _put(self, item: Any) -> bool:
+    def _put(self, item: Any) -> None:
+        """Waits for room in the queue, or until nobody wants the item any more."""
         while not self._stop.is_set():
             try:
                 self._items.put(item, timeout=0.05)
             except queue.Full:
                 continue
-            return True
-        return False
-
-    def _stacks(self, capacity: int) -> Iterator[Any]:
-        batch = self.first
-        stack: Stack | None = None
-        try:
-            while batch is not None and not self._stop.is_set():
-                if batch.rows != self.batch_size:
-                    if stack is not None:
-                        yield stack
-                        stack = None
-                    yield batch
-                else:
-                    if stack is None:
-                        stack = Stack(self._empty_stack(batch, capacity), 0, [])
-                    jax.tree.map(lambda to, x: self._copy(to, stack.count, x), stack.data, batch.data)
-                    stack.count += 1
-                    stack.positions.append(batch.position)
-                    if stack.count == capacity:
-                        yield stack
-                        stack = None
-                batch = self._fetch()
-        except BaseException:
-            # The batches before the error are good: they are used before it is raised.
-            if stack is not None:
-                yield stack
-            raise
-        if stack is not None:
-            yield stack
+            return
 
     def _empty_stack(self, batch: Batch, capacity: int) -> tuple[Any, Any]:
         lead = (capacity, self._num_shards, self.rows_per_shard)
@@ -210,7 +199,7 @@ class Infeed:
         return data
 
     @staticmethod
-    def _copy(to: np.ndarray, index: int, x: np.ndarray) -> None:
+    def _copy(to: np.ndarray, x: np.ndarray, *, index: int) -> None:
         to[index] = x.reshape(to.shape[1:])
 
     def _fetch(self) -> Batch | None:

@@ -159,7 +159,8 @@ def _check_sharded(batch: Any, num_shards: int) -> None:
 
 def broadcast(state: Any, devices: Sequence[jax.Device]) -> Any:
     """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
-    return jax.device_put(state, broadcast_sharding(devices), may_alias=False)
+    # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
+    return jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
 
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:

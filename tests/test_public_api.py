@@ -1,0 +1,78 @@
+"""What `jaxspec` exports, and what importing it loads."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import jaxspec
+
+NAMES = {
+    # The spec.
+    "ModeKeys",
+    "TPUEstimatorSpec",
+    "EstimatorSpec",
+    "Scaffold",
+    "TrainOp",
+    "minimize",
+    "apply_gradients",
+    "CrossShardOptimizer",
+    "ExponentialMovingAverage",
+    "global_mean",
+    "SHARD_AXIS",
+    # For people with their own loop.
+    "TrainState",
+    "create_train_state",
+    "make_train_step",
+    "make_eval_step",
+    "make_predict_step",
+    "replicate",
+    "shard",
+    "gather",
+    # The runner.
+    "TPUEstimator",
+    "RunConfig",
+    "TPUConfig",
+    "InputPipelineConfig",
+    "load_global_step",
+}
+SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
+LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL"]
+
+
+def test_the_package_exports_these_names_and_no_others():
+    # The files of the package are attributes of it, too, as with any package; they are not exported.
+    exported = {
+        name
+        for name, value in vars(jaxspec).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert exported == NAMES
+
+
+def test_the_public_submodules_are_imported_with_the_package():
+    modules = {name: value for name, value in vars(jaxspec).items() if isinstance(value, types.ModuleType)}
+    assert modules.keys() >= SUBMODULES
+    assert all(module.__name__ == f"jaxspec.{name}" for name, module in modules.items())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"SHARD_AXIS"}))
+def test_every_exported_name_has_a_docstring(name):
+    assert getattr(jaxspec, name).__doc__
+
+
+def loaded_by(code):
+    """Which of LOADED_ON_USE a new Python has loaded after running `code`."""
+    script = f"import sys\n{code}\nprint(*[name for name in {LOADED_ON_USE} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_import_loads_nothing_that_is_only_sometimes_needed():
+    assert loaded_by("import jaxspec") == []
+
+
+def test_the_test_above_can_fail(tmp_path):
+    code = f"import jaxspec; jaxspec.summary.create_file_writer({str(tmp_path)!r})"
+    assert "tensorboardX" in loaded_by(code)
