@@ -1,5 +1,6 @@
 """TPUEstimator.evaluate and predict: every example once, on the live state, in one program."""
 
+import functools
 import subprocess
 import sys
 
@@ -55,14 +56,18 @@ def test_every_example_counts_once_on_any_number_of_shards(tmp_path, rows):
     loss, accuracy, logits = expected(w, b, rows)
     for shards, size in ((1, 64), (2, 64), (4, 64), (4, 8)):
         other = linear(tmp_path, shards, size)
-        result = other.evaluate(lambda size=size: batches(X[:rows], Y[:rows], size=size))
+        result = other.evaluate(functools.partial(batches, X[:rows], Y[:rows], size=size))
         np.testing.assert_allclose(result["loss"], loss, rtol=2e-6)
         assert result["accuracy"] == accuracy
         assert result["global_step"] == 2
-        predictions = list(other.predict(lambda size=size: [x for (x,) in batches(X[:rows], size=size)]))
+        predictions = list(other.predict(functools.partial(_features, rows, size)))
         np.testing.assert_allclose([p["logits"] for p in predictions], logits, rtol=1e-5, atol=1e-6)
     fallback = linear(tmp_path, use_tpu=False).evaluate(lambda: batches(X[:rows], Y[:rows], size=64))
     np.testing.assert_allclose(fallback["loss"], loss, rtol=2e-6)
+
+
+def _features(rows, size):
+    return [x for (x,) in batches(X[:rows], size=size)]
 
 
 def test_ragged_batches_in_the_middle(tmp_path):
@@ -300,7 +305,7 @@ def test_predictions_may_be_one_array_and_must_agree_in_length(tmp_path):
     with pytest.raises(ValueError, match="predict_keys argument is not valid in case of non-dict predictions"):
         next(estimator.predict(lambda: [X[:6]], predict_keys=["a"]))
     estimator = linear(tmp_path, size=8, model_fn=unequal)
-    with pytest.raises(ValueError, match="Batch length of predictions should be same. sum has different"):
+    with pytest.raises(ValueError, match="Batch length of predictions should be same. x has different batch length than others: {'sum': 4, 'x': 8}"):
         next(estimator.predict(lambda: [X[:8]]))
     whole = next(estimator.predict(lambda: [X[:8]], yield_single_examples=False))
     assert whole["sum"].shape == (4,)

@@ -71,22 +71,18 @@ class TPUConfig:
         cores = self.num_cores_per_replica
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
-        try:
-            kind = InputPipelineConfig(self.per_host_input_for_training)
-        except ValueError:
-            raise ValueError(
-                f"per_host_input_for_training must be True or an InputPipelineConfig; got {self.per_host_input_for_training!r}"
-            ) from None
-        if isinstance(self.per_host_input_for_training, bool):
-            kind = (InputPipelineConfig.PER_SHARD_V1, InputPipelineConfig.PER_HOST_V1)[self.per_host_input_for_training]
+        check_positive_int(
+            "TPUConfig experimental_host_call_every_n_steps", self.experimental_host_call_every_n_steps
+        )
+        kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
         object.__setattr__(self, "per_host_input_for_training", kind)
         self._check_partition_dims(kind)
-        allowed = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.SLICED)
-        if self.eval_training_input_configuration not in allowed:
+        evaluation = self.eval_training_input_configuration
+        if evaluation not in (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.SLICED):
             raise ValueError(
-                "eval_training_input_configuration must be PER_HOST_V1 or SLICED; got "
-                f"{self.eval_training_input_configuration}."
+                f"eval_training_input_configuration must be PER_HOST_V1 or SLICED; got {evaluation}."
             )
+        object.__setattr__(self, "eval_training_input_configuration", InputPipelineConfig(evaluation))
 
     def _check_partition_dims(self, kind: InputPipelineConfig) -> None:
         if self.input_partition_dims is None:
@@ -110,9 +106,18 @@ class TPUConfig:
         return None if self.loop_seconds is not None else int(self.iterations_per_loop)
 
 
+def _pipeline(name: str, value: Any) -> InputPipelineConfig:
+    if isinstance(value, bool):
+        return InputPipelineConfig.PER_HOST_V1 if value else InputPipelineConfig.PER_SHARD_V1
+    try:
+        return InputPipelineConfig(value)
+    except ValueError:
+        raise ValueError(f"{name} must be True, False or an InputPipelineConfig; got {value!r}") from None
+
+
 def _valid_iterations(value: Any) -> bool:
     if isinstance(value, str):
-        return re.fullmatch(r"[1-9]\d*[smh]?", value) is not None
+        return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
 
 
@@ -169,8 +174,10 @@ class RunConfig:
         seed = self.tf_random_seed
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
-            _check_number(name, getattr(self, name), minimum=0)
+            _check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
             _check_number(name, getattr(self, name), above=0)
 
@@ -187,11 +194,14 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-def _check_number(name: str, value: Any, *, minimum: float | None = None, above: float | None = None) -> None:
+def _check_number(
+    name: str, value: Any, *, minimum: float | None = None, above: float | None = None, whole: bool = False
+) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{name} should be a number, got {value!r}")
+    kinds = int | np.integer if whole else int | float | np.number
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name} should be {'a whole number' if whole else 'a number'}, got {value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} should be >= {minimum}, got {value}")
     if above is not None and value <= above:

@@ -398,6 +398,8 @@ class TPUEstimator:
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         batch_size = self._checked_batch_size(mode)
         context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
+        if not isinstance(self._params, Mapping):
+            raise TypeError(f"params must be a dict to carry batch_size and context, got {self._params!r}.")
         params = {**self.params, "context": context}
         if batch_size is not None:
             params["batch_size"] = batch_size

@@ -9,24 +9,44 @@ import contextvars
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 
+_FLUSH_SECS = 10
+
+
 class SummaryWriter:
-    """An open event file of one directory. Made by `create_file_writer`."""
+    """An open event file of one directory. Made by `create_file_writer`.
+
+    Events are written at once, by the thread that calls, and flushed every few seconds.
+    """
 
     def __init__(self, logdir: str) -> None:
-        from tensorboardX import SummaryWriter as EventWriter
+        # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
+        # wait for them.
+        from tensorboardX.event_file_writer import EventsWriter
 
+        os.makedirs(logdir, exist_ok=True)
         self.logdir = logdir
-        self._events = EventWriter(logdir, write_to_disk=True)
+        self._events = EventsWriter(os.path.join(logdir, "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._flushed = time.monotonic()
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Writes one number at a global step."""
-        self._events.add_scalar(name, value, step)
+        from tensorboardX import summary
+
+        self._write(summary.scalar(name, value), step)
+
+    def _write(self, summary: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self._flushed > _FLUSH_SECS:
+            self.flush()
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator["SummaryWriter"]:
@@ -40,6 +60,7 @@ class SummaryWriter:
     def flush(self) -> None:
         """Makes what was written visible to readers."""
         self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the file; the next `create_file_writer` of the directory opens another."""

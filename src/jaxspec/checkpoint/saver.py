@@ -44,7 +44,6 @@ class Saver:
         self._keep_next = clock() + self._keep_seconds
         self._kept_for_ever: set[int] = set()
         self._writing: Any = None
-        self._all_finite = jax.jit(lambda leaves: [jnp.isfinite(x).all() for x in leaves])
 
     def save(self, state: TrainState, position: Any = None) -> None:
         """Writes a checkpoint of the state, unless there is one of its step; returns when it may be donated.
@@ -78,7 +77,7 @@ class Saver:
         leaves = {
             name: leaf for name, leaf in named_leaves(state.variables).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
         }
-        finite = jax.device_get(self._all_finite(list(leaves.values())))
+        finite = jax.device_get(_all_finite(list(leaves.values())))
         bad = [name for name, ok in zip(leaves, finite, strict=True) if not ok]
         if bad:
             raise NanLossDuringTrainingError(
@@ -98,6 +97,11 @@ class Saver:
                 continue
             # Renamed first, so that a reader never sees half of it.
             shutil.rmtree(_renamed(path), ignore_errors=True)
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(x).all() for x in leaves]
 
 
 def _renamed(path: str) -> str:

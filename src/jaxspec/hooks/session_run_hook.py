@@ -1,5 +1,6 @@
 """The hook contract: five methods called around every loop of steps."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -64,6 +65,8 @@ def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...
         return ()
     if isinstance(hooks, SessionRunHook):
         raise TypeError(f"{role} must be a list of SessionRunHook instances, given one: {hooks!r}; write [{role}].")
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"{role} must be a list of SessionRunHook instances, given: {hooks!r}.")
     for hook in (hooks := tuple(hooks)):
         if not isinstance(hook, SessionRunHook):
             kind = f", the class {hook.__name__} itself; write {hook.__name__}()" if isinstance(hook, type) else ""
