@@ -27,7 +27,7 @@ from .loop import LoopClock, SavePlan, TrainSession
 from .metrics._accept import as_metric
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
-from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices
+from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices, rolls_well
 from .signals import StopRequest, signals_put_off
 from .spec import ModeKeys, TPUEstimatorSpec
 from .steps import (
@@ -484,8 +484,9 @@ class TPUEstimator:
                     )
                     _logger.info("Restored step %d from %s.", source.step, source.path)
                 if program is None:
-                    loop = Loop(train_step(self._model), self._devices, trains=True)
-                    capacity = _capacity(infeed, trace.spec, self._iterations)
+                    rolled = rolls_well(trace.jaxpr, self._devices)
+                    loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
+                    capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
                     program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
         return program
 
@@ -541,11 +542,12 @@ class TPUEstimator:
                     variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             if program is None:
-                spec = trace_spec(self._model, mode, state, features, labels)
+                spec, jaxpr = trace_spec(self._model, mode, state, features, labels)
                 step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
-                full = Loop(step, self._devices, trains=False)
-                single = full if len(self._devices) == 1 else Loop(step, self._devices[:1], trains=False)
-                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
+                rolled = rolls_well(jaxpr, self._devices)
+                full = Loop(step, self._devices, trains=False, rolled=rolled)
+                single = Loop(step, self._devices[:1], trains=False, rolled=False)
+                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
                 tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
                 program = self._programs[key] = _Program(full, tail, capacity, spec)
             if fresh:

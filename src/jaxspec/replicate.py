@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,11 +38,15 @@ class Loop:
       step: `(state, *batch) -> (state, spec)` if `trains`, else `(state, *batch) -> spec`, for one shard.
       devices: what it is mapped over.
       trains: whether the step changes the state. The state is donated then.
+      rolled: whether the program holds a loop. If not, it makes one step, and batches have a capacity of one.
     """
 
-    def __init__(self, step: Callable[..., Any], devices: Sequence[jax.Device], *, trains: bool) -> None:
+    def __init__(
+        self, step: Callable[..., Any], devices: Sequence[jax.Device], *, trains: bool, rolled: bool = True
+    ) -> None:
         self.devices = tuple(devices)
         self.trains = trains
+        self.rolled = rolled
         # jit caches the trace: the shapes of the outputs and the loop's body come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
         self._program = map_over_devices(
@@ -72,6 +77,11 @@ class Loop:
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
 
         capacity = jax.tree.leaves(batches)[0].shape[0]
+        if not self.rolled:
+            assert capacity == 1
+            new_state, spec = self._step(state, *batch(0))
+            spec = jax.tree.map(lambda x: x[None], spec)
+            return new_state, spec.loss, replaced(spec, loss=None)
         _, out = jax.eval_shape(self._step, state, *batch(0))
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
 
@@ -88,6 +98,23 @@ class Loop:
         new_state, buffers = jax.lax.fori_loop(start, stop, body, (state if self.trains else None, buffers))
         spec = jax.tree.unflatten(jax.tree.structure(out), buffers)
         return new_state, spec.loss, replaced(spec, loss=None)
+
+
+def rolls_well(jaxpr: Any, devices: Sequence[jax.Device]) -> bool:
+    """Whether a step with this jaxpr runs as fast in a loop as alone.
+
+    On a CPU, XLA runs a convolution in the body of a loop several times slower than one outside. A program without a
+    loop is used for such a step then, for every number of steps, so results do not depend on that number.
+    """
+    return devices[0].platform != "cpu" or not _has_convolution(jaxpr)
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(_has_convolution(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+        for equation in jaxpr.eqns
+    )
 
 
 def replicate(

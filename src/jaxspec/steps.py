@@ -70,6 +70,8 @@ class TrainOpTrace(NamedTuple):
 
     spec: TPUEstimatorSpec
     """The spec as it leaves the device; its leaves are the `jax.ShapeDtypeStruct` of one shard."""
+    jaxpr: Any
+    """What model_fn computes."""
     opt_state: Any
     """Shapes and dtypes of the optimizer state."""
     init_opt_state: Callable[[Any], Any]
@@ -93,7 +95,7 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
     def compute(variables: Any) -> Any:
         return program.lower().compile()((variables, rng), features, labels)
 
-    return TrainOpTrace(specs[0], shapes(program.out_info), compute)
+    return TrainOpTrace(specs[0], program.jaxpr, shapes(program.out_info), compute)
 
 
 def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> TrainState:
@@ -102,15 +104,17 @@ def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> T
     return unshared(TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng))
 
 
-def trace_spec(model: Model, mode: str, state: TrainState, features: Any, labels: Any) -> TPUEstimatorSpec:
-    """The spec of one shard's batch as it leaves the device, with `jax.ShapeDtypeStruct` leaves."""
+def trace_spec(
+    model: Model, mode: str, state: TrainState, features: Any, labels: Any
+) -> tuple[TPUEstimatorSpec, Any]:
+    """(the spec of one shard's batch as it leaves the device, with `jax.ShapeDtypeStruct` leaves; the jaxpr)."""
     step = {ModeKeys.EVAL: _eval_step, ModeKeys.PREDICT: _predict_step}[mode]
 
     def run(state: TrainState, features: Any, labels: Any) -> TPUEstimatorSpec:
         return step(model, state, features, labels)
 
-    spec: TPUEstimatorSpec = jax.eval_shape(bind_shard_axis(run), state, features, labels)
-    return spec
+    program = jax.jit(bind_shard_axis(run)).trace(state, features, labels)
+    return shapes(program.out_info), program.jaxpr
 
 
 def shapes(tree: Any) -> Any:
