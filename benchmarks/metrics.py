@@ -42,9 +42,7 @@ class Task(NamedTuple):
     arrays: dict[str, np.ndarray]
     jaxspec: Call
     tensorflow: Callable[..., Any]
-    metrax: Callable[
-        [Any, Any], Call
-    ]  # of (metrax, jax.numpy): conversions that are not the metric happen outside
+    metrax: Callable[[Any, Any], Call]  # of (metrax, jax.numpy): conversions that are not the metric happen outside
     scikit_learn: Callable[[Any], Call | None]  # of sklearn.metrics
 
 

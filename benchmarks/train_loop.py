@@ -158,7 +158,9 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
     compare("MLP 784-128-10, batch 128", MLP(), args.pairs, args.steps)
     compare("CNN 28x28, batch 128", CNN(), args.pairs, max(50, args.steps // 10))
     memory(args.steps)

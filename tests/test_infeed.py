@@ -164,15 +164,27 @@ def bad_second(second):
 
 
 REFUSED = {
-    "strings": (lambda: [np.array(["a"] * 4)], TypeError, "batch 0 .*: features has dtype <U1.*Map strings to integer ids"),
+    "strings": (
+        lambda: [np.array(["a"] * 4)],
+        TypeError,
+        "batch 0 .*: features has dtype <U1.*Map strings to integer ids",
+    ),
     "objects": (lambda: [{"x": np.array([[1], [1, 2]], object)}], TypeError, "features/x has dtype object"),
-    "scalar": (lambda: [{"x": X[:4], "n": 3}], ValueError, "features/n is a scalar .*every leaf needs a leading batch axis"),
+    "scalar": (
+        lambda: [{"x": X[:4], "n": 3}],
+        ValueError,
+        "features/n is a scalar .*every leaf needs a leading batch axis",
+    ),
     "disagreeing sizes": (
         lambda: [({"x": X[:4]}, Y[:3])],
         ValueError,
         r"leaves disagree in their leading size, the batch: features/x: float32\[4,4\], labels: int32\[3\]",
     ),
-    "three": (lambda: [(X, Y, Y)], ValueError, r"should return \(features, labels\) as a len 2 tuple, got a tuple of 3"),
+    "three": (
+        lambda: [(X, Y, Y)],
+        ValueError,
+        r"should return \(features, labels\) as a len 2 tuple, got a tuple of 3",
+    ),
     "nothing": (lambda: None, ValueError, "input_fn returned None; return an iterable of batches, or one batch"),
     "no array": (lambda: [{}], ValueError, "no array in it"),
     "shape changes": (
@@ -223,7 +235,10 @@ def test_an_error_comes_after_the_batches_before_it_and_only_then():
 
 
 def numpy_batches(mode="eval", size=4, **kwargs):
-    return [b if isinstance(b, np.ndarray) else b[0] for b in js.inputs.numpy_input_fn(X[:10], **kwargs)({"batch_size": size}, mode)]
+    return [
+        b if isinstance(b, np.ndarray) else b[0]
+        for b in js.inputs.numpy_input_fn(X[:10], **kwargs)({"batch_size": size}, mode)
+    ]
 
 
 def test_numpy_input_fn_in_order_and_its_remainder():
@@ -267,17 +282,30 @@ def test_what_input_fn_is_told(tmp_path):
         seen.update(params, mode=mode, config=config)
         return counting_input(1, rows=8)()
 
-    made = estimator(tmp_path, params={"mine": 1}, model_fn=lambda variables, features, mode, params: counting_model_fn(variables, features, mode))
+    made = estimator(
+        tmp_path,
+        params={"mine": 1},
+        model_fn=lambda variables, features, mode, params: counting_model_fn(variables, features, mode),
+    )
     made.train(input_fn, steps=1)
     context = seen["context"]
     assert (seen["batch_size"], seen["mode"], seen["mine"]) == (8, "train", 1)
     assert seen["config"] is made.config
-    assert (context.num_replicas, context.num_hosts, context.current_host, context.num_of_replicas_per_host) == (4, 1, 0, 4)
+    assert (context.num_replicas, context.num_hosts, context.current_host, context.num_of_replicas_per_host) == (
+        4,
+        1,
+        0,
+        4,
+    )
     assert context.current_input_fn_deployment() == (None, 0, 1, 4)
 
 
 BAD_CALLS = {
-    "empty train": (lambda e: e.train(list, steps=1), ValueError, "Training made no steps: input_fn .*yielded no batch"),
+    "empty train": (
+        lambda e: e.train(list, steps=1),
+        ValueError,
+        "Training made no steps: input_fn .*yielded no batch",
+    ),
     "empty evaluate": (lambda e: e.evaluate(list), ValueError, "Evaluation made no steps.*yielded no batch"),
     "both": (lambda e: e.train(list, steps=1, max_steps=1), ValueError, "Can not provide both steps and max_steps"),
     "zero": (lambda e: e.train(list, steps=0), ValueError, "Must specify steps > 0, given: 0"),
@@ -288,7 +316,11 @@ BAD_CALLS = {
     "not callable": (lambda e: e.train([1], steps=1), TypeError, "input_fn must be callable, given"),
     "argument": (lambda e: e.train(lambda x: 1, steps=1), ValueError, r"input_fn .*not expected args: \['x'\]"),
     "hook": (lambda e: e.train(list, hooks=[3], steps=1), TypeError, "All hooks must be SessionRunHook instances.*3"),
-    "hooks": (lambda e: e.train(list, hooks=5, steps=1), TypeError, "hooks must be a list of SessionRunHook instances, given: 5"),
+    "hooks": (
+        lambda e: e.train(list, hooks=5, steps=1),
+        TypeError,
+        "hooks must be a list of SessionRunHook instances, given: 5",
+    ),
 }
 
 
@@ -300,7 +332,8 @@ def test_bad_calls(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    ("verb", "name"), [("train", "train_batch_size"), ("evaluate", "eval_batch_size"), ("predict", "predict_batch_size")]
+    ("verb", "name"),
+    [("train", "train_batch_size"), ("evaluate", "eval_batch_size"), ("predict", "predict_batch_size")],
 )
 def test_a_batch_size_missing_for_the_verb_used(tmp_path, verb, name):
     made = estimator(tmp_path, **{name: None})
@@ -313,7 +346,9 @@ def test_a_batch_that_the_shards_do_not_divide_before_anything_compiles(tmp_path
         raise AssertionError("traced")
 
     made = estimator(tmp_path, model_fn, train_batch_size=6)
-    with pytest.raises(ValueError, match="train batch size 6 must be divisible by number of replicas 4. Choose a multiple of 4"):
+    with pytest.raises(
+        ValueError, match="train batch size 6 must be divisible by number of replicas 4. Choose a multiple of 4"
+    ):
         made.train(counting_input(rows=6), steps=1)
     with pytest.raises(ValueError, match="has 6 rows, expected 8"):
         estimator(tmp_path, model_fn).train(counting_input(rows=6), steps=1)

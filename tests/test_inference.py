@@ -107,7 +107,10 @@ def check_tail(tmp_path, shards, size, tail):
         return js.TPUEstimatorSpec(
             mode,
             loss=features.mean(),
-            eval_metrics=(lambda x, thrice, n: hosts.append((x, thrice, n)) or {"m": js.metrics.mean(x)}, [features, thrice, features.sum()]),
+            eval_metrics=(
+                lambda x, thrice, n: hosts.append((x, thrice, n)) or {"m": js.metrics.mean(x)},
+                [features, thrice, features.sum()],
+            ),
         )
 
     estimator = js.TPUEstimator(
@@ -139,7 +142,11 @@ def test_promise_3_on_eight_shards(tmp_path):
         "[check_tail(pathlib.Path(sys.argv[1]) / str(t), 8, 64, t) for t in (1, 7, 8, 9, 63)]; print('done')"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=__file__.rpartition("/")[0], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=__file__.rpartition("/")[0],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.stdout == "done\n", ran.stderr[-2000:]
 
@@ -186,7 +193,9 @@ def test_promise_5_after_train_nothing_is_read_and_nothing_compiled_twice(tmp_pa
     estimator.train(train, steps=2)
     first = estimator.evaluate(test), list(estimator.predict(test))
     before = list(traces)
-    compiles = _count_compiles(lambda: (estimator.evaluate(test), list(estimator.predict(test)), estimator.train(train, steps=1)))
+    compiles = _count_compiles(
+        lambda: (estimator.evaluate(test), list(estimator.predict(test)), estimator.train(train, steps=1))
+    )
     assert (reads.count, compiles, traces) == (0, 0, before)
     again = linear(tmp_path)
     assert again.evaluate(test)["global_step"] == 3
@@ -223,7 +232,9 @@ def test_checkpoint_path(tmp_path):
     assert next(estimator.predict(counting_input(1), checkpoint_path=path))["w"] == 2
     assert next(estimator.predict(counting_input(1)))["w"] == 5
     for verb in (estimator.evaluate, estimator.predict):
-        with pytest.raises(ValueError, match=r"not a valid checkpoint: nowhere/model.ckpt-5. Expected a directory named"):
+        with pytest.raises(
+            ValueError, match=r"not a valid checkpoint: nowhere/model.ckpt-5. Expected a directory named"
+        ):
             verb(counting_input(1), checkpoint_path="nowhere/model.ckpt-5")
     with pytest.raises(ValueError, match=r"model.ckpt-3. Expected .*the steps there are \[0, 2, 4, 5\]"):
         estimator.evaluate(counting_input(1), checkpoint_path=str(tmp_path / "model.ckpt-3"))
@@ -259,7 +270,12 @@ def test_without_a_checkpoint_fresh_variables_and_the_scaffold_are_used(tmp_path
         return counting_model_fn(variables, features, mode)._replace(scaffold_fn=lambda: scaffold)
 
     estimator = js.TPUEstimator(
-        model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, eval_batch_size=4, predict_batch_size=4,
+        model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        train_batch_size=4,
+        eval_batch_size=4,
+        predict_batch_size=4,
         config=run_config(save=10),
     )
     with caplog.at_level("INFO", "jaxspec"):
@@ -289,7 +305,9 @@ def test_predict_keys_and_batches(tmp_path):
     sizes = [p["logits"].shape for p in make(yield_single_examples=False)]
     assert sizes == [(16, 3), (5, 3)]
     np.testing.assert_array_equal([p["row"] for p in make()], X[:21, 0])
-    with pytest.raises(ValueError, match=r"Expected to run at least one output from \['logits', 'row'\], provided \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"Expected to run at least one output from \['logits', 'row'\], provided \['x'\]"
+    ):
         next(make(predict_keys=["x"]))
 
 
@@ -305,7 +323,10 @@ def test_predictions_may_be_one_array_and_must_agree_in_length(tmp_path):
     with pytest.raises(ValueError, match="predict_keys argument is not valid in case of non-dict predictions"):
         next(estimator.predict(lambda: [X[:6]], predict_keys=["a"]))
     estimator = linear(tmp_path, size=8, model_fn=unequal)
-    with pytest.raises(ValueError, match="Batch length of predictions should be same. x has different batch length than others: {'sum': 4, 'x': 8}"):
+    with pytest.raises(
+        ValueError,
+        match="Batch length of predictions should be same. x has different batch length than others: {'sum': 4, 'x': 8}",
+    ):
         next(estimator.predict(lambda: [X[:8]]))
     whole = next(estimator.predict(lambda: [X[:8]], yield_single_examples=False))
     assert whole["sum"].shape == (4,)
@@ -341,7 +362,9 @@ def test_metric_fn_gets_the_whole_batch_by_position_or_by_name(tmp_path):
         return spec._replace(eval_metrics=(by_name, {"logits": linear_logits(variables, features), "labels": labels}))
 
     estimator = linear(tmp_path, model_fn=model_fn)
-    assert estimator.evaluate(js.inputs.numpy_input_fn(X, Y)) == linear(tmp_path).evaluate(js.inputs.numpy_input_fn(X, Y))
+    assert estimator.evaluate(js.inputs.numpy_input_fn(X, Y)) == linear(tmp_path).evaluate(
+        js.inputs.numpy_input_fn(X, Y)
+    )
     assert shapes == [((n,), (n, 3), np.ndarray) for n in (64, 64, 64, 8)]
 
 
@@ -375,7 +398,9 @@ def test_metrics_do_not_depend_on_shards_or_batch_size(tmp_path, shards, size):
         return spec._replace(eval_metrics=(metric_fn, [labels, logits, jnp.abs(features[:, 0])]))
 
     def run(shards, size, use_tpu=True):
-        return linear(tmp_path, shards, size, model_fn=model_fn, use_tpu=use_tpu).evaluate(js.inputs.numpy_input_fn(X[:150], Y[:150]))
+        return linear(tmp_path, shards, size, model_fn=model_fn, use_tpu=use_tpu).evaluate(
+            js.inputs.numpy_input_fn(X[:150], Y[:150])
+        )
 
     expected = run(1, 150, use_tpu=False)
     got = run(shards, size)
@@ -481,8 +506,14 @@ def test_all_verbs_pass_through_one_mapping_and_as_estimator_spec(tmp_path, monk
         return spec if mode == js.ModeKeys.PREDICT else spec._replace(host_call=(lambda x: None, [features["x"]]))
 
     estimator = js.TPUEstimator(
-        model_fn, counting_init, model_dir=tmp_path, use_tpu=use_tpu, train_batch_size=4, eval_batch_size=4,
-        predict_batch_size=4, config=run_config(save=10),
+        model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        use_tpu=use_tpu,
+        train_batch_size=4,
+        eval_batch_size=4,
+        predict_batch_size=4,
+        config=run_config(save=10),
     )
     devices = 4 if use_tpu else 1
     for run, mode, count in (

@@ -75,9 +75,7 @@ def a_metric_fn_that_uses_an_array_of_model_fn(model_dir):
 
         return js.TPUEstimatorSpec(mode, loss=features.mean(), eval_metrics=(metric_fn, [features]))
 
-    js.TPUEstimator(model_fn, lambda: {"params": {}}, model_dir=model_dir, use_tpu=False).evaluate(
-        lambda: batch()
-    )
+    js.TPUEstimator(model_fn, lambda: {"params": {}}, model_dir=model_dir, use_tpu=False).evaluate(lambda: batch())
 
 
 def a_batch_of_another_shape(model_dir):

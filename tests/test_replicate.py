@@ -33,11 +33,13 @@ def fresh(model_fn=net_model_fn, init_fn=None, rows=4):
 
 
 def test_shard_splits_in_order_and_gather_puts_together():
-    features, labels = js.shard((X, Y), 4)
+    features, _ = js.shard((X, Y), 4)
     assert features.shape == (4, 4, 4)
     np.testing.assert_array_equal(features[1], X[4:8])
     assert features.base is not None  # no copy
-    spec = js.TPUEstimatorSpec("eval", loss=jnp.float32(2), eval_metrics=(lambda a, b: {}, [jnp.asarray(features), jnp.arange(4)]))
+    spec = js.TPUEstimatorSpec(
+        "eval", loss=jnp.float32(2), eval_metrics=(lambda a, b: {}, [jnp.asarray(features), jnp.arange(4)])
+    )
     whole = js.gather(spec)
     np.testing.assert_array_equal(whole.eval_metrics[1][0], X)
     np.testing.assert_array_equal(whole.eval_metrics[1][1], [0, 1, 2, 3])
@@ -45,13 +47,17 @@ def test_shard_splits_in_order_and_gather_puts_together():
 
 
 def test_shard_of_what_does_not_divide():
-    with pytest.raises(ValueError, match=r"shard: leaf \['x'\] is float32\[16,4\]; its leading size must be .* shards, 3"):
+    with pytest.raises(
+        ValueError, match=r"shard: leaf \['x'\] is float32\[16,4\]; its leading size must be .* shards, 3"
+    ):
         js.shard({"x": X}, 3)
 
 
 def test_a_batch_that_is_not_sharded_is_refused():
     step = js.replicate(js.make_train_step(linear_model_fn))
-    with pytest.raises(ValueError, match=r"batch leaf 0 is float32\[16,4\], but the step is mapped over 4 devices.*shard\("):
+    with pytest.raises(
+        ValueError, match=r"batch leaf 0 is float32\[16,4\], but the step is mapped over 4 devices.*shard\("
+    ):
         step(fresh(linear_model_fn, linear_init), X, Y)
 
 
@@ -143,9 +149,7 @@ def test_weighted_loss_through_global_mean_does_not_depend_on_shards(shards):
         return js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)))
 
     batch = {"x": X, "weights": weights}
-    state = js.create_train_state(
-        model_fn, linear_init, KEY, jax.tree.map(lambda x: x[:4], batch), Y[:4]
-    )
+    state = js.create_train_state(model_fn, linear_init, KEY, jax.tree.map(lambda x: x[:4], batch), Y[:4])
     w = np.asarray(state.variables["params"]["w"])
     new, spec = js.replicate(js.make_train_step(model_fn), jax.devices()[:shards])(state, *js.shard((batch, Y), shards))
     errors = (X @ w).sum(-1)
@@ -238,6 +242,10 @@ def test_three_thousand_steps_on_eight_devices_do_not_deadlock():
         print("done", len(jax.devices()))
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=__file__.rpartition("/")[0], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=__file__.rpartition("/")[0],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.stdout == "done 8\n", ran.stderr[-2000:]

@@ -64,10 +64,18 @@ REFUSED = {
     "predictions missing": (dict(mode="infer"), ValueError, "Missing predictions"),
     "loss a vector": (dict(mode="eval", loss=np.zeros(2)), ValueError, r"Loss must be scalar, given: float64\[2\]"),
     "loss no array": (dict(mode="eval", loss=1.0), TypeError, "loss must be an array, given: 1.0"),
-    "train_op an array": (dict(mode="train", loss=LOSS, train_op=LOSS), TypeError, "train_op must be a TrainOp.*minimize"),
+    "train_op an array": (
+        dict(mode="train", loss=LOSS, train_op=LOSS),
+        TypeError,
+        "train_op must be a TrainOp.*minimize",
+    ),
     "predictions a list": (dict(mode="infer", predictions=[LOSS]), TypeError, "predictions must be an array or a dict"),
     "a prediction no array": (dict(mode="infer", predictions={"a": 5}), TypeError, r"predictions\[a\].*given: 5"),
-    "eval_metrics a dict": (dict(mode="eval", loss=LOSS, eval_metrics={}), ValueError, "eval_metrics should be tuple or list"),
+    "eval_metrics a dict": (
+        dict(mode="eval", loss=LOSS, eval_metrics={}),
+        ValueError,
+        "eval_metrics should be tuple or list",
+    ),
     "host_call of three": (
         dict(mode="eval", loss=LOSS, host_call=(print, [], 1)),
         ValueError,

@@ -98,9 +98,7 @@ def test_order_is_variables_then_scaffold_then_optimizer_state():
 def test_scaffold_that_changes_shapes_names_the_leaf():
     def model_fn(variables, features, mode):
         scaffold = js.Scaffold(lambda v: {"params": {"w": np.zeros(3), "x": np.zeros(1)}})
-        return js.TPUEstimatorSpec(
-            mode, loss=features.mean(), train_op=optax.sgd(0.1), scaffold_fn=lambda: scaffold
-        )
+        return js.TPUEstimatorSpec(mode, loss=features.mean(), train_op=optax.sgd(0.1), scaffold_fn=lambda: scaffold)
 
     text = r"Scaffold.init_fn returned variables that differ.*params/x: unexpected.*params/w: got float64\[3\], expected float32\[2\]"
     with pytest.raises(ValueError, match=text):
@@ -244,7 +242,9 @@ def test_only_what_the_mode_needs_leaves_the_device():
             host_call=(lambda s: None, [big.sum()]),
         )
 
-    state = js.create_train_state(model_fn, lambda: {"params": {"w": jnp.ones(())}, "stats": {"s": jnp.zeros(())}}, KEY, x)
+    state = js.create_train_state(
+        model_fn, lambda: {"params": {"w": jnp.ones(())}, "stats": {"s": jnp.zeros(())}}, KEY, x
+    )
     _, train = js.make_train_step(model_fn)(state, x)
     evaluate = js.make_eval_step(model_fn)(state, x)
     predict = js.make_predict_step(model_fn)(state, x)
@@ -283,7 +283,9 @@ def test_of_names_what_is_trained(of):
 
 def test_own_loss_with_its_updates():
     def op(variables, features, step):
-        return js.minimize(optax.sgd(1.0), lambda v: (3 * v["params"]["w"].sum(), {"other": {"n": jnp.float32(9), "i": 2}}))
+        return js.minimize(
+            optax.sgd(1.0), lambda v: (3 * v["params"]["w"].sum(), {"other": {"n": jnp.float32(9), "i": 2}})
+        )
 
     _, new, spec = one_step(sgd_fn(op), wv_init, labels=None)
     np.testing.assert_array_equal(new.variables["params"]["w"], -2)
@@ -309,7 +311,10 @@ def test_after_sees_the_updated_variables():
         return js.minimize(
             optax.sgd(1.0),
             lambda v: v["params"]["w"].sum(),
-            after=lambda v: {"other": {"n": v["params"]["w"][0] + 10, "i": 4}, "params": {**v["params"], "v": jnp.full(3, 5.0)}},
+            after=lambda v: {
+                "other": {"n": v["params"]["w"][0] + 10, "i": 4},
+                "params": {**v["params"], "v": jnp.full(3, 5.0)},
+            },
         )
 
     _, new, _ = one_step(sgd_fn(op), wv_init, labels=None)
@@ -401,7 +406,11 @@ def test_optimizers_that_want_the_loss_get_it():
 
 def test_cross_shard_optimizer_is_another_spelling():
     wrapped = js.CrossShardOptimizer(optax.sgd(0.5), reduction="sum")
-    for op in (js.minimize(wrapped), wrapped.minimize(), js.TPUEstimatorSpec("train", loss=jnp.ones(()), train_op=wrapped).train_op):
+    for op in (
+        js.minimize(wrapped),
+        wrapped.minimize(),
+        js.TPUEstimatorSpec("train", loss=jnp.ones(()), train_op=wrapped).train_op,
+    ):
         assert op.reduction == "sum"
         assert op.optimizer is wrapped.optimizer
     _, new, _ = one_step(sgd_fn(lambda *_: wrapped), wv_init, labels=None)
@@ -410,16 +419,28 @@ def test_cross_shard_optimizer_is_another_spelling():
 
 
 REFUSED_OPS = {
-    "loss an array": (lambda: js.minimize(optax.sgd(1), jnp.ones(())), TypeError, "loss must be a function of the variables"),
+    "loss an array": (
+        lambda: js.minimize(optax.sgd(1), jnp.ones(())),
+        TypeError,
+        "loss must be a function of the variables",
+    ),
     "no optimizer": (lambda: js.minimize(0.1), TypeError, "must be an optax.GradientTransformation, given: 0.1"),
-    "reduction": (lambda: js.minimize(optax.sgd(1), reduction="max"), ValueError, "one of 'mean', 'sum' or None, given: 'max'"),
+    "reduction": (
+        lambda: js.minimize(optax.sgd(1), reduction="max"),
+        ValueError,
+        "one of 'mean', 'sum' or None, given: 'max'",
+    ),
     "cross shard reduction": (
         lambda: js.minimize(js.CrossShardOptimizer(optax.sgd(1), "max")),
         ValueError,
         "one of 'mean', 'sum' or None",
     ),
     "updates": (lambda: js.minimize(optax.sgd(1), updates=3), TypeError, "updates must be a dict of collections"),
-    "updates of params": (lambda: js.minimize(optax.sgd(1), updates={"params": {}}), ValueError, "may not hold 'params'"),
+    "updates of params": (
+        lambda: js.minimize(optax.sgd(1), updates={"params": {}}),
+        ValueError,
+        "may not hold 'params'",
+    ),
     "after": (lambda: js.minimize(optax.sgd(1), after=3), TypeError, "after must be a function"),
     "no grads": (lambda: js.apply_gradients(optax.sgd(1), None), ValueError, "grads is None"),
     "decay": (lambda: js.ExponentialMovingAverage(2), ValueError, "decay must be between 0 and 1, given: 2"),
@@ -493,9 +514,19 @@ def model_errors():
 
     net = js.create_train_state(net_model_fn, Net(), KEY, X, Y).variables
     return {
-        "wrong type": (wrong_type, net, ValueError, "model_fn should return a TPUEstimatorSpec, got dict from .*wrong_type"),
+        "wrong type": (
+            wrong_type,
+            net,
+            ValueError,
+            "model_fn should return a TPUEstimatorSpec, got dict from .*wrong_type",
+        ),
         "collection": (wrong_collection, net, ValueError, r"never made.*collections \['batch_stats', 'params'\]"),
-        "flax collection": (flax_collection, net, ValueError, r"never made.*batch_stats.*collections \['batch_stats', 'params'\]"),
+        "flax collection": (
+            flax_collection,
+            net,
+            ValueError,
+            r"never made.*batch_stats.*collections \['batch_stats', 'params'\]",
+        ),
         "no labels": (no_labels, net, ValueError, r"model_fn failed with labels=None.*yield \(features, labels\)"),
         "integer loss": (integer_loss, net, TypeError, r"loss must be floating to be minimized, got int32\[\]"),
         "keywords": (mismatch, net, TypeError, r"host_call: the tensors do not match.*Tensors: \['b'\].*takes \['a'\]"),

@@ -96,8 +96,11 @@ def test_without_checkpoints_the_live_state_goes_on(tmp_path):
     estimator.train(counting_input(), steps=2).train(counting_input(), steps=3)
     assert estimator.latest_checkpoint() is None
     assert estimator.evaluate(counting_input(1))["global_step"] == 5
+    assert value(estimator) == 5
+    assert estimator.get_variable_names() == ["global_step", "params/w"]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("events")]
     with pytest.raises(ValueError, match="Could not find trained model in model_dir"):
-        estimator.get_variable_names()
+        counting(tmp_path).get_variable_names()
 
 
 def test_the_end_of_the_input_ends_training_with_a_checkpoint(tmp_path):
@@ -205,7 +208,9 @@ def test_a_second_call_on_the_live_state_starts_its_input_anew(tmp_path):
 
     x = np.arange(32, dtype=np.float32)
     input_fn = js.inputs.numpy_input_fn({"x": x}, num_epochs=None)
-    estimator = js.TPUEstimator(model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100))
+    estimator = js.TPUEstimator(
+        model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100)
+    )
     estimator.train(input_fn, steps=2).train(input_fn, steps=2)
     assert seen == [0, 4, 0, 4]
 
@@ -295,6 +300,9 @@ def test_host_call_every_n_goes_by_the_global_step(tmp_path):
             counting_input(), max_steps=max_steps
         )
     assert calls == [0, 3, 6, 9]
+    never = run_config(every=4, experimental_host_call_every_n_steps=0)
+    js.TPUEstimator(model_fn, counting_init, train_batch_size=4, config=never).train(counting_input(), steps=2)
+    assert len(calls) == 4
 
 
 # what stops a run
@@ -438,6 +446,22 @@ def test_sigterm_saves_and_then_acts(tmp_path):
     assert checkpoint_steps(tmp_path)[-1] < 200
 
 
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+
+        def input_fn():
+            for i, batch in enumerate(counting_input(20)()):
+                if i == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+        estimator = counting(tmp_path, every=2).train(input_fn)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert value(estimator) == 20
+
+
 def test_no_train_inside_train(tmp_path):
     estimator = None
 
@@ -505,7 +529,7 @@ def test_names_and_values(tmp_path):
             estimator.get_variable_value("params/Dense_0/kernel"), state.variables["params"]["Dense_0"]["kernel"]
         )
     assert estimator.get_variable_value("opt_state/0/count") == 2
-    with pytest.raises(ValueError, match="'w' is not in .*the names are"):
+    with pytest.raises(ValueError, match="'w' is not a variable; the names are"):
         estimator.get_variable_value("w")
     assert estimator.latest_checkpoint() == str(tmp_path / "model.ckpt-2")
     assert js.load_global_step(tmp_path) == 2
@@ -533,4 +557,3 @@ def test_logs(tmp_path, caplog):
     assert "loss = 9, step = 10 (" in text
     assert "Saving checkpoint for 5 into" in text
     assert "Loss for final step: 9.0." in text
-

@@ -38,9 +38,7 @@ def net_model_fn(variables, features, labels, mode, params, rng):
     """Adam, batch norm, dropout."""
     updates = None
     if mode == js.ModeKeys.TRAIN:
-        logits, updates = Net().apply(
-            variables, features, train=True, rngs={"dropout": rng}, mutable=["batch_stats"]
-        )
+        logits, updates = Net().apply(variables, features, train=True, rngs={"dropout": rng}, mutable=["batch_stats"])
     else:
         logits = Net().apply(variables, features)
     if mode == js.ModeKeys.PREDICT:
@@ -132,9 +130,7 @@ def assert_trees_equal(a, b):
 
 def plain(tree):
     """Typed keys as their data, so that NumPy can look at them."""
-    return jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
-    )
+    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
 
 
 def assert_same_on_all_devices(tree, devices):

@@ -15,7 +15,7 @@ import jax
 _MAX_DEPTH = 6
 
 
-def captured_tracers(obj: Any) -> Iterator[tuple[str, jax.core.Tracer]]:
+def captured_tracers(obj: Any) -> Iterator[tuple[str, Any]]:
     """Yields (name of the variable that holds it, tracer) for each traced array that `obj` holds on to.
 
     Looks into closures, default arguments, partials, bound methods, containers and attributes.
@@ -23,7 +23,7 @@ def captured_tracers(obj: Any) -> Iterator[tuple[str, jax.core.Tracer]]:
     yield from _search(obj, "", set(), 0)
 
 
-def _search(obj: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, jax.core.Tracer]]:
+def _search(obj: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(obj, jax.core.Tracer):
         yield name, obj
         return

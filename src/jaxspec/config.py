@@ -51,7 +51,7 @@ class TPUConfig:
     eval_training_input_configuration: InputPipelineConfig = InputPipelineConfig.PER_HOST_V1
     """Only PER_HOST_V1; the estimator refuses SLICED."""
     experimental_host_call_every_n_steps: int = 1
-    """host_call runs at the global steps that this divides, in training; step 0 is one of them."""
+    """host_call runs at the global steps that this divides, in training, step 0 included; 0: never."""
     experimental_allow_per_host_v2_parallel_get_next: bool = False
     """Ignored."""
     experimental_feed_hook: Any = None
@@ -71,17 +71,14 @@ class TPUConfig:
         cores = self.num_cores_per_replica
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
-        check_positive_int(
-            "TPUConfig experimental_host_call_every_n_steps", self.experimental_host_call_every_n_steps
-        )
+        every = self.experimental_host_call_every_n_steps
+        _check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
         kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
         object.__setattr__(self, "per_host_input_for_training", kind)
         self._check_partition_dims(kind)
         evaluation = self.eval_training_input_configuration
         if evaluation not in (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.SLICED):
-            raise ValueError(
-                f"eval_training_input_configuration must be PER_HOST_V1 or SLICED; got {evaluation}."
-            )
+            raise ValueError(f"eval_training_input_configuration must be PER_HOST_V1 or SLICED; got {evaluation}.")
         object.__setattr__(self, "eval_training_input_configuration", InputPipelineConfig(evaluation))
 
     def _check_partition_dims(self, kind: InputPipelineConfig) -> None:
@@ -118,7 +115,7 @@ def _pipeline(name: str, value: Any) -> InputPipelineConfig:
 def _valid_iterations(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
 _UNSET: Any = object()

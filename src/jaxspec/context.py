@@ -22,7 +22,9 @@ class TPUContext:
     def current_host(self) -> int:
         """The index of this process."""
         if self._host is None:
-            raise RuntimeError("This TPUContext instance must not be called from model_fn: it is the same on all hosts.")
+            raise RuntimeError(
+                "This TPUContext instance must not be called from model_fn: it is the same on all hosts."
+            )
         return self._host
 
     @property

@@ -5,9 +5,8 @@ import copy
 import functools
 import logging
 import os
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -15,19 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import checkpoint
-from .callables import argument_names, check_arguments, describe
-from .config import InputPipelineConfig, RunConfig, TPUConfig, check_positive_int
+from .arguments import (
+    INPUT_FN_ARGUMENTS,
+    check_params,
+    check_steps,
+    check_supported,
+    choose_model_dir,
+    no_batch_message,
+    refuse_hooks,
+)
+from .callables import argument_names, check_arguments
+from .config import RunConfig, TPUConfig, check_positive_int
 from .context import TPUContext
-from .hooks.session_run_hook import check_hooks
-from .hostcall import on_host, run_host_call
-from .inference import TailLoop, run_batches
+from .hostcall import on_host
 from .infeed import Infeed, call_input_fn
-from .init import abstract_variables, as_init_fn, init_variables
+from .inference import TailLoop, run_batches
+from .init import as_init_fn, init_on_one_shard
 from .loop import LoopClock, SavePlan, TrainSession
-from .metrics._accept import as_metric
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
-from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices, rolls_well
+from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices, first_shard, rolls_well
+from .results import choose_keys, examples, merge_batches
 from .signals import StopRequest, signals_put_off
 from .spec import ModeKeys, TPUEstimatorSpec
 from .steps import (
@@ -42,7 +49,7 @@ from .steps import (
     trace_train_op,
     train_step,
 )
-from .summary import SummaryWriter, create_file_writer, run_position
+from .summary import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")
 
@@ -51,8 +58,6 @@ _STACK_BYTES = 4 << 20
 _OUTPUT_BYTES = 64 << 20
 """The outputs that one dispatch may keep on a device."""
 _MOST_BATCHES_A_STACK = 100
-
-INPUT_FN_ARGUMENTS = ("params", "mode", "config")
 
 
 class _Program(NamedTuple):
@@ -105,13 +110,15 @@ class TPUEstimator:
         config = RunConfig() if config is None else config
         if not isinstance(config, RunConfig):
             raise ValueError(f"`config` must be provided with type `jaxspec.RunConfig`, given: {config!r}")
-        _check_params(model_fn, params)
-        self._model_dir = _choose_model_dir(model_dir, config)
+        check_params(model_fn, params)
+        self._model_dir = choose_model_dir(model_dir, config)
         self._config = config.replace(model_dir=self._model_dir)
         self._params = copy.deepcopy(params) if params is not None else {}
         self._user_model_fn = model_fn
         self._use_tpu = use_tpu
-        self._init_fn = None if init_fn is None else as_init_fn(init_fn)
+        if init_fn is not None:
+            as_init_fn(init_fn)  # for its checks
+        self._init_fn = init_fn
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         self._batch_sizes = {
             ModeKeys.TRAIN: train_batch_size,
@@ -128,7 +135,7 @@ class TPUEstimator:
                 if not isinstance(warm_start_from, str | os.PathLike)
                 else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), which scaffold_fn returns."
             )
-        _check_supported(self._config)
+        check_supported(self._config)
         self._owner = StateOwner()
         self._expects_checkpoint = False
         self._programs: dict[Any, _Program] = {}
@@ -169,22 +176,27 @@ class TPUEstimator:
         return checkpoint.latest_checkpoint(self._model_dir)
 
     def get_variable_names(self) -> list[str]:
-        """The names of all arrays in the latest checkpoint, sorted: `params/...`, `opt_state/...`, `global_step`."""
-        return sorted(checkpoint.array_names(self._trained_checkpoint()))
+        """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
+        source = self._trained()
+        if source.path is not None:
+            return sorted(checkpoint.array_names(source.path))
+        return sorted(checkpoint.state_arrays(self._owner.state))
 
     def get_variable_value(self, name: str) -> np.ndarray:
-        """One array of the latest checkpoint, by its name, as a NumPy array."""
-        path = self._trained_checkpoint()
-        names = checkpoint.array_names(path)
+        """One array of the trained state (the live one, or the latest checkpoint), by its name, on the host."""
+        source = self._trained()
+        names = self.get_variable_names()
         if name not in names:
-            raise ValueError(f"get_variable_value: {name!r} is not in {path}; the names are {sorted(names)}.")
-        return checkpoint.read_array(path, name)
+            raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {names}.")
+        if source.path is not None:
+            return checkpoint.read_array(source.path, name)
+        return np.array(first_shard(checkpoint.state_arrays(self._owner.state)[name]))
 
-    def _trained_checkpoint(self) -> str:
-        path = self.latest_checkpoint()
-        if path is None:
+    def _trained(self) -> "_Source":
+        source = self._source()
+        if source.path is None and self._owner.state is None:
             raise ValueError(f"Could not find trained model in model_dir: {self._model_dir}.")
-        return path
+        return source
 
     # The verbs.
 
@@ -214,8 +226,8 @@ class TPUEstimator:
           NanLossDuringTrainingError: if a loss is NaN, naming its step.
           Anything that input_fn, model_fn or host_call raises, as itself.
         """
-        _check_steps("Train", steps, max_steps)
-        _refuse_hooks(hooks, saving_listeners)
+        check_steps("Train", steps, max_steps)
+        refuse_hooks(hooks, saving_listeners)
         self._checked_batch_size(ModeKeys.TRAIN)
         if not self._training.acquire(blocking=False):
             raise RuntimeError("train was called while this estimator is training.")
@@ -226,9 +238,10 @@ class TPUEstimator:
                 return self
             self._announce()
             stop = max_steps if steps is None else source.step + steps
-            with signals_put_off() as interrupt, contextlib.closing(
-                self._training_infeed(input_fn, source, stop)
-            ) as infeed:
+            with (
+                signals_put_off() as interrupt,
+                contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
+            ):
                 self._train(infeed, source, stop, interrupt)
         finally:
             self._training.release()
@@ -255,20 +268,22 @@ class TPUEstimator:
           The metrics by name, `loss` (the mean over examples) and `global_step`.
         """
         if steps is not None:
-            _check_steps("Eval", steps, None)
+            check_steps("Eval", steps, None)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"evaluate: name must be a string, got {name!r}.")
-        _refuse_hooks(hooks, None)
+        refuse_hooks(hooks, None)
         self._checked_batch_size(ModeKeys.EVAL)
         source = self._source(checkpoint_path)
         self._announce()
         with contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed:
             if infeed.first is None:
-                raise ValueError(_no_batch(input_fn, "Evaluation"))
+                raise ValueError(no_batch_message(input_fn, "Evaluation"))
             with self._inference(ModeKeys.EVAL, source, infeed) as batches:
-                results = _accumulate(batches, source.step)
+                results = merge_batches(batches, source.step)
         _logger.info(
-            "Saving dict for global step %d: %s", results["global_step"], ", ".join(f"{k} = {v}" for k, v in sorted(results.items()))
+            "Saving dict for global step %d: %s",
+            results["global_step"],
+            ", ".join(f"{k} = {v}" for k, v in sorted(results.items())),
         )
         self._write_results(results, name)
         return results
@@ -296,7 +311,7 @@ class TPUEstimator:
         Returns:
           A generator of dicts `{key: array of one example}`, or of arrays where `predictions` is one array.
         """
-        _refuse_hooks(hooks, None)
+        refuse_hooks(hooks, None)
         self._checked_batch_size(ModeKeys.PREDICT)
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         if checkpoint_path is not None:
@@ -312,7 +327,7 @@ class TPUEstimator:
             with self._inference(ModeKeys.PREDICT, source, infeed) as batches:
                 for spec, _ in batches:
                     predictions = on_host(spec).predictions
-                    yield from _examples(_chosen(predictions, predict_keys), single)
+                    yield from examples(choose_keys(predictions, predict_keys), single)
 
     def export_saved_model(
         self,
@@ -339,7 +354,9 @@ class TPUEstimator:
                 _logger.info("model_dir %s was cleared: the state in memory is given up.", self._model_dir)
                 self._owner.state, self._expects_checkpoint = None, False
             elif step > live_step:
-                _logger.info("model_dir holds step %d, newer than the state in memory (%d): it is used.", step, live_step)
+                _logger.info(
+                    "model_dir holds step %d, newer than the state in memory (%d): it is used.", step, live_step
+                )
                 self._owner.state = None
             else:
                 return _Source(None, live_step)
@@ -368,7 +385,8 @@ class TPUEstimator:
     @property
     def _iterations(self) -> int | None:
         """Steps a loop; None where it is a time."""
-        return self._tpu_config.loop_steps if self._use_tpu else 1
+        steps: int | None = self._tpu_config.loop_steps if self._use_tpu else 1
+        return steps
 
     # Input.
 
@@ -390,7 +408,8 @@ class TPUEstimator:
                 f"{name.split('_')[0]} batch size {size} must be divisible by number of replicas {len(self._devices)}. "
                 f"Choose a multiple of {len(self._devices)}, or fewer shards with TPUConfig(num_shards=...)."
             )
-        return size // jax.process_count()
+        rows: int = int(size) // jax.process_count()
+        return rows
 
     def _infeed(
         self, input_fn: Callable[..., Any], mode: str, *, limit: int | None = None, position: Any = None
@@ -424,7 +443,7 @@ class TPUEstimator:
             infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit)
         if infeed.first is None:
             infeed.close()
-            raise ValueError(_no_batch(input_fn, "Training"))
+            raise ValueError(no_batch_message(input_fn, "Training"))
         return infeed
 
     # Training.
@@ -470,18 +489,16 @@ class TPUEstimator:
                 if live is not None:
                     variables = shapes(live.variables)
                 elif source.path is None:
-                    variables = self._fresh_variables(init_rng, features, labels)
+                    variables = self._init_variables(init_rng, features, labels)
                 else:
-                    variables = self._abstract_variables(init_rng, features, labels)
+                    variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
                 trace = trace_train_op(self._model, variables, step_rng, features, labels)
                 if live is None and source.path is None:
                     state = finish_train_state(trace, variables, step_rng)
                     self._owner.put(broadcast(state, self._devices))
-                elif live is None:
+                elif source.path is not None and live is None:
                     like = TrainState(None, variables, trace.opt_state, step_rng)
-                    self._owner.put(
-                        checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
-                    )
+                    self._owner.put(checkpoint.read_state(source.path, like, broadcast_sharding(self._devices)))
                     _logger.info("Restored step %d from %s.", source.step, source.path)
                 if program is None:
                     rolled = rolls_well(trace.jaxpr, self._devices)
@@ -490,20 +507,15 @@ class TPUEstimator:
                     program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
         return program
 
-    def _fresh_variables(self, rng: jax.Array, features: Any, labels: Any) -> Any:
-        return init_variables(self._required_init_fn, rng, features, labels, self._model.params_for(features))
-
-    def _abstract_variables(self, rng: jax.Array, features: Any, labels: Any) -> Any:
-        return abstract_variables(self._required_init_fn, rng, features, labels, self._model.params_for(features))
-
-    @property
-    def _required_init_fn(self) -> Any:
+    @functools.cached_property
+    def _init_variables(self) -> Any:
+        """`(rng, features, labels) -> variables`, compiled for each kind of batch once."""
         if self._init_fn is None:
             raise ValueError(
                 "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
                 "init_fn=...), a Flax Module or a function of rng and features."
             )
-        return self._init_fn
+        return jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))
 
     # Evaluation and prediction.
 
@@ -530,16 +542,19 @@ class TPUEstimator:
         features, labels = infeed.first_shard()
         key = _signature(mode, infeed)
         program = self._programs.get(key)
-        fresh = state is None and source.path is None
+        path = source.path
+        fresh = state is None and path is None
         with jax.default_device(self._devices[0]):
             if state is None:
                 init_rng, step_rng = split_rng(jax.random.key(self._config.tf_random_seed or 0))
-                if fresh:
-                    _logger.info("Could not find trained model in model_dir: %s, running initialization.", self._model_dir)
-                    variables = self._fresh_variables(init_rng, features, labels)
+                if path is None:
+                    _logger.info(
+                        "Could not find trained model in model_dir: %s, running initialization.", self._model_dir
+                    )
+                    variables = self._init_variables(init_rng, features, labels)
                 else:
-                    like = self._abstract_variables(init_rng, features, labels)
-                    variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
+                    like = jax.eval_shape(self._init_variables, init_rng, features, labels)
+                    variables = checkpoint.read_variables(path, like, broadcast_sharding(self._devices))
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             if program is None:
                 spec, jaxpr = trace_spec(self._model, mode, state, features, labels)
@@ -552,7 +567,7 @@ class TPUEstimator:
                 program = self._programs[key] = _Program(full, tail, capacity, spec)
             if fresh:
                 state = state._replace(variables=scaffold_variables(program.spec, state.variables))
-            if fresh or source.path is not None:
+            if fresh or path is not None:
                 state = broadcast(state, self._devices)
         return program, state
 
@@ -607,152 +622,3 @@ def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:
     outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
     fitting = min(_STACK_BYTES // inputs, _OUTPUT_BYTES // outputs, most or _MOST_BATCHES_A_STACK)
     return max(1, fitting)
-
-
-def _accumulate(batches: Iterable[tuple[TPUEstimatorSpec, int]], step: int) -> dict[str, Any]:
-    """Merges the metrics of all batches; the loss is weighted by examples."""
-    metrics: dict[str, Any] = {}
-    loss, examples = 0.0, 0
-    for number, (host_spec, rows) in enumerate(batches):
-        try:
-            with run_position(step, None):
-                spec = on_host(host_spec)
-                run_host_call(spec)
-        except BaseException as error:
-            error.add_note(f"in evaluation, at batch {number} (counted from 0)")
-            raise
-        loss += float(spec.loss) * rows
-        examples += rows
-        values = {name: as_metric(name, value, rows) for name, value in spec.eval_metric_ops.items()}
-        _check_metric_names(values, metrics if number else values)
-        metrics = {name: metrics[name].merge(value) if number else value for name, value in values.items()}
-    results = {name: metric.compute() for name, metric in metrics.items()}
-    return {**results, "loss": loss / examples, "global_step": step}
-
-
-def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    for name in ("loss", "global_step"):
-        if name in values:
-            raise ValueError(
-                f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
-                "same name. Choose another name in metric_fn."
-            )
-    if values.keys() != before.keys():
-        raise ValueError(
-            f"metric_fn returned {sorted(values)} for this batch and {sorted(before)} before; it must return the same "
-            "names for every batch."
-        )
-
-
-def _chosen(predictions: Any, keys: Any) -> Any:
-    if keys is None:
-        return predictions
-    if not isinstance(predictions, Mapping):
-        raise ValueError("predict_keys argument is not valid in case of non-dict predictions.")
-    wanted = {keys} if isinstance(keys, str) else set(keys)
-    chosen = {key: value for key, value in predictions.items() if key in wanted}
-    if not chosen:
-        raise ValueError(f"Expected to run at least one output from {list(predictions)}, provided {keys}.")
-    return chosen
-
-
-def _examples(predictions: Any, single: bool) -> Iterator[Any]:
-    if not single:
-        yield predictions
-        return
-    if not isinstance(predictions, Mapping):
-        yield from predictions
-        return
-    sizes = {key: len(value) for key, value in predictions.items()}
-    length = next(iter(sizes.values()))
-    for key, size in sizes.items():
-        if size != length:
-            raise ValueError(
-                f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
-                "Give every prediction a leading batch axis, or use yield_single_examples=False."
-            )
-    for i in range(length):
-        yield {key: value[i] for key, value in predictions.items()}
-
-
-def _check_steps(verb: str, steps: Any, max_steps: Any) -> None:
-    if steps is not None and max_steps is not None:
-        raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
-    for name, value in (("steps", steps), ("max_steps", max_steps)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{verb} {name} must be int, got {type(value)}")
-        if value <= 0:
-            raise ValueError(f"Must specify {name} > 0, given: {value}")
-
-
-def _check_params(model_fn: Any, params: Any) -> None:
-    if params is None:
-        return
-    reserved = [key for key in ("batch_size", "context") if key in params]
-    if reserved:
-        raise ValueError(
-            f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
-            "estimator fills these in."
-        )
-    if callable(model_fn):
-        names, takes_any = argument_names(model_fn)
-        if params and not takes_any and "params" not in names:
-            raise ValueError(
-                f"model_fn ({describe(model_fn)}) does not include params argument, but params ({params}) is passed to "
-                "Estimator. Add the argument `params` to model_fn."
-            )
-
-
-def _choose_model_dir(model_dir: Any, config: RunConfig) -> str:
-    if model_dir is not None:
-        model_dir = os.fspath(model_dir)
-        if not model_dir:
-            raise ValueError("model_dir should be non-empty.")
-        if config.model_dir is not None and config.model_dir != model_dir:
-            raise ValueError(
-                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
-                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
-            )
-        return str(model_dir)
-    if config.model_dir is not None:
-        return config.model_dir
-    made = tempfile.mkdtemp()
-    _logger.warning("Using temporary folder as model directory: %s", made)
-    return made
-
-
-def _check_supported(config: RunConfig) -> None:
-    tpu = config.tpu_config
-    assert tpu is not None
-    per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
-    if tpu.num_cores_per_replica is not None and tpu.per_host_input_for_training not in per_host:
-        raise ValueError(
-            "Model parallelism only supports per host input for training. Please adjust "
-            "TPUConfig.per_host_input_for_training."
-        )
-    if tpu.num_cores_per_replica is not None or tpu.input_partition_dims is not None:
-        raise ValueError(
-            "TPUConfig num_cores_per_replica and input_partition_dims (model parallelism) are not supported yet; leave "
-            "them None: each device holds the whole model."
-        )
-    if tpu.per_host_input_for_training not in per_host:
-        raise ValueError(
-            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in each "
-            "process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
-        )
-    if tpu.eval_training_input_configuration not in per_host:
-        raise ValueError("eval_training_input_configuration=SLICED is not supported: leave it out, batches are split anyway.")
-
-
-def _refuse_hooks(hooks: Any, saving_listeners: Any) -> None:
-    if check_hooks(hooks) or saving_listeners:
-        raise NotImplementedError("hooks and saving_listeners are not built yet.")
-
-
-def _no_batch(input_fn: Any, verb: str) -> str:
-    return (
-        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
-        "that was used up before; input_fn must make a new one at each call."
-    )

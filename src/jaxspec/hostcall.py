@@ -1,7 +1,6 @@
 """Gathered specs out: one host spec for each step, its host functions called in step order."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +38,9 @@ def join_shards(
     last = next(steps_of(rest, 0, 1))
     leaves, structure = jax.tree.flatten(replaced(first, loss=None))
     more = jax.tree.leaves(replaced(last, loss=None))
-    joined = jax.tree.unflatten(structure, [np.concatenate(pair) for pair in zip(leaves, more, strict=True)])
+    joined: TPUEstimatorSpec = jax.tree.unflatten(
+        structure, [np.concatenate(pair) for pair in zip(leaves, more, strict=True)]
+    )
     if first.loss is None:
         return joined
     return replaced(joined, loss=(first.loss * rows + last.loss * rest_rows) / (rows + rest_rows))
@@ -56,4 +57,3 @@ def run_host_call(spec: EstimatorSpec) -> None:
     for hook in hooks:
         if isinstance(hook, HostCallHook):
             hook.run()
-

@@ -143,7 +143,9 @@ class Infeed:
         else:
             self._thread.join(timeout=10)
             if self._thread.is_alive():
-                _logger.warning("input_fn has been busy for 10 s and cannot be interrupted; its thread is left to finish.")
+                _logger.warning(
+                    "input_fn has been busy for 10 s and cannot be interrupted; its thread is left to finish."
+                )
 
     def _close_source(self) -> None:
         close = getattr(self._iterator, "close", None)
@@ -173,11 +175,11 @@ class Infeed:
                         self._put(stack)
                         stack = None
                 batch = self._fetch()
-        except BaseException as error:  # noqa: BLE001 - take() raises it again, after the batches before it
+        except BaseException as error:
             end = error
         try:
             self._close_source()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             end = error
         if stack is not None:
             self._put(stack)
@@ -277,7 +279,8 @@ class Infeed:
             )
 
     def _check_size(self, rows: int) -> None:
-        assert self.batch_size is not None and self._reference is not None
+        assert self.batch_size is not None
+        assert self._reference is not None
         if not self._ragged:
             raise ValueError(
                 f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {next(iter(self._reference))}). In "
@@ -318,6 +321,7 @@ class Infeed:
                 )
         return array.astype(dtype)
 
+
 class _End:
     """The end of the input."""
 
@@ -344,7 +348,7 @@ def _iterate(source: Any) -> tuple[Iterator[Any], Any]:
     if hasattr(source, "as_numpy_iterator"):
         source = source.as_numpy_iterator()
     is_batch = isinstance(source, dict | np.ndarray | jax.Array | np.generic) or type(source) is tuple
-    if is_batch or not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+    if is_batch or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
         if not is_batch and np.asarray(source).dtype == object:
             raise TypeError(
                 f"input_fn returned {type(source).__name__}; return an iterable of batches, or one batch (an array, a dict "

@@ -1,7 +1,7 @@
 """One evaluation or prediction: batches through the devices, one host spec for each, exactly the rows there are."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ class TailLoop:
 
 def run_batches(
     state: Any, infeed: Infeed, full: Loop, tail: TailLoop, capacity: int
-) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+) -> Generator[tuple[TPUEstimatorSpec, int], None, None]:
     """Yields (host spec, rows) of every batch, in order. A few dispatches run ahead.
 
     Args:

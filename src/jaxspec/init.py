@@ -59,7 +59,7 @@ def _check_variables(variables: Any, source: str) -> dict[str, Any]:
     from flax.core import unfreeze
 
     if isinstance(variables, Mapping):
-        variables = unfreeze(variables)
+        variables = unfreeze(dict(variables))
     if not isinstance(variables, Mapping) or "params" not in variables:
         got = f"a dict with the keys {sorted(variables)}" if isinstance(variables, Mapping) else repr(type(variables))
         raise ValueError(
@@ -69,22 +69,17 @@ def _check_variables(variables: Any, source: str) -> dict[str, Any]:
     return dict(variables)
 
 
-def init_variables(init_fn: Any, rng: jax.Array, features: Any, labels: Any, params: Mapping[str, Any]) -> Any:
-    """Runs `init_fn`, compiled, with `SHARD_AXIS` bound, on one per-shard batch."""
-    return jax.jit(_init_on_one_shard(init_fn, params))(rng, features, labels)
+def init_on_one_shard(init_fn: Any, params_for: Callable[[Any], Mapping[str, Any]]) -> Callable[..., Any]:
+    """A pure function `(rng, features, labels) -> variables` of one per-shard batch, with `SHARD_AXIS` bound.
 
-
-def abstract_variables(init_fn: Any, rng: jax.Array, features: Any, labels: Any, params: Mapping[str, Any]) -> Any:
-    """The shapes and dtypes of what `init_variables` makes; nothing is computed."""
-    return jax.eval_shape(_init_on_one_shard(init_fn, params), rng, features, labels)
-
-
-def _init_on_one_shard(init_fn: Any, params: Mapping[str, Any]) -> Callable[..., Any]:
+    Args:
+      init_fn: what `as_init_fn` takes.
+      params_for: makes the `params` of init_fn from the features.
+    """
     make = as_init_fn(init_fn)
 
     def init(rng: Any, features: Any, labels: Any) -> Any:
-        variables = make(rng=rng, features=features, labels=labels, params=dict(params))
-        return strong_arrays(variables)
+        return strong_arrays(make(rng=rng, features=features, labels=labels, params=dict(params_for(features))))
 
     return bind_shard_axis(init)
 

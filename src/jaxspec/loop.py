@@ -99,7 +99,7 @@ class TrainSession:
       stop_step: the global step to end at; None: at the end of the input.
       clock: how long a loop is.
       save_plan, saver: when and where checkpoints are written.
-      host_call_every: host_call runs at the global steps that this divides.
+      host_call_every: host_call runs at the global steps that this divides; 0: never.
       log_every: steps between two log lines; None: none.
       writer: makes the run's own summary writer.
       interrupt: set by a signal.
@@ -196,7 +196,7 @@ class TrainSession:
             self._owner.state = None  # what went wrong on the device has gone into the state
             raise
         self._refuse_nan(dispatch, spec.loss)
-        if spec.host_call is not None:
+        if spec.host_call is not None and self._host_call_every:
             for step, one in enumerate(steps_of(spec, dispatch.start, dispatch.stop), dispatch.first_step):
                 if step % self._host_call_every == 0:
                     self._host_call(step, one)
@@ -205,7 +205,7 @@ class TrainSession:
 
     def _host_call(self, step: int, spec: TPUEstimatorSpec) -> None:
         try:
-            with run_position(step, self._writer()):
+            with run_position(step, self._writer):
                 run_host_call(on_host(spec))
         except BaseException as error:
             error.add_note(f"in training, at global step {step}")

@@ -21,7 +21,7 @@ def map_over_devices(
     fn: Callable[..., Any], devices: Sequence[jax.Device], *, in_axes: Any, out_axes: Any, donate_argnums: Any = ()
 ) -> Callable[..., Any]:
     """`fn` compiled for all `devices`, with `SHARD_AXIS` bound. Axes as in `jax.pmap`; None means broadcast."""
-    return jax.pmap(
+    program: Callable[..., Any] = jax.pmap(
         fn,
         axis_name=SHARD_AXIS,
         in_axes=in_axes,
@@ -29,6 +29,7 @@ def map_over_devices(
         devices=list(devices),
         donate_argnums=donate_argnums,
     )
+    return program
 
 
 class Loop:
@@ -89,9 +90,7 @@ class Loop:
             carried, buffers = carry
             new, out = self._step(carried if self.trains else state, *batch(i))
             outputs = jax.tree.leaves(out)
-            buffers = [
-                jax.lax.dynamic_update_index_in_dim(b, x, i, 0) for b, x in zip(buffers, outputs, strict=True)
-            ]
+            buffers = [jax.lax.dynamic_update_index_in_dim(b, x, i, 0) for b, x in zip(buffers, outputs, strict=True)]
             return new, buffers
 
         # A spec cannot be a loop carry (its functions are new objects at each trace): its leaves travel.
@@ -177,7 +176,7 @@ def _is_broadcast(state: Any, devices: tuple[jax.Device, ...]) -> bool:
 
 def _check_sharded(batch: Any, num_shards: int) -> None:
     for name, leaf in named_leaves(batch).items():
-        if np.ndim(leaf) < 2 and np.ndim(leaf) == 0 or np.shape(leaf)[0] != num_shards:
+        if (np.ndim(leaf) < 2 and np.ndim(leaf) == 0) or np.shape(leaf)[0] != num_shards:
             raise ValueError(
                 f"batch leaf {name} is {describe_array(leaf)}, but the step is mapped over {num_shards} devices: its "
                 f"leading axis must be {num_shards}. Write step(state, *shard((features, labels), {num_shards}))."

@@ -38,7 +38,8 @@ def signals_put_off() -> Iterator[StopRequest]:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(signum)
-        if handler is not None:  # None: not installed from Python, and could not be put back
+        # None: not installed from Python, and could not be put back. One that is ignored stays ignored.
+        if handler not in (None, signal.SIG_IGN):
             before[signum] = signal.signal(signum, note)
     try:
         yield request

@@ -102,7 +102,7 @@ class EstimatorSpec(_EstimatorSpecFields):
             )
         )
 
-    def _replace(self, **kwargs: Any) -> Self:  # type: ignore[override]
+    def _replace(self, **kwargs: Any) -> Self:
         """A checked copy with some fields changed; the mode cannot be."""
         if "mode" in kwargs and kwargs["mode"] != self.mode:
             raise ValueError("mode of EstimatorSpec cannot be changed.")
@@ -186,7 +186,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
             (mode, predictions, loss, train_op, eval_metrics, export_outputs, scaffold_fn, host_call, *hooks)
         )
 
-    def _replace(self, **kwargs: Any) -> Self:  # type: ignore[override]
+    def _replace(self, **kwargs: Any) -> Self:
         """A checked copy with some fields changed."""
         return type(self)(**{**self._asdict(), **kwargs})
 
@@ -248,12 +248,12 @@ def call_scaffold_fn(scaffold_fn: Callable[[], Any]) -> Scaffold:
 
 
 def _check_spec_hooks(role: str, hooks: Any) -> tuple[Any, ...]:
-    hooks = check_hooks(hooks, role=role)
-    for index, hook in enumerate(hooks):
+    checked = check_hooks(hooks, role=role)
+    for index, hook in enumerate(checked):
         refuse_captured_tracers(
             hook, f"{role}[{index}] ({type(hook).__name__})", lambda name: f"ask for it: host_call=(fn, [{name}])."
         )
-    return hooks
+    return checked
 
 
 def _check_arrays(
@@ -262,9 +262,7 @@ def _check_arrays(
     """The rules for fields that both kinds of spec have, in TensorFlow's order."""
     if train_op is None:
         if mode == ModeKeys.TRAIN:
-            raise ValueError(
-                "Missing train_op. In mode TRAIN write train_op=jaxspec.minimize(optax.adam(1e-3))."
-            )
+            raise ValueError("Missing train_op. In mode TRAIN write train_op=jaxspec.minimize(optax.adam(1e-3)).")
     else:
         ops = as_train_ops(train_op)
         train_op = ops[0] if len(ops) == 1 else ops
@@ -293,9 +291,7 @@ def _check_loss(loss: Any) -> Any:
     if not is_array(loss):
         raise TypeError(f"loss must be an array, given: {loss!r}. Use jnp.asarray(...) or a computed scalar.")
     if np.size(loss) != 1:
-        raise ValueError(
-            f"Loss must be scalar, given: {describe_array(loss)}. Reduce it, for example with .mean()."
-        )
+        raise ValueError(f"Loss must be scalar, given: {describe_array(loss)}. Reduce it, for example with .mean().")
     return loss.reshape(()) if loss.shape else loss
 
 

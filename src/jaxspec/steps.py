@@ -10,10 +10,10 @@ import optax
 from .arrays import describe_array, named_leaves
 from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards, shard_index
 from .captures import captured_tracers
-from .init import init_variables, strong_arrays
+from .init import init_on_one_shard, strong_arrays
 from .model import Model
 from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
-from .train_op import TrainOp, as_train_ops
+from .train_op import as_train_ops
 from .trainable import merge, select
 
 
@@ -52,7 +52,7 @@ def create_train_state(
     """
     model = Model(model_fn, params)
     init_rng, step_rng = split_rng(rng)
-    variables = init_variables(init_fn, init_rng, features, labels, model.params_for(features))
+    variables = jax.jit(init_on_one_shard(init_fn, model.params_for))(init_rng, features, labels)
     trace = trace_train_op(model, variables, step_rng, features, labels)
     return finish_train_state(trace, variables, step_rng)
 
@@ -101,12 +101,11 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
 def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> TrainState:
     """The state at step 0 from fresh variables: `Scaffold.init_fn`, then the optimizer state."""
     variables = scaffold_variables(trace.spec, variables)
-    return unshared(TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng))
+    state: TrainState = unshared(TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng))
+    return state
 
 
-def trace_spec(
-    model: Model, mode: str, state: TrainState, features: Any, labels: Any
-) -> tuple[TPUEstimatorSpec, Any]:
+def trace_spec(model: Model, mode: str, state: TrainState, features: Any, labels: Any) -> tuple[TPUEstimatorSpec, Any]:
     """(the spec of one shard's batch as it leaves the device, with `jax.ShapeDtypeStruct` leaves; the jaxpr)."""
     step = {ModeKeys.EVAL: _eval_step, ModeKeys.PREDICT: _predict_step}[mode]
 
@@ -276,12 +275,8 @@ def _shard_rng(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), shard_index())
 
 
-def _eval_step(
-    model: Model, state: TrainState, features: Any, labels: Any, weight: Any = None
-) -> TPUEstimatorSpec:
-    spec = model(
-        ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state)
-    )
+def _eval_step(model: Model, state: TrainState, features: Any, labels: Any, weight: Any = None) -> TPUEstimatorSpec:
+    spec = model(ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state))
     spec = leaving_device(spec)
     if weight is None:
         loss = jax.lax.pmean(spec.loss, SHARD_AXIS)
@@ -298,9 +293,7 @@ def _predict_step(model: Model, state: TrainState, features: Any, *ignored: Any)
     return leaving_device(spec)
 
 
-def _train_step(
-    model: Model, state: TrainState, features: Any, labels: Any
-) -> tuple[TrainState, TPUEstimatorSpec]:
+def _train_step(model: Model, state: TrainState, features: Any, labels: Any) -> tuple[TrainState, TPUEstimatorSpec]:
     rng = _shard_rng(state)
 
     def call(variables: Any) -> TPUEstimatorSpec:
@@ -437,7 +430,8 @@ def _write(variables: dict[str, Any], new: Any, source: str, *, reduce: bool) ->
 
 
 def _check_same_types(old: TrainState, new: TrainState) -> None:
-    if jax.tree.structure(old) != jax.tree.structure(new):
+    structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if structures[0] != structures[1]:
         was, now = named_leaves(old), named_leaves(new)
         different = sorted(set(was) ^ set(now)) or ["the tree's node types"]
         raise ValueError(f"the training step changes the structure of the state: {', '.join(different)} differ.")

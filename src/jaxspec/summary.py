@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-
 _FLUSH_SECS = 10
 
 
@@ -74,8 +73,8 @@ class _Position:
     """Where the run stands while a host function runs."""
 
     step: int
-    writer: SummaryWriter | None
-    """The run's own writer; None in evaluation, where a host_call's summaries are not written."""
+    writer: Callable[[], SummaryWriter] | None
+    """Opens the run's own writer; None in evaluation, where a host_call's summaries are not written."""
 
 
 # The one cache of the library: two writers of one directory would write two event files.
@@ -108,10 +107,12 @@ def scalar(name: str, value: Any, step: int | None = None) -> None:
       ValueError: if no step is given and no run is calling, or if there is no writer.
     """
     position = _position.get()
-    writer = _writer.get() or (None if position is None else position.writer)
-    if writer is None:
-        if position is not None:
+    writer = _writer.get()
+    if writer is None and position is not None:
+        if position.writer is None:
             return
+        writer = position.writer()
+    if writer is None:
         raise ValueError(
             f"summary.scalar({name!r}): no writer. Write `with summary.create_file_writer(logdir).as_default():` around it."
         )
@@ -140,8 +141,8 @@ def host_call(**tensors: Any) -> tuple[Callable[..., None], dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def run_position(step: int, writer: SummaryWriter | None) -> Iterator[None]:
-    """Within it, host functions are at `step` of a run whose own writer is `writer`."""
+def run_position(step: int, writer: Callable[[], SummaryWriter] | None) -> Iterator[None]:
+    """Within it, host functions are at `step` of a run whose own writer `writer` opens."""
     token = _position.set(_Position(step, writer))
     try:
         yield

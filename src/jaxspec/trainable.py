@@ -19,6 +19,7 @@ def select(params: Any, of: Any, tree: Any = None) -> Any:
 
     Leaves that cannot be differentiated (integers, keys) are never trained.
     """
+    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     chosen = _mask(params, of)
     values = leaves if tree is None else treedef.flatten_up_to(tree)
@@ -29,6 +30,7 @@ def select(params: Any, of: Any, tree: Any = None) -> Any:
 
 def merge(params: Any, selected: Any) -> Any:
     """`params` with the selected leaves replaced: the inverse of `select`."""
+    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     values = treedef.flatten_up_to(selected)
     return treedef.unflatten(

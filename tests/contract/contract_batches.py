@@ -27,9 +27,7 @@ def make_estimator(case, model_fn, model_dir):
             js.TPUConfig(
                 num_shards=case["num_cores"],
                 per_host_input_for_training=js.InputPipelineConfig[case["per_host_input_for_training"]],
-                eval_training_input_configuration=js.InputPipelineConfig[
-                    case["eval_training_input_configuration"]
-                ],
+                eval_training_input_configuration=js.InputPipelineConfig[case["eval_training_input_configuration"]],
             ),
             save_checkpoints_steps=None,
             save_checkpoints_secs=None,
@@ -77,10 +75,7 @@ def observe(case, mode, model_dir):
 def main():
     """Reads cases and writes `{name: {mode: what was seen}}`."""
     with tempfile.TemporaryDirectory() as model_dir:
-        seen = {
-            case["name"]: {mode: observe(case, mode, model_dir) for mode in MODES}
-            for case in json.load(sys.stdin)
-        }
+        seen = {case["name"]: {mode: observe(case, mode, model_dir) for mode in MODES} for case in json.load(sys.stdin)}
     print(json.dumps(seen))
 
 

@@ -124,8 +124,7 @@ VALIDATION = {
     ),
     "fraction of a step": Difference(
         lambda case: (
-            case["target"] == "call"
-            and any(isinstance(_given(case, name), float) for name in ("steps", "max_steps"))
+            case["target"] == "call" and any(isinstance(_given(case, name), float) for name in ("steps", "max_steps"))
         ),
         TypeError,
         "TensorFlow rounds up on a CPU and refuses on a TPU: refused on all devices alike.",

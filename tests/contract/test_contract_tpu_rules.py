@@ -290,12 +290,8 @@ def test_loops_and_checkpoints(case, tmp_path, monkeypatch):
     if start:
         make_loop_estimator(str(tmp_path), 100, 10**6).train(input_fn, steps=start)
     before = checkpoints(tmp_path)
-    estimator = make_loop_estimator(
-        str(tmp_path), case["iterations_per_loop"], case["save_checkpoints_steps"]
-    )
-    lengths = train_noting_loops(
-        estimator, input_fn, monkeypatch, steps=case["steps"], max_steps=case["max_steps"]
-    )
+    estimator = make_loop_estimator(str(tmp_path), case["iterations_per_loop"], case["save_checkpoints_steps"])
+    lengths = train_noting_loops(estimator, input_fn, monkeypatch, steps=case["steps"], max_steps=case["max_steps"])
     written = sorted(set(checkpoints(tmp_path)) - set(before) | {start})
     assert start in checkpoints(tmp_path)
     assert (lengths, written) == exact(case)

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import inspect
+import json
 import re
 
 import contract_models
@@ -55,9 +56,7 @@ def attempt(case, values):
 
 def call(method, kwargs, model_dir):
     """Calls a verb of an estimator of the counting model on 3 batches of 2 rows."""
-    estimator = js.TPUEstimator(
-        contract_models.model_fn, contract_models.init_fn, model_dir=model_dir, use_tpu=False
-    )
+    estimator = js.TPUEstimator(contract_models.model_fn, contract_models.init_fn, model_dir=model_dir, use_tpu=False)
     result = getattr(estimator, method)(lambda: contract_models.batches(2, 3), **kwargs)
     if method == "train":
         return {"global_step": contract_models.global_step(estimator)}
@@ -97,7 +96,8 @@ def unnamed(case, message):
     wanted = {name for name in names if mentions(recorded, name)}
     if wanted:
         return sorted(name for name in wanted if not mentions(message, name))
-    shown = given.union(*(plain(case["kwargs"][name]) for name in given))
+    in_config = re.findall(r'"(\w+)":', json.dumps(case["kwargs"].get("config", {})))
+    shown = given.union(in_config, *(plain(case["kwargs"][name]) for name in given))
     return [] if any(mentions(message, word) for word in shown) else sorted(shown)
 
 

@@ -20,9 +20,7 @@ def received(**tensors: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_fn_gets_every_example_once_in_order() -> None:
     rows = np.arange(20).reshape(10, 2)
-    parts = [
-        metrics.collect(received, x=rows[a:b], y=rows[a:b, 0]) for a, b in ((0, 4), (4, 4), (4, 5), (5, 10))
-    ]
+    parts = [metrics.collect(received, x=rows[a:b], y=rows[a:b, 0]) for a, b in ((0, 4), (4, 4), (4, 5), (5, 10))]
     result = functools.reduce(lambda a, b: a.merge(b), parts).compute()
     np.testing.assert_array_equal(result["x"], rows)
     np.testing.assert_array_equal(result["y"], rows[:, 0])
@@ -97,8 +95,7 @@ def test_masked_arrays_keep_their_mask() -> None:
 
 def test_strings_and_whole_set_functions() -> None:
     words = [
-        metrics.collect(sklearn.metrics.accuracy_score, y_true=t, y_pred=["a", "b"])
-        for t in (["a", "a"], ["a", "b"])
+        metrics.collect(sklearn.metrics.accuracy_score, y_true=t, y_pred=["a", "b"]) for t in (["a", "a"], ["a", "b"])
     ]
     assert words[0].merge(words[1]).compute() == 0.75
     longer = metrics.collect(received, x=["a"]).merge(metrics.collect(received, x=["abc"]))
@@ -122,13 +119,9 @@ def test_refused() -> None:
         metrics.collect(max)
     with pytest.raises(ValueError, match="x is a scalar; expected an array"):
         metrics.collect(max, x=1.0)
-    with pytest.raises(
-        ValueError, match=r"examples for max with examples for min; expected the same function"
-    ):
+    with pytest.raises(ValueError, match=r"examples for max with examples for min; expected the same function"):
         metrics.collect(max, x=[1]).merge(metrics.collect(min, x=[1]))
     with pytest.raises(ValueError, match=r"cannot merge tensors \['x'\] with \['y'\]"):
         metrics.collect(max, x=[1]).merge(metrics.collect(max, y=[1]))
-    with pytest.raises(
-        ValueError, match=r"x has examples of shape \(2,\) in one batch and \(3,\) in another"
-    ):
+    with pytest.raises(ValueError, match=r"x has examples of shape \(2,\) in one batch and \(3,\) in another"):
         metrics.collect(max, x=[[1, 2]]).merge(metrics.collect(max, x=[[1, 2, 3]]))

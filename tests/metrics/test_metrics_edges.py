@@ -40,12 +40,8 @@ def test_jax_arrays_and_lists_are_taken_too(row: Row) -> None:
     assert_same(row({key: a.tolist() for key, a in batch.items()}).compute(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "dtype", [bool, np.int8, np.uint8, np.int32, np.float32, ml_dtypes.bfloat16, ml_dtypes.int4]
-)
-@pytest.mark.parametrize(
-    "row", [r for r in UNWEIGHTED if r.draw.__name__ in ("binary", "probabilities")], ids=str
-)
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.float32, ml_dtypes.bfloat16, ml_dtypes.int4])
+@pytest.mark.parametrize("row", [r for r in UNWEIGHTED if r.draw.__name__ in ("binary", "probabilities")], ids=str)
 def test_binary_labels_of_any_type(row: Row, dtype: Any) -> None:
     batch = row.draw(np.random.default_rng(2), 20)
     assert_same(row({**batch, "labels": batch["labels"].astype(dtype)}).compute(), row(batch).compute())

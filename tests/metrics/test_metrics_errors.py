@@ -225,9 +225,7 @@ def test_merging_with_another_number_of_classes(row: Row) -> None:
 
 
 def test_merging_different_metrics() -> None:
-    with pytest.raises(
-        ValueError, match="cannot merge a value of precision with one of recall; expected the same"
-    ):
+    with pytest.raises(ValueError, match="cannot merge a value of precision with one of recall; expected the same"):
         metrics.precision(Y, Y).merge(metrics.recall(Y, Y))
     with pytest.raises(TypeError, match="precision: cannot merge with Collected"):
         metrics.precision(Y, Y).merge(metrics.collect(max, x=Y))
@@ -265,7 +263,5 @@ def test_merging_different_k() -> None:
 
 
 def test_merging_tensors_of_different_shapes() -> None:
-    with pytest.raises(
-        ValueError, match=re.escape("mean_tensor: cannot merge a state of shapes [(2,), (2,)]")
-    ):
+    with pytest.raises(ValueError, match=re.escape("mean_tensor: cannot merge a state of shapes [(2,), (2,)]")):
         metrics.mean_tensor([1.0, 2.0]).merge(metrics.mean_tensor([1.0]))

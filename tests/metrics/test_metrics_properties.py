@@ -28,9 +28,7 @@ def merged(values: list[metrics.Metric]) -> metrics.Metric:
 @every_metric
 @few
 @given(seeds, sizes, points)
-def test_any_split_into_batches_gives_the_value_of_the_whole(
-    row: Row, seed: int, size: int, points: list[int]
-) -> None:
+def test_any_split_into_batches_gives_the_value_of_the_whole(row: Row, seed: int, size: int, points: list[int]) -> None:
     batch = row.draw(np.random.default_rng(seed), size)
     assert_same(merged([row(part) for part in cut(batch, points)]).compute(), row(batch).compute())
 

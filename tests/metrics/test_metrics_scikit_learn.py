@@ -42,9 +42,7 @@ def test_precision_recall_and_f1(data: dict[str, np.ndarray], batch_size: int) -
     assert_allclose(p, sklearn.metrics.precision_score(y, guess, sample_weight=w), rtol=1e-6)
     assert_allclose(r, sklearn.metrics.recall_score(y, guess, sample_weight=w), rtol=1e-6)
     f1 = functools.partial(metrics.collect, sklearn.metrics.f1_score)
-    assert_allclose(
-        evaluate(f1, batch_size, y_true=y, y_pred=guess), sklearn.metrics.f1_score(y, guess), rtol=0
-    )
+    assert_allclose(evaluate(f1, batch_size, y_true=y, y_pred=guess), sklearn.metrics.f1_score(y, guess), rtol=0)
     p = evaluate(metrics.precision, batch_size, labels=y, predictions=guess)
     r = evaluate(metrics.recall, batch_size, labels=y, predictions=guess)
     assert_allclose(2 * p * r / (p + r), sklearn.metrics.f1_score(y, guess), rtol=1e-12)
@@ -52,9 +50,7 @@ def test_precision_recall_and_f1(data: dict[str, np.ndarray], batch_size: int) -
 
 @in_batches
 @pytest.mark.parametrize("num_thresholds", [20, 200])
-def test_auc_at_its_stated_resolution(
-    data: dict[str, np.ndarray], batch_size: int, num_thresholds: int
-) -> None:
+def test_auc_at_its_stated_resolution(data: dict[str, np.ndarray], batch_size: int, num_thresholds: int) -> None:
     y, scores = data["labels"], data["scores"]
     fn = functools.partial(metrics.auc, num_thresholds=num_thresholds)
     actual = evaluate(fn, batch_size, labels=y, predictions=scores)
@@ -92,21 +88,15 @@ def test_classes(data: dict[str, np.ndarray], batch_size: int) -> None:
     per_class = evaluate(of(metrics.mean_per_class_accuracy, num_classes=7), batch_size, **pair)
     assert_allclose(per_class, sklearn.metrics.balanced_accuracy_score(y, guess), rtol=1e-12)
     accuracy = evaluate(metrics.accuracy, batch_size, **pair, weights=data["weights"])
-    assert_allclose(
-        accuracy, sklearn.metrics.accuracy_score(y, guess, sample_weight=data["weights"]), rtol=1e-6
-    )
+    assert_allclose(accuracy, sklearn.metrics.accuracy_score(y, guess, sample_weight=data["weights"]), rtol=1e-6)
 
 
 @in_batches
 @pytest.mark.parametrize("k", [1, 3])
-def test_recall_at_k_of_one_label_is_top_k_accuracy(
-    data: dict[str, np.ndarray], batch_size: int, k: int
-) -> None:
+def test_recall_at_k_of_one_label_is_top_k_accuracy(data: dict[str, np.ndarray], batch_size: int, k: int) -> None:
     fn = functools.partial(metrics.recall_at_k, k=k)
     actual = evaluate(fn, batch_size, labels=data["classes"], predictions=data["logits"])
-    assert_allclose(
-        actual, sklearn.metrics.top_k_accuracy_score(data["classes"], data["logits"], k=k), rtol=1e-12
-    )
+    assert_allclose(actual, sklearn.metrics.top_k_accuracy_score(data["classes"], data["logits"], k=k), rtol=1e-12)
 
 
 @in_batches

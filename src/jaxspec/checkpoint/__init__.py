@@ -9,3 +9,4 @@ from .store import read_array as read_array
 from .store import read_position as read_position
 from .store import read_state as read_state
 from .store import read_variables as read_variables
+from .store import state_arrays as state_arrays

@@ -75,7 +75,9 @@ class Saver:
 
     def _refuse_non_finite(self, state: TrainState, step: int) -> None:
         leaves = {
-            name: leaf for name, leaf in named_leaves(state.variables).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            name: leaf
+            for name, leaf in named_leaves(state.variables).items()
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
         }
         finite = jax.device_get(_all_finite(list(leaves.values())))
         bad = [name for name, ok in zip(leaves, finite, strict=True) if not ok]

@@ -36,7 +36,9 @@ def write_async(path: str, state: TrainState, position: Any) -> Any:
         "input": {f"process_{jax.process_index()}": np.frombuffer(json.dumps(position).encode(), np.uint8)},
         "meta": {"format": FORMAT, "rng_impl": str(jax.random.key_impl(state.rng))},
     }
-    return _orbax().save_checkpointables_async(path, {name: part for name, part in parts.items() if part}, overwrite=True)
+    return _orbax().save_checkpointables_async(
+        path, {name: part for name, part in parts.items() if part}, overwrite=True
+    )
 
 
 def read_variables(path: str, like: Any, sharding: Any) -> Any:
@@ -78,10 +80,17 @@ def array_names(path: str) -> dict[str, Any]:
     The values have `shape` and `dtype`.
     """
     parts = _metadata(path)
-    names = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(parts.get("variables", {}))}
-    optimizer = jax.tree_util.tree_leaves_with_path(parts.get("opt_state", {}))
-    names |= {f"opt_state/{path_name(p)}": leaf for p, leaf in optimizer}
-    return names | {"global_step": parts["step"]["global_step"]}
+    return _array_names(parts.get("variables", {}), parts.get("opt_state", {}), parts["step"]["global_step"])
+
+
+def state_arrays(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state under the names that `array_names` gives them in a checkpoint."""
+    return _array_names(state.variables, state.opt_state, state.step)
+
+
+def _array_names(variables: Any, opt_state: Any, step: Any) -> dict[str, Any]:
+    optimizer = {f"opt_state/{name}": leaf for name, leaf in named_leaves(opt_state).items()}
+    return {**named_leaves(variables), **optimizer, "global_step": step}
 
 
 def read_array(path: str, name: str) -> np.ndarray:
@@ -112,7 +121,7 @@ def _read(path: str, parts: dict[str, Any], sharding: Any) -> dict[str, Any]:
     if problems:
         raise ValueError(
             f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
-            "optimizer that wrote it; to start from its weights alone use warm_start_from."
+            "optimizer that wrote it; to start from its weights alone, load them in Scaffold(init_fn=...)."
         )
     abstract = {
         part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _nested(like))

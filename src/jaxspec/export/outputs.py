@@ -20,7 +20,7 @@ class ExportOutput:
         jax.tree_util.register_pytree_with_keys(
             cls,
             lambda self: (((jax.tree_util.DictKey("outputs"), dict(self.outputs)),), None),
-            lambda _, children: _rebuild(cls, children[0]),
+            lambda _, children: _rebuild(cls, *children),
         )
 
     def __repr__(self) -> str:

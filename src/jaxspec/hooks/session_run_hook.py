@@ -67,8 +67,9 @@ def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...
         raise TypeError(f"{role} must be a list of SessionRunHook instances, given one: {hooks!r}; write [{role}].")
     if not isinstance(hooks, Iterable):
         raise TypeError(f"{role} must be a list of SessionRunHook instances, given: {hooks!r}.")
-    for hook in (hooks := tuple(hooks)):
+    checked: tuple[SessionRunHook, ...] = tuple(hooks)
+    for hook in checked:
         if not isinstance(hook, SessionRunHook):
             kind = f", the class {hook.__name__} itself; write {hook.__name__}()" if isinstance(hook, type) else ""
             raise TypeError(f"All hooks must be SessionRunHook instances, given in {role}: {hook!r}{kind}")
-    return hooks
+    return checked

@@ -82,9 +82,7 @@ def _scores(predictions: Any, k: Any, least: int) -> tuple[Array, int]:
         raise ValueError("predictions is a scalar; expected scores of shape [..., classes]")
     count = as_count("k", k, least)
     if count > scores.shape[-1]:
-        raise ValueError(
-            f"k is {count}; expected at most the number of classes, the last axis of {scores.shape}"
-        )
+        raise ValueError(f"k is {count}; expected at most the number of classes, the last axis of {scores.shape}")
     return scores, count
 
 
@@ -141,9 +139,7 @@ def _mean(total: Floats, weight: Floats, **_: object) -> Array:
     return ratio_or_zero(total, weight)
 
 
-def precision_at_k(
-    labels: Any, predictions: Any, k: int, class_id: int | None = None, weights: Any = None
-) -> Metric:
+def precision_at_k(labels: Any, predictions: Any, k: int, class_id: int | None = None, weights: Any = None) -> Metric:
     """Share of the k best-scored classes that are labels of their row: `tp / (tp + fp)`.
 
     Args:
@@ -200,14 +196,10 @@ def precision_at_top_k(
     chosen = _as_class(class_id)
     rows = _rows_of(labels, ("predictions_idx", ids), weights)
     found = _hits_of_ids(rows, ids, chosen)
-    return sums_of(
-        "precision_at_top_k", _share, rows.total(found.hits), rows.total(found.retrieved), class_id=chosen
-    )
+    return sums_of("precision_at_top_k", _share, rows.total(found.hits), rows.total(found.retrieved), class_id=chosen)
 
 
-def recall_at_k(
-    labels: Any, predictions: Any, k: int, class_id: int | None = None, weights: Any = None
-) -> Metric:
+def recall_at_k(labels: Any, predictions: Any, k: int, class_id: int | None = None, weights: Any = None) -> Metric:
     """Share of the labels that are among the k best-scored classes of their row: `tp / (tp + fn)`.
 
     Args:
@@ -232,9 +224,7 @@ def recall_at_k(
     chosen = _as_class(class_id)
     rows = _rows_of(labels, ("predictions", scores), weights)
     found = _hits_of_scores(rows, scores, count, chosen)
-    return sums_of(
-        "recall_at_k", _share, rows.total(found.hits), rows.total(found.relevant), k=count, class_id=chosen
-    )
+    return sums_of("recall_at_k", _share, rows.total(found.hits), rows.total(found.relevant), k=count, class_id=chosen)
 
 
 def recall_at_top_k(
@@ -258,9 +248,7 @@ def recall_at_top_k(
     chosen = _as_class(class_id)
     rows = _rows_of(labels, ("predictions_idx", ids), weights)
     found = _hits_of_ids(rows, ids, chosen)
-    return sums_of(
-        "recall_at_top_k", _share, rows.total(found.hits), rows.total(found.relevant), class_id=chosen
-    )
+    return sums_of("recall_at_top_k", _share, rows.total(found.hits), rows.total(found.relevant), class_id=chosen)
 
 
 def average_precision_at_k(labels: Any, predictions: Any, k: int, weights: Any = None) -> Metric:

@@ -92,10 +92,7 @@ def collect(fn: Callable[..., Any], /, **tensors: Any) -> Collected:
         raise TypeError(f"fn is {fn!r}; expected a function of the collected tensors")
     if not tensors:
         raise ValueError("collect got no tensors; expected at least one, under the name of an argument of fn")
-    arrays = {
-        name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t)
-        for name, t in tensors.items()
-    }
+    arrays = {name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t) for name, t in tensors.items()}
     for name, array in arrays.items():
         if array.ndim == 0:
             raise ValueError(f"{name} is a scalar; expected an array with one entry an example")

@@ -90,9 +90,7 @@ def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = F
             "the same number of axes, each of the same size or 1"
         )
     if not allow_negative and array.size and array.dtype.kind in "if" and array.min() < 0:
-        raise ValueError(
-            f"weights has a negative entry, {array.min()}; expected weights >= 0: they count examples"
-        )
+        raise ValueError(f"weights has a negative entry, {array.min()}; expected weights >= 0: they count examples")
     return np.broadcast_to(array, shape)
 
 

@@ -74,13 +74,11 @@ class Sums(Metric):
     def merge(self, other: Self) -> Self:
         if not isinstance(other, Sums):
             raise TypeError(
-                f"{self.name}: cannot merge with {type(other).__name__}; "
-                f"expected a value that {self.name} returned"
+                f"{self.name}: cannot merge with {type(other).__name__}; expected a value that {self.name} returned"
             )
         if (self.name, self.finish) != (other.name, other.finish):
             raise ValueError(
-                f"cannot merge a value of {self.name} with one of {other.name}; "
-                "expected the same metric on both sides"
+                f"cannot merge a value of {self.name} with one of {other.name}; expected the same metric on both sides"
             )
         if self.config != other.config:
             differing = [
@@ -89,8 +87,7 @@ class Sums(Metric):
                 if dict(other.config).get(key) != mine
             ]
             raise ValueError(
-                f"{self.name}: cannot merge {', '.join(differing)}; "
-                "expected the same arguments in every batch"
+                f"{self.name}: cannot merge {', '.join(differing)}; expected the same arguments in every batch"
             )
         mine, theirs = [np.shape(s) for s in self.sums], [np.shape(s) for s in other.sums]
         if mine != theirs:

@@ -13,9 +13,7 @@ from ._metric import Array, Floats, Metric, sums_of
 
 
 def _difference(labels: Any, predictions: Any) -> Array:
-    a, b = same_shape(
-        ("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions))
-    )
+    a, b = same_shape(("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions)))
     # Float64 keeps the difference of integers from wrapping round and the square of a float32 from
     # overflowing.
     with np.errstate(all="ignore"):
@@ -121,18 +119,14 @@ def mean_cosine_distance(labels: Any, predictions: Any, dim: int, weights: Any =
     >>> metrics.mean_cosine_distance([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]], dim=1).compute()
     0.5
     """
-    a, b = same_shape(
-        ("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions))
-    )
+    a, b = same_shape(("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions)))
     axis = operator.index(dim)
     if not -a.ndim <= axis < a.ndim:
         raise ValueError(f"dim is {dim}; expected an axis of labels, which have shape {a.shape}")
     with np.errstate(all="ignore"):
         products = np.multiply(a, b, dtype=np.float64).sum(axis=axis, keepdims=True)
     w = as_weights(weights, products.shape, allow_negative=True)
-    return sums_of(
-        "mean_cosine_distance", _distance, total(products, w), weight_of(products, w), dim=axis % a.ndim
-    )
+    return sums_of("mean_cosine_distance", _distance, total(products, w), weight_of(products, w), dim=axis % a.ndim)
 
 
 def _distance(total: Floats, weight: Floats, dim: int) -> Array:

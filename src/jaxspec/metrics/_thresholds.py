@@ -91,9 +91,7 @@ def _at(
     return sums_of(name, finish, histogram(labels, predictions, weights, limits), thresholds=limits)
 
 
-def true_positives_at_thresholds(
-    labels: Any, predictions: Any, thresholds: Any, weights: Any = None
-) -> Metric:
+def true_positives_at_thresholds(labels: Any, predictions: Any, thresholds: Any, weights: Any = None) -> Metric:
     """Weighted number of entries with a true label and `prediction > threshold`, for each threshold.
 
     Args:
@@ -115,9 +113,7 @@ def true_positives_at_thresholds(
     return _at("true_positives_at_thresholds", _tp, labels, predictions, thresholds, weights)
 
 
-def false_positives_at_thresholds(
-    labels: Any, predictions: Any, thresholds: Any, weights: Any = None
-) -> Metric:
+def false_positives_at_thresholds(labels: Any, predictions: Any, thresholds: Any, weights: Any = None) -> Metric:
     """Weighted number of entries with a false label and `prediction > threshold`, for each threshold.
 
     Arguments and result as for `true_positives_at_thresholds`.
@@ -130,9 +126,7 @@ def false_positives_at_thresholds(
     return _at("false_positives_at_thresholds", _fp, labels, predictions, thresholds, weights)
 
 
-def true_negatives_at_thresholds(
-    labels: Any, predictions: Any, thresholds: Any, weights: Any = None
-) -> Metric:
+def true_negatives_at_thresholds(labels: Any, predictions: Any, thresholds: Any, weights: Any = None) -> Metric:
     """Weighted number of entries with a false label and `prediction <= threshold`, for each threshold.
 
     Arguments and result as for `true_positives_at_thresholds`.
@@ -145,9 +139,7 @@ def true_negatives_at_thresholds(
     return _at("true_negatives_at_thresholds", _tn, labels, predictions, thresholds, weights)
 
 
-def false_negatives_at_thresholds(
-    labels: Any, predictions: Any, thresholds: Any, weights: Any = None
-) -> Metric:
+def false_negatives_at_thresholds(labels: Any, predictions: Any, thresholds: Any, weights: Any = None) -> Metric:
     """Weighted number of entries with a true label and `prediction <= threshold`, for each threshold.
 
     Arguments and result as for `true_positives_at_thresholds`.

@@ -1,7 +1,7 @@
 """Reads oracle files.  Needs numpy only, so the JAX side can import it as is.
 
-    import oracle_read
-    doc = oracle_read.load("data/open/metrics.json")
+    import metrics_oracle
+    doc = metrics_oracle.load("data/open/metrics.json")
     for case in doc["cases"]: ...
 
 Encoding used in the JSON files

@@ -1,0 +1,59 @@
+# Every target does its own set-up: only Python (3.11 or newer) and make are needed.
+
+# The first of these that is new enough. Override with `make PYTHON=...`.
+new_enough = $(firstword $(foreach p,$(1),$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null && echo $(p))))
+PYTHON ?= $(call new_enough,python3 python3.13 python3.12 python3.11,11)
+PYTHON312 = $(call new_enough,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12),12)
+WORKERS ?= 2
+ARGS ?=
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-tpu test-312 clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: .venv/ready  ## train on handwritten digits, evaluate, predict; options: make demo ARGS="--steps 800"
+	.venv/bin/python examples/digits.py $(ARGS)
+
+test: .venv/ready  ## run the tests; options: make test ARGS="-k evaluate"
+	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: .venv/ready  ## lint, check types, compare the export list with the package
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q tests/test_public_api.py
+
+test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compiler (no TPU needed)
+	.venv-tpu/bin/python -m pytest tests/tpu $(ARGS)
+
+test-312:  ## run the tests on Python 3.12 with jax 0.11, where there is a Python 3.12
+	@if [ -z "$(PYTHON312)" ]; then echo "No Python 3.12 here: nothing to do."; \
+	else $(MAKE) .venv-312/ready && .venv-312/bin/python -m pytest -n $(WORKERS) $(ARGS); fi
+
+clean:  ## remove the environments, caches, and what the examples wrote
+	rm -rf .venv .venv-tpu .venv-312 runs build dist src/*.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made once, and completed when pyproject.toml changes.
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# libtpu stays out of the ordinary environment: there JAX would look for a TPU at every start.
+.venv-tpu/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python $(PIP_INSTALL) --editable '.[test-tpu]'
+	@touch $@
+
+.venv-312/ready: pyproject.toml
+	$(PYTHON312) -m venv .venv-312
+	.venv-312/bin/python $(PIP_INSTALL) --editable '.[test]' 'jax==0.11.*'
+	@touch $@

@@ -1,0 +1,101 @@
+"""The rules for the arguments of TPUEstimator and its verbs."""
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from .callables import argument_names, describe
+from .config import InputPipelineConfig, RunConfig
+from .hooks.session_run_hook import check_hooks
+
+_logger = logging.getLogger("jaxspec")
+
+INPUT_FN_ARGUMENTS = ("params", "mode", "config")
+
+
+def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
+    if steps is not None and max_steps is not None:
+        raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
+    for name, value in (("steps", steps), ("max_steps", max_steps)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{verb} {name} must be int, got {type(value)}")
+        if value <= 0:
+            raise ValueError(f"Must specify {name} > 0, given: {value}")
+
+
+def check_params(model_fn: Any, params: Any) -> None:
+    if params is None:
+        return
+    reserved = [key for key in ("batch_size", "context") if key in params]
+    if reserved:
+        raise ValueError(
+            f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
+            "estimator fills these in."
+        )
+    if callable(model_fn):
+        names, takes_any = argument_names(model_fn)
+        if params and not takes_any and "params" not in names:
+            raise ValueError(
+                f"model_fn ({describe(model_fn)}) does not include params argument, but params ({params}) is passed to "
+                "Estimator. Add the argument `params` to model_fn."
+            )
+
+
+def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
+    if model_dir is not None:
+        model_dir = os.fspath(model_dir)
+        if not model_dir:
+            raise ValueError("model_dir should be non-empty.")
+        if config.model_dir is not None and config.model_dir != model_dir:
+            raise ValueError(
+                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
+                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
+            )
+        return str(model_dir)
+    if config.model_dir is not None:
+        return config.model_dir
+    made = tempfile.mkdtemp()
+    _logger.warning("Using temporary folder as model directory: %s", made)
+    return made
+
+
+def check_supported(config: RunConfig) -> None:
+    tpu = config.tpu_config
+    assert tpu is not None
+    per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
+    if tpu.num_cores_per_replica is not None and tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            "Model parallelism only supports per host input for training. Please adjust "
+            "TPUConfig.per_host_input_for_training."
+        )
+    if tpu.num_cores_per_replica is not None or tpu.input_partition_dims is not None:
+        raise ValueError(
+            "TPUConfig num_cores_per_replica and input_partition_dims (model parallelism) are not supported yet; leave "
+            "them None: each device holds the whole model."
+        )
+    if tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in each "
+            "process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
+        )
+    if tpu.eval_training_input_configuration not in per_host:
+        raise ValueError(
+            "eval_training_input_configuration=SLICED is not supported: leave it out, batches are split anyway."
+        )
+
+
+def refuse_hooks(hooks: Any, saving_listeners: Any) -> None:
+    if check_hooks(hooks) or saving_listeners:
+        raise NotImplementedError("hooks and saving_listeners are not built yet.")
+
+
+def no_batch_message(input_fn: Any, verb: str) -> str:
+    return (
+        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
+        "that was used up before; input_fn must make a new one at each call."
+    )

@@ -1,0 +1,75 @@
+"""What evaluate and predict make of the host specs of their batches."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .hostcall import on_host, run_host_call
+from .metrics._accept import as_metric
+from .spec import TPUEstimatorSpec
+from .summary import run_position
+
+
+def merge_batches(batches: Iterable[tuple[TPUEstimatorSpec, int]], step: int) -> dict[str, Any]:
+    """Merges the metrics of all batches; the loss is weighted by examples."""
+    metrics: dict[str, Any] = {}
+    loss, examples = 0.0, 0
+    for number, (host_spec, rows) in enumerate(batches):
+        try:
+            with run_position(step, None):
+                spec = on_host(host_spec)
+                run_host_call(spec)
+        except BaseException as error:
+            error.add_note(f"in evaluation, at batch {number} (counted from 0)")
+            raise
+        loss += float(spec.loss) * rows
+        examples += rows
+        values = {name: as_metric(name, value, rows) for name, value in spec.eval_metric_ops.items()}
+        _check_metric_names(values, metrics if number else values)
+        metrics = {name: metrics[name].merge(value) if number else value for name, value in values.items()}
+    results = {name: metric.compute() for name, metric in metrics.items()}
+    return {**results, "loss": loss / examples, "global_step": step}
+
+
+def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    for name in ("loss", "global_step"):
+        if name in values:
+            raise ValueError(
+                f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
+                "same name. Choose another name in metric_fn."
+            )
+    if values.keys() != before.keys():
+        raise ValueError(
+            f"metric_fn returned {sorted(values)} for this batch and {sorted(before)} before; it must return the same "
+            "names for every batch."
+        )
+
+
+def choose_keys(predictions: Any, keys: Any) -> Any:
+    if keys is None:
+        return predictions
+    if not isinstance(predictions, Mapping):
+        raise ValueError("predict_keys argument is not valid in case of non-dict predictions.")
+    wanted = {keys} if isinstance(keys, str) else set(keys)
+    chosen = {key: value for key, value in predictions.items() if key in wanted}
+    if not chosen:
+        raise ValueError(f"Expected to run at least one output from {list(predictions)}, provided {keys}.")
+    return chosen
+
+
+def examples(predictions: Any, single: bool) -> Iterator[Any]:
+    if not single:
+        yield predictions
+        return
+    if not isinstance(predictions, Mapping):
+        yield from predictions
+        return
+    sizes = {key: len(value) for key, value in predictions.items()}
+    length = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        if size != length:
+            raise ValueError(
+                f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
+                "Give every prediction a leading batch axis, or use yield_single_examples=False."
+            )
+    for i in range(length):
+        yield {key: value[i] for key, value in predictions.items()}

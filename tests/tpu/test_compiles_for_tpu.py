@@ -1,0 +1,130 @@
+"""The digits example through the real TPU compiler, for slices of chips that are not here. `make test-tpu`.
+
+Not collected by a plain `pytest`: it needs libtpu, which has an environment of its own.
+"""
+
+import math
+import os
+import re
+
+# libtpu would ask the machine's metadata server which TPU it runs on.
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+import digits
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+import jaxspec as js
+from jaxspec.model import Model
+from jaxspec.replicate import Loop
+from jaxspec.steps import eval_step, predict_step, shapes, train_step
+
+ROWS = 16
+CAPACITY = 4
+MODEL = Model(digits.model_fn, digits.PARAMS)
+
+
+@pytest.fixture(scope="module", params=["v5e:2x4", "v5e:16x16"])
+def devices(request):
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+    assert len(topology.devices) == math.prod(int(n) for n in request.param.partition(":")[2].split("x"))
+    return topology.devices
+
+
+@pytest.fixture(scope="module")
+def state():
+    features = np.zeros((ROWS, 8, 8, 1), np.float32)
+    labels = np.zeros(ROWS, np.int32)
+    return js.create_train_state(digits.model_fn, digits.INIT_FN, jax.random.key(0), features, labels, digits.PARAMS)
+
+
+def batches(num_shards, *, weight):
+    """What a loop takes, as shapes: images, digits, and in evaluation the rows of each shard."""
+    lead = (CAPACITY, num_shards)
+    images = jax.ShapeDtypeStruct((*lead, ROWS, 8, 8, 1), np.float32)
+    labels = jax.ShapeDtypeStruct((*lead, ROWS), np.int32)
+    return (images, labels, jax.ShapeDtypeStruct(lead, np.float32)) if weight else (images, labels)
+
+
+def compiled(loop, state, batches):
+    return loop._program.lower(shapes(state), batches, np.int32(0), np.int32(CAPACITY)).compile()
+
+
+@pytest.fixture(scope="module")
+def training(devices, state):
+    return compiled(Loop(train_step(MODEL), devices, trains=True), state, batches(len(devices), weight=False))
+
+
+def replica_groups(hlo, op):
+    """The replica groups of each `op` in a program's text: `[[0, 1, ...]]` where all replicas are in one."""
+    # As XLA writes them: {{0,1},{2,3}}, or [groups,size]<=[dimensions] with an optional T(permutation).
+    # The asynchronous form of an operation is called all-reduce-start.
+    found = []
+    for line in re.findall(rf"^.* = .* {op}(?:-start)?\(.*$", hlo, re.MULTILINE):
+        listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})?\}", line)
+        iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+        if iota:
+            groups, size, dims, order = iota.groups()
+            ids = np.arange(int(groups) * int(size)).reshape([int(n) for n in dims.split(",")])
+            if order:
+                ids = ids.transpose([int(n) for n in order.split(",")])
+            found.append(ids.reshape(int(groups), int(size)).tolist())
+        else:
+            assert listed, line
+            groups = re.findall(r"\{([\d,]+)\}", listed[1] or "")
+            found.append([[int(n) for n in group.split(",")] for group in groups])
+    return found
+
+
+def all_reduced_elements(hlo):
+    """How many numbers all all-reduces of a program's text reduce."""
+    results = re.findall(r"^.* = (.*?) all-reduce(?:-start)?\(", hlo, re.MULTILINE)
+    sizes = [
+        math.prod(int(n) for n in dims.split(",") if n)
+        for result in results
+        for dims in re.findall(r"\w+\[([\d,]*)\]", result)
+    ]
+    return sum(sizes)
+
+
+def test_gradients_are_reduced_over_all_replicas_in_one_group(devices, state, training):
+    hlo = training.as_text()
+    groups = replica_groups(hlo, "all-reduce")
+    assert groups
+    for group in groups:
+        assert [sorted(ids) for ids in group] == [list(range(len(devices)))]
+    # Besides the gradients: the statistics of batch norm, and the loss.
+    reduced = jax.tree.leaves((state.variables["params"], state.variables["batch_stats"]))
+    assert all_reduced_elements(hlo) >= sum(x.size for x in reduced) + 1
+
+
+def test_the_whole_state_is_donated(state, training):
+    leaves = [x if x is not state.rng else jax.random.key_data(x) for x in jax.tree.leaves(state)]
+    assert training.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in leaves)
+    # On TPU small arrays are padded, so the bytes alone could hide a leaf that is not.
+    aliases = re.search(r"input_output_alias=\{(.*?)\}, entry_computation_layout", training.as_text())[1]
+    assert re.findall(r"\{(\d+)\}: \((\d+),", aliases) == [(str(i), str(i)) for i in range(len(leaves))]
+
+
+def test_the_number_of_steps_is_no_part_of_the_program(training):
+    loops = re.findall(r'^.* while\(.*op_name="[^"]*shard_map/while".*$', training.as_text(), re.MULTILINE)
+    assert len(loops) == 1
+    assert "known_trip_count" not in loops[0]
+
+
+def test_evaluation_compiles(devices, state):
+    loop = Loop(eval_step(MODEL), devices, trains=False)
+    program = compiled(loop, state, batches(len(devices), weight=True))
+    groups = replica_groups(program.as_text(), "all-reduce")  # of the loss
+    assert groups
+    for group in groups:
+        assert [sorted(ids) for ids in group] == [list(range(len(devices)))]
+    assert program.memory_analysis().alias_size_in_bytes == 0
+
+
+def test_prediction_compiles_and_asks_no_other_replica(devices, state):
+    loop = Loop(predict_step(MODEL), devices, trains=False)
+    program = compiled(loop, state, batches(len(devices), weight=True))
+    assert not re.findall(r" (?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())
