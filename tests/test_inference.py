@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import (
     Net,
     accuracy_fn,
@@ -444,8 +445,6 @@ def test_steps_limit_the_batches(tmp_path):
 
 
 def test_evaluation_results_are_written(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     estimator = linear(tmp_path)
     estimator.train(js.inputs.numpy_input_fn(X, Y), steps=1)
     result = estimator.evaluate(js.inputs.numpy_input_fn(X, Y), name="dev")
@@ -457,9 +456,34 @@ def test_evaluation_results_are_written(tmp_path):
     np.testing.assert_allclose(event.value, result["accuracy"], rtol=1e-6)
 
 
-def test_summary_host_call_writes_in_training_only(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_vector_and_matrix_metrics_come_back_as_arrays_and_are_shown(tmp_path, caplog):
+    def metric_fn(labels, logits):
+        return {
+            "at": js.metrics.recall_at_thresholds(
+                labels == 1, np.exp(logits[:, 1]) / np.exp(logits).sum(-1), [0.2, 0.5]
+            ),
+            "confusion": js.metrics.confusion_matrix(labels, np.argmax(logits, -1), num_classes=3),
+            "large": js.metrics.mean_tensor(np.arange(100.0)),
+            "figure": js.metrics.collect(lambda labels: "a figure", labels=labels),
+        }
 
+    def model_fn(variables, features, labels, mode):
+        logits = linear_logits(variables, features)
+        return js.TPUEstimatorSpec(mode, loss=logits.mean(), eval_metrics=(metric_fn, [labels, logits]))
+
+    estimator = linear(tmp_path, model_fn=model_fn)
+    result = estimator.evaluate(js.inputs.numpy_input_fn(X, Y))
+    assert [np.shape(result[name]) for name in ("at", "confusion", "large")] == [(2,), (3, 3), (100,)]
+    assert result["confusion"].sum() == 200
+    assert "Skipping summary for figure" in caplog.text
+    events = EventAccumulator(estimator.eval_dir()).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "at/0", "at/1"}
+    assert events.Tags()["histograms"] == ["large"]
+    (table,) = events.Tensors("confusion/text_summary")
+    assert b"| **2** |" in table.tensor_proto.string_val[0]
+
+
+def test_summary_host_call_writes_in_training_only(tmp_path):
     def model_fn(variables, features, labels, mode):
         spec = linear_model_fn(variables, features, labels, mode)
         if mode == js.ModeKeys.PREDICT:

@@ -446,6 +446,39 @@ def test_sigterm_saves_and_then_acts(tmp_path):
     assert checkpoint_steps(tmp_path)[-1] < 200
 
 
+def test_ctrl_c_while_the_input_keeps_waiting(tmp_path):
+    release = threading.Event()
+
+    def input_fn():
+        yield from counting_input(2)()
+        release.wait(60)
+
+    def model_fn(variables, features, mode):
+        def host_call(x):
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(2, release.set).start()  # a generator cannot be interrupted from outside
+
+        return counting_model_fn(variables, features, mode)._replace(host_call=(host_call, [features["x"]]))
+
+    estimator = js.TPUEstimator(
+        model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100, every=1)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        estimator.train(input_fn, steps=50)
+    assert checkpoint_steps(tmp_path) == [0, 2]
+
+
+def test_hooks_are_not_silently_left_out(tmp_path):
+    hook = js.hooks.SessionRunHook()
+
+    def model_fn(variables, features, mode):
+        return counting_model_fn(variables, features, mode)._replace(training_hooks=[hook])
+
+    estimator = js.TPUEstimator(model_fn, counting_init, model_dir=tmp_path, train_batch_size=4)
+    with pytest.raises(NotImplementedError, match="hooks and saving_listeners are not built yet"):
+        estimator.train(counting_input(), steps=1)
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -89,7 +89,7 @@ def check_supported(config: RunConfig) -> None:
         )
 
 
-def refuse_hooks(hooks: Any, saving_listeners: Any) -> None:
+def refuse_hooks(hooks: Any, saving_listeners: Any = None) -> None:
     if check_hooks(hooks) or saving_listeners:
         raise NotImplementedError("hooks and saving_listeners are not built yet.")
 

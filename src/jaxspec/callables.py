@@ -11,7 +11,10 @@ def argument_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
 
     What a `functools.partial` has bound already, and the `self` of a method, are not among them.
     """
-    parameters = inspect.signature(fn).parameters
+    try:
+        parameters = inspect.signature(fn).parameters
+    except ValueError:  # some callables written in C do not tell
+        return [], False
     bound: set[str] = set()
     inner = fn
     while isinstance(inner, functools.partial):

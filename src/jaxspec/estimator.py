@@ -501,6 +501,7 @@ class TPUEstimator:
                     self._owner.put(checkpoint.read_state(source.path, like, broadcast_sharding(self._devices)))
                     _logger.info("Restored step %d from %s.", source.step, source.path)
                 if program is None:
+                    refuse_hooks(trace.spec.training_hooks)
                     rolled = rolls_well(trace.jaxpr, self._devices)
                     loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
                     capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
@@ -558,6 +559,7 @@ class TPUEstimator:
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             if program is None:
                 spec, jaxpr = trace_spec(self._model, mode, state, features, labels)
+                refuse_hooks(spec.evaluation_hooks if mode == ModeKeys.EVAL else spec.prediction_hooks)
                 step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Loop(step, self._devices, trains=False, rolled=rolled)
@@ -574,8 +576,12 @@ class TPUEstimator:
     def _write_results(self, results: dict[str, Any], name: str | None) -> None:
         with _flushed(self.eval_dir(name)) as writer:
             for key, value in results.items():
-                if key != "global_step" and np.size(value) == 1:
-                    writer().scalar(key, float(value), results["global_step"])
+                if key == "global_step":
+                    continue
+                if np.asarray(value).dtype.kind in "biuf":
+                    writer().array(key, value, results["global_step"])
+                else:
+                    _logger.warning("Skipping summary for %s: it is no number and no array, but %s.", key, type(value))
 
 
 class _Source(NamedTuple):

@@ -114,13 +114,17 @@ class Infeed:
         self._thread = threading.Thread(target=self._produce, args=(capacity,), name="jaxspec-infeed", daemon=True)
         self._thread.start()
 
-    def take(self, most: int) -> "Slice | Batch | None":
+    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> "Slice | Batch | None":
         """Up to `most` full batches that lie in one stack; or one ragged batch; or None at the end of the input.
 
-        An exception in the input is raised here, when the batches before it have been taken.
+        Waits for the input, but no longer than until `give_up()`; then it gives None too. An exception in the input is raised here, when the batches before it have been taken.
         """
-        if self._current is None:
-            self._current = self._items.get()
+        while self._current is None:
+            try:
+                self._current = self._items.get(timeout=0.1)
+            except queue.Empty:
+                if give_up():
+                    return None
         if isinstance(self._current, BaseException):
             raise self._current
         if self._current is _END:

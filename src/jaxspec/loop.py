@@ -153,7 +153,7 @@ class TrainSession:
 
     def _run_loops(self) -> None:
         ended = False
-        while not ended and self._interrupt.signum is None and self._step != self._stop_step:
+        while not ended and not self._interrupted() and self._step != self._stop_step:
             length = loop_length(
                 self._step,
                 iterations=self._clock.iterations,
@@ -162,7 +162,7 @@ class TrainSession:
             )
             first, began = self._step, time.monotonic()
             while not ended and self._step < first + length:
-                item = self._infeed.take(first + length - self._step)
+                item = self._infeed.take(first + length - self._step, self._interrupted)
                 if item is None:
                     ended = True
                 else:
@@ -170,6 +170,9 @@ class TrainSession:
             self._clock.took(self._step - first, time.monotonic() - began)
             if self._save_plan.enabled and self._save_plan.due(self._step):
                 self._save()
+
+    def _interrupted(self) -> bool:
+        return self._interrupt.signum is not None
 
     def _dispatch(self, item: Slice | Batch) -> None:
         if isinstance(item, Batch):

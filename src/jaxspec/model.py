@@ -94,7 +94,7 @@ def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: 
             f"model_fn uses a collection or variable that init_fn never made ({error}). The variables have the "
             f"collections {sorted(variables)}; let init_fn return it too."
         )
-    if labels_missing and "None" in str(error):
+    if labels_missing and "NoneType" in str(error) and isinstance(error, TypeError | AttributeError | ValueError):
         return ValueError(
             f"model_fn failed with labels=None ({type(error).__name__}: {error}). input_fn yields features only: let "
             "it yield (features, labels) tuples, or let model_fn do without labels."

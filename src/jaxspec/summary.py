@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 _FLUSH_SECS = 10
+_LARGEST_SHOWN = 32
 
 
 class SummaryWriter:
@@ -39,6 +40,35 @@ class SummaryWriter:
         from tensorboardX import summary
 
         self._write(summary.scalar(name, value), step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Writes Markdown at a global step."""
+        from tensorboardX import summary
+
+        self._write(summary.text(name, text), step)
+
+    def histogram(self, name: str, values: Any, step: int) -> None:
+        """Writes the distribution of the values of an array at a global step."""
+        from tensorboardX import summary
+
+        self._write(summary.histogram(name, np.asarray(values, np.float64).ravel(), "auto"), step)
+
+    def array(self, name: str, value: Any, step: int) -> None:
+        """Writes an array in the form that shows it best.
+
+        One number as a scalar; a vector of up to 32 as a scalar for each entry, `NAME/0`, `NAME/1`, ...; a matrix of up
+        to 32 x 32, such as a confusion matrix, as a table; anything larger as a histogram.
+        """
+        value = np.asarray(value)
+        if value.size == 1:
+            self.scalar(name, float(value.reshape(())), step)
+        elif value.ndim == 1 and value.size <= _LARGEST_SHOWN:
+            for i, entry in enumerate(value):
+                self.scalar(f"{name}/{i}", float(entry), step)
+        elif value.ndim == 2 and max(value.shape) <= _LARGEST_SHOWN:
+            self.text(name, _markdown_table(value), step)
+        elif value.size:
+            self.histogram(name, value, step)
 
     def _write(self, summary: Any, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -66,6 +96,12 @@ class SummaryWriter:
         with _lock:
             _open_writers.pop(self.logdir, None)
         self._events.close()
+
+
+def _markdown_table(matrix: np.ndarray) -> str:
+    rows = [["", *(f"**{i}**" for i in range(matrix.shape[1]))], ["---"] * (matrix.shape[1] + 1)]
+    rows += [[f"**{i}**", *(f"{entry:g}" for entry in row)] for i, row in enumerate(matrix)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Every recorded training run again, through `TPUEstimator`: losses, weights, evaluations, predictions.
 
-Each run is replayed on one shard, on four shards and with ``use_tpu=False``. A replay compiles its own
-programs, which takes a while: by default runs without evaluation whose optimizer has had its turn get one of
-the three. ``JAXSPEC_ALL_REPLAYS=1`` in the environment asks for all of them.
+Each run is replayed on one shard, on four shards and with ``use_tpu=False``.
 
 Two things need a word:
 
@@ -13,8 +11,6 @@ Two things need a word:
   was recorded. The model here takes their mean over `js.SHARD_AXIS`, and repeats the recording on any number
   of shards.
 """
-
-import os
 
 import jax
 import numpy as np
@@ -29,14 +25,8 @@ MAX_SHARDS = {"one_shard": 1, "four_shards": 4, "cpu_fallback": 1}
 
 def replays():
     """(recording, setup) of each replay."""
-    all_of_them = os.environ.get("JAXSPEC_ALL_REPLAYS", "0") != "0"
-    optimizers = set()
-    for number, recording in enumerate(load_recordings()):
-        setups = list(MAX_SHARDS)
-        if recording.optimizer_name in optimizers and not (recording.evaluations or all_of_them):
-            setups = [setups[number % len(setups)]]
-        optimizers.add(recording.optimizer_name)
-        for setup in setups:
+    for recording in load_recordings():
+        for setup in MAX_SHARDS:
             yield pytest.param(recording, setup, id=f"{recording.name}-{setup}")
 
 
