@@ -3,10 +3,10 @@
 import os
 import pathlib
 
-import contract_oracle
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracle_read
 
 import jaxspec as js
 
@@ -20,7 +20,7 @@ def other_recordings(family):
 
 def load_cases(family):
     """The cases of `validation` or `tpu_rules`."""
-    return contract_oracle.load(other_recordings(family) or HERE / f"{family}.json")["cases"]
+    return oracle_read.load(other_recordings(family) or HERE / f"{family}.json")["cases"]
 
 
 def find(name):

@@ -1,13 +1,13 @@
-"""What TensorFlow 2.15 computed, case by case: `metrics.json`, read by `metrics_oracle`."""
+"""What TensorFlow 2.15 computed, case by case: `metrics.json`, read by `oracle_read`."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle_read
 import pytest
 
 from jaxspec import metrics
@@ -15,18 +15,7 @@ from jaxspec import metrics
 HERE = Path(__file__).parent
 
 
-def _load_reader() -> Any:
-    # By path: test folders are no packages, and another folder may hold a reader of the same name.
-    spec = importlib.util.spec_from_file_location("metrics_metrics_oracle", HERE / "metrics_oracle.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-metrics_oracle = _load_reader()
-CASES = {case["name"]: case for case in metrics_oracle.load(HERE / "metrics.json")["cases"]}
+CASES = {case["name"]: case for case in oracle_read.load(HERE / "metrics.json")["cases"]}
 
 # TensorFlow refuses by accident: an AttributeError, for it asks a Python number for its shape. We take it.
 ACCEPTED_HERE = {"mean_iou/weights_scalar", "mean_per_class_accuracy/weights_scalar"}
@@ -38,13 +27,13 @@ BUILTIN = {"ValueError": ValueError, "TypeError": TypeError, "InvalidArgumentErr
 
 def labels_of(sparse: dict[str, Any]) -> np.ma.MaskedArray:
     """Sparse labels as a masked array: its masked entries are no labels, so rows may be empty."""
-    padded = metrics_oracle.sparse_to_padded(sparse)
+    padded = oracle_read.sparse_to_padded(sparse)
     sizes = np.bincount(sparse["sparse"]["indices"][:, 0], minlength=len(padded))
     return np.ma.masked_array(padded, mask=np.arange(padded.shape[1]) >= sizes[:, None])
 
 
 def call(case: dict[str, Any], batch: dict[str, Any]) -> metrics.Metric:
-    arrays = {key: labels_of(value) if metrics_oracle.is_sparse(value) else value for key, value in batch.items()}
+    arrays = {key: labels_of(value) if oracle_read.is_sparse(value) else value for key, value in batch.items()}
     return getattr(metrics, case["metric"])(**arrays, **case["kwargs"])
 
 
