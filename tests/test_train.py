@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,30 @@ def test_promise_1_bitwise_for_every_loop_length(tmp_path, shards):
         states[every] = final(estimator)
     for every in states:
         assert_trees_equal(states[every], states[1])
+
+
+def test_promise_1_with_a_convolution_which_runs_outside_a_loop_on_a_cpu(tmp_path):
+    class Conv(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.relu(nn.Conv(2, (3,))(x[..., None])).reshape(len(x), -1))
+
+    def model_fn(variables, features, labels, mode):
+        loss = optax.softmax_cross_entropy_with_integer_labels(Conv().apply(variables, features), labels).mean()
+        return js.TPUEstimatorSpec(mode, loss=loss, train_op=optax.adam(1e-2))
+
+    states = []
+    for every in (1, 7, 50):
+        config = run_config(every=every, num_shards=2)
+        estimator = js.TPUEstimator(
+            model_fn, Conv(), model_dir=tmp_path / f"{every}", train_batch_size=16, config=config
+        )
+        estimator.train(js.inputs.numpy_input_fn(X, Y, num_epochs=None), steps=9)
+        (program,) = estimator._programs.values()
+        assert not program.full.rolled
+        states.append(final(estimator))
+    for state in states[1:]:
+        assert_trees_equal(state, states[0])
 
 
 def test_promise_2_and_6_one_state_and_an_exact_resume(tmp_path):

@@ -4,6 +4,7 @@ A host function writes to the writer in force: the one made default by `as_defau
 that of the run, unless given.
 """
 
+import atexit
 import contextlib
 import contextvars
 import dataclasses
@@ -125,9 +126,20 @@ def create_file_writer(logdir: Any) -> SummaryWriter:
     logdir = os.path.abspath(os.fspath(logdir))
     with _lock:
         writer = _open_writers.get(logdir)
-        if writer is None or not os.path.isdir(logdir):
-            writer = _open_writers[logdir] = SummaryWriter(logdir)
-        return writer
+    if writer is not None and not os.path.isdir(logdir):
+        writer.close()  # the directory was removed, and the file with it
+        writer = None
+    if writer is None:
+        writer = SummaryWriter(logdir)
+        with _lock:
+            writer = _open_writers.setdefault(logdir, writer)
+    return writer
+
+
+@atexit.register
+def _close_writers() -> None:
+    for writer in list(_open_writers.values()):
+        writer.close()
 
 
 def scalar(name: str, value: Any, step: int | None = None) -> None:
