@@ -1,6 +1,7 @@
 """TPUEstimator.evaluate and predict: every example once, on the live state, in one program."""
 
 import functools
+import queue
 import subprocess
 import sys
 
@@ -346,6 +347,32 @@ def test_labels_are_none_in_predict(tmp_path):
         return js.TPUEstimatorSpec(mode, predictions=features)
 
     assert len(list(linear(tmp_path, model_fn=model_fn).predict(js.inputs.numpy_input_fn(X[:5], Y[:5])))) == 5
+
+
+def test_an_input_that_waits_for_the_previous_prediction(tmp_path):
+    """The pattern that serves requests through predict: the generator yields what arrives meanwhile."""
+    requests = queue.Queue()
+
+    def input_fn():
+        while (request := requests.get()) is not None:
+            yield request
+
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, predictions=features)
+
+    predictions = linear(tmp_path, size=4, model_fn=model_fn).predict(input_fn)
+    for i in range(3):
+        requests.put(np.full(4, i, np.float32))
+        assert [next(predictions) for _ in range(4)] == [i] * 4
+    requests.put(None)
+    assert list(predictions) == []
+
+
+def test_a_half_precision_loss(tmp_path):
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, loss=jnp.float16(100) + 0 * features.mean().astype(jnp.float16))
+
+    assert linear(tmp_path, size=4096, model_fn=model_fn).evaluate(lambda: [np.ones(4096, np.float32)])["loss"] == 100
 
 
 # metrics and host functions in evaluate

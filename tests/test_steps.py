@@ -509,8 +509,8 @@ def model_errors():
             mode, loss=features.mean(), train_op=optax.sgd(1.0), host_call=(lambda a: None, {"b": features})
         )
 
-    def mine(variables, features, mode):
-        raise KeyError("mine")
+    def mine(variables, features, mode, params):
+        return params["mine"]
 
     net = js.create_train_state(net_model_fn, Net(), KEY, X, Y).variables
     return {

@@ -1,5 +1,6 @@
 """TPUEstimator.train: steps, loops, checkpoints, resuming, stopping."""
 
+import functools
 import logging
 import os
 import re
@@ -128,6 +129,8 @@ def test_loop_length():
 def test_a_loop_may_be_a_time():
     clock = LoopClock(None, 10)
     assert clock.iterations == 1
+    clock.took(1, 30)  # it compiled
+    assert clock.iterations == 1
     clock.took(1, 0.5)
     assert clock.iterations == 20
     assert LoopClock(7, None).iterations == 7
@@ -224,7 +227,8 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     assert_trees_equal(final(undisturbed), final(again))
 
 
-def test_a_second_call_on_the_live_state_starts_its_input_anew(tmp_path):
+def test_a_second_call_goes_on_with_its_input_if_that_reports_its_position(tmp_path):
+    """As after a restart; an input that does not report it begins again, as in TensorFlow."""
     seen = []
 
     def model_fn(variables, features, mode):
@@ -237,7 +241,19 @@ def test_a_second_call_on_the_live_state_starts_its_input_anew(tmp_path):
         model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100)
     )
     estimator.train(input_fn, steps=2).train(input_fn, steps=2)
-    assert seen == [0, 4, 0, 4]
+    assert seen == [0, 4, 8, 12]
+    estimator.train(lambda: iter([{"x": x[:4]}, {"x": x[4:8]}])).train(lambda: iter([{"x": x[:4]}]))
+    assert seen[4:] == [0, 4, 0]
+
+
+def test_many_short_calls_equal_one_long_one_even_when_killed_between(tmp_path):
+    input_fn = js.inputs.numpy_input_fn(X, Y, num_epochs=None, shuffle=True)
+    straight = net(tmp_path / "a").train(input_fn, max_steps=15)
+    short = net(tmp_path / "b").train(input_fn, max_steps=5).train(input_fn, max_steps=10)
+    assert_trees_equal(final(short.train(input_fn, max_steps=15)), final(straight))
+    killed = net(tmp_path / "c").train(input_fn, max_steps=5)
+    killed = net(tmp_path / "c").train(input_fn, max_steps=10).train(input_fn, max_steps=15)
+    assert_trees_equal(final(killed), final(straight))
 
 
 def test_a_finished_input_begins_again_in_a_new_run(tmp_path):
@@ -346,6 +362,53 @@ def test_nan_stops_the_run_and_the_newest_checkpoint_is_from_before_it(tmp_path)
     assert checkpoint_steps(tmp_path) == [0, 5, 10]
     with pytest.raises(js.hooks.NanLossDuringTrainingError, match="at step 13 "):
         estimator.train(counting_input(), steps=40)
+
+
+def test_nan_before_an_error_in_the_input_is_not_saved_by_the_next_call(tmp_path):
+    calls = []
+
+    def model_fn(variables, features, mode, step):
+        w = variables["params"]["w"]
+        loss = jnp.where(features["x"][0] == 4, jnp.nan, w)
+        return js.TPUEstimatorSpec(
+            mode,
+            loss=loss,
+            train_op=js.minimize(optax.sgd(1.0), lambda v: -v["params"]["w"]),
+            host_call=(lambda s: calls.append(int(s[0])), [step]),
+        )
+
+    def input_fn(stop):
+        yield from counting_input(stop)()
+        raise OSError("disk")
+
+    config = run_config(save=100, every=20)
+    estimator = js.TPUEstimator(model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=config)
+    with pytest.raises(OSError, match="disk"):
+        estimator.train(functools.partial(input_fn, stop=3), steps=40)
+    assert calls == [0, 1, 2]
+    with pytest.raises(OSError, match="disk") as caught:
+        estimator.train(functools.partial(input_fn, stop=5), steps=40)
+    assert "NaN loss during training: at step 7 " in caught.value.__notes__[-1]
+    assert checkpoint_steps(tmp_path) == [0, 3]
+
+
+def test_infinities_outside_params_are_saved_but_no_nan(tmp_path):
+    def model_fn(variables, features, mode):
+        spec = counting_model_fn(variables, features, mode)
+        best = jnp.where(features["x"].mean() == 2, jnp.nan, variables["stats"]["best"])
+        return spec._replace(
+            train_op=js.minimize(optax.sgd(1.0), lambda v: -v["params"]["w"], updates={"stats": {"best": best}})
+        )
+
+    def init_fn():
+        return {**counting_init(), "stats": {"best": jnp.float32(np.inf)}}
+
+    estimator = js.TPUEstimator(
+        model_fn, init_fn, model_dir=tmp_path, train_batch_size=4, config=run_config(save=2, every=2)
+    )
+    with pytest.raises(js.hooks.NanLossDuringTrainingError, match="After step 3 .*not finite: stats/best"):
+        estimator.train(counting_input(), steps=8)
+    assert checkpoint_steps(tmp_path) == [0, 2]
 
 
 def test_non_finite_weights_are_not_saved(tmp_path):
@@ -480,8 +543,9 @@ def test_ctrl_c_while_the_input_keeps_waiting(tmp_path):
 
     def model_fn(variables, features, mode):
         def host_call(x):
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-            threading.Timer(2, release.set).start()  # a generator cannot be interrupted from outside
+            if x[0] == 1:
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+                threading.Timer(2, release.set).start()  # a generator cannot be interrupted from outside
 
         return counting_model_fn(variables, features, mode)._replace(host_call=(host_call, [features["x"]]))
 
@@ -591,6 +655,43 @@ def test_names_and_values(tmp_path):
         estimator.get_variable_value("w")
     assert estimator.latest_checkpoint() == str(tmp_path / "model.ckpt-2")
     assert js.load_global_step(tmp_path) == 2
+
+
+def test_keys_in_the_variables_and_a_bare_array_as_optimizer_state_are_restored(tmp_path):
+    counter = optax.GradientTransformation(lambda p: jnp.zeros(()), lambda g, s, p=None: (g, s + 1))
+
+    def model_fn(variables, features, mode):
+        key = jax.random.fold_in(variables["rng"]["key"], 1)
+        return js.TPUEstimatorSpec(
+            mode,
+            loss=features["x"].mean() * variables["params"]["w"],
+            train_op=js.minimize(counter, updates={"rng": {"key": key}}),
+        )
+
+    def init_fn(rng):
+        return {**counting_init(), "rng": {"key": rng}}
+
+    def make():
+        return js.TPUEstimator(model_fn, init_fn, model_dir=tmp_path, train_batch_size=4, config=run_config(save=9))
+
+    first = make().train(counting_input(), steps=2)
+    assert value(first, "opt_state/value") == 2
+    second = make().train(counting_input(), steps=2)
+    straight = js.TPUEstimator(model_fn, init_fn, train_batch_size=4, config=run_config()).train(
+        counting_input(), steps=4
+    )
+    for name in ("opt_state/value", "rng/key"):
+        np.testing.assert_array_equal(second.get_variable_value(name), straight.get_variable_value(name))
+    os.rename(tmp_path, tmp_path.with_name("moved"))
+    moved = js.TPUEstimator(model_fn, init_fn, model_dir=tmp_path.with_name("moved"), train_batch_size=4)
+    np.testing.assert_array_equal(moved.get_variable_value("rng/key"), straight.get_variable_value("rng/key"))
+
+
+def test_checkpoints_kept_besides_are_kept_by_later_calls_too(tmp_path):
+    run = {"keep_checkpoint_max": 2, "keep_checkpoint_every_n_hours": 1e-9}
+    for max_steps in (4, 8, 12):
+        counting(tmp_path, save=2, run=run).train(counting_input(), max_steps=max_steps)
+    assert checkpoint_steps(tmp_path) == [0, 2, 4, 6, 8, 10, 12]
 
 
 def test_init_fn_with_one_array_in_two_places(tmp_path):

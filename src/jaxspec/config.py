@@ -137,7 +137,7 @@ class RunConfig:
     tf_random_seed: int | None = None
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
-    """Steps between two summaries that the library writes itself; None or 0: none."""
+    """Not used yet: the library writes no summaries of its own in training. host_call does, at every step."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET

@@ -212,7 +212,9 @@ class TPUEstimator:
 
         Args:
           input_fn: names any of `params`, `mode`, `config`; returns an iterable of batches of
-            `params["batch_size"]` rows, or one batch. The end of the input ends training.
+            `params["batch_size"]` rows, or one batch. The end of the input ends training. Input whose iterator has
+            `get_state` and `set_state` (Grain, `numpy_input_fn`) goes on where the state left it, in this process or
+            after a restart; any other input begins again at each call.
           hooks: not built yet.
           steps: updates to make.
           max_steps: the global step to reach; if it is reached already, input_fn is not called.
@@ -435,7 +437,7 @@ class TPUEstimator:
 
     def _training_infeed(self, input_fn: Callable[..., Any], source: "_Source", stop: int | None) -> Infeed:
         limit = None if stop is None else stop - source.step
-        position = None if source.path is None else checkpoint.read_position(source.path)
+        position = self._owner.position if source.path is None else checkpoint.read_position(source.path)
         infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit, position=position)
         if infeed.first is None and position is not None:
             # The run before this one used up its input: a new run begins it again.
@@ -498,7 +500,8 @@ class TPUEstimator:
                     self._owner.put(broadcast(state, self._devices))
                 elif source.path is not None and live is None:
                     like = TrainState(None, variables, trace.opt_state, step_rng)
-                    self._owner.put(checkpoint.read_state(source.path, like, broadcast_sharding(self._devices)))
+                    state = checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
+                    self._owner.put(state, checkpoint.read_position(source.path))
                     _logger.info("Restored step %d from %s.", source.step, source.path)
                 if program is None:
                     refuse_hooks(trace.spec.training_hooks)

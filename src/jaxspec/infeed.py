@@ -13,10 +13,13 @@ import numpy as np
 
 from .arrays import describe_array, named_leaves, path_name
 from .callables import call_by_name, describe
+from .position import decode_position, encode_position
 from .spec import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
 _PREFETCHED_STACKS = 2
+_PATIENCE_SECS = 0.02
+"""How long a full stack is waited for before one that is not full is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Batch:
 
     data: tuple[Any, Any]
     rows: int
-    position: Any
-    """What the input's `get_state` said after this batch; None where it has none."""
+    position: str | None
+    """What the input's `get_state` said after this batch, encoded; None where it has none."""
 
 
 @dataclasses.dataclass
@@ -35,7 +38,7 @@ class Stack:
 
     data: tuple[Any, Any]
     count: int
-    positions: list[Any]
+    positions: list[str | None]
     taken: int = 0
 
 
@@ -46,7 +49,7 @@ class Slice:
     data: tuple[Any, Any]
     start: int
     stop: int
-    position: Any
+    position: str | None
 
 
 class Infeed:
@@ -62,7 +65,7 @@ class Infeed:
       batch_size: rows this process must yield; None: as many as the first batch has.
       ragged: whether batches of another size are allowed (never so in training on several shards).
       limit: the most batches to ask for; None: all.
-      position: where to go on, for a source that has `set_state`.
+      position: where to go on, for a source that has `get_state` and `set_state`.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class Infeed:
         batch_size: int | None,
         ragged: bool,
         limit: int | None = None,
-        position: Any = None,
+        position: str | None = None,
     ) -> None:
         self._iterator, self._reporter = _iterate(source)
-        if position is not None and self._reporter is not None and hasattr(self._reporter, "set_state"):
-            self._reporter.set_state(position)
+        if position is not None and self._reporter is not None:
+            self._reporter.set_state(decode_position(position))
         self._mode, self._num_shards, self._ragged = mode, num_shards, ragged
         self._left = limit
         self._number = 0
@@ -88,6 +91,8 @@ class Infeed:
         self.batch_size = batch_size
         self._items: queue.Queue[Any] = queue.Queue(_PREFETCHED_STACKS)
         self._stop = threading.Event()
+        self._filling: Stack | None = None
+        self._lock = threading.Lock()  # of `_filling`
         self._thread: threading.Thread | None = None
         self._current: Any = None
         try:
@@ -106,8 +111,13 @@ class Infeed:
         """The first shard of the first batch: what init_fn gets."""
         assert self.first is not None
         rows = min(self.rows_per_shard, self.first.rows)
-        data: tuple[Any, Any] = jax.tree.map(lambda x: x[:rows], self.first.data)
+        # A copy: what is computed from it may still read it when the input changes its buffer.
+        data: tuple[Any, Any] = jax.tree.map(lambda x: np.array(x[:rows]), self.first.data)
         return data
+
+    def ready(self) -> bool:
+        """Whether `take` would answer at once."""
+        return self._current is not None or not self._items.empty()
 
     def start(self, capacity: int) -> None:
         """Begins to prepare stacks of `capacity` batches."""
@@ -121,9 +131,11 @@ class Infeed:
         """
         while self._current is None:
             try:
-                self._current = self._items.get(timeout=0.1)
+                self._current = self._items.get(timeout=_PATIENCE_SECS)
             except queue.Empty:
-                if give_up():
+                # The input is slow, or waits for our answer: what there is will do.
+                self._current = self._unfinished_stack()
+                if self._current is None and give_up():
                     return None
         if isinstance(self._current, BaseException):
             raise self._current
@@ -138,6 +150,14 @@ class Infeed:
         if stop == stack.count:
             self._current = None
         return Slice(stack.data, start, stop, stack.positions[stop - 1])
+
+    def _unfinished_stack(self) -> Stack | None:
+        with self._lock:
+            # Full ones come first; the producer puts them without the lock.
+            if not self._items.empty():
+                return None
+            stack, self._filling = self._filling, None
+        return stack
 
     def close(self) -> None:
         """Stops the thread and closes the input. Batches not taken are lost."""
@@ -160,24 +180,15 @@ class Infeed:
 
     def _produce(self, capacity: int) -> None:
         end: Any = _END
-        stack: Stack | None = None
         batch = self.first
         try:
             while batch is not None and not self._stop.is_set():
                 if batch.rows != self.batch_size:
-                    if stack is not None:
-                        self._put(stack)
-                        stack = None
-                    self._put(batch)
-                else:
-                    if stack is None:
-                        stack = Stack(self._empty_stack(batch, capacity), 0, [])
-                    jax.tree.map(functools.partial(self._copy, index=stack.count), stack.data, batch.data)
-                    stack.count += 1
-                    stack.positions.append(batch.position)
-                    if stack.count == capacity:
-                        self._put(stack)
-                        stack = None
+                    self._put_filling()
+                    # A copy, as for stacks: the input may use its buffer again.
+                    self._put(dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data)))
+                elif self._stacked(batch, capacity) == capacity:
+                    self._put_filling()
                 batch = self._fetch()
         except BaseException as error:
             end = error
@@ -185,9 +196,27 @@ class Infeed:
             self._close_source()
         except BaseException as error:
             end = error
+        self._put_filling()
+        self._put(end)
+
+    def _stacked(self, batch: Batch, capacity: int) -> int:
+        """Copies a full batch into the stack that is being filled; returns how many that holds."""
+        with self._lock:
+            if self._filling is None:
+                self._filling = Stack(self._empty_stack(batch, capacity), 0, [])
+            stack = self._filling
+            jax.tree.map(functools.partial(self._copy, index=stack.count), stack.data, batch.data)
+            stack.positions.append(batch.position)
+            stack.count += 1
+            return stack.count
+
+    def _put_filling(self) -> None:
+        # One stack at a time is between `_filling` and the queue, and only this thread fills another: while it is, a
+        # consumer finds neither and waits, so the order is kept.
+        with self._lock:
+            stack, self._filling = self._filling, None
         if stack is not None:
             self._put(stack)
-        self._put(end)
 
     def _put(self, item: Any) -> None:
         """Waits for room in the queue, or until nobody wants the item any more."""
@@ -211,21 +240,24 @@ class Infeed:
     def _fetch(self) -> Batch | None:
         if self._left == 0:
             return None
-        try:
-            element = next(self._iterator)
-        except StopIteration:
-            return None
-        except BaseException as error:
-            error.add_note(f"raised by input_fn at batch {self._number} (counted from 0)")
-            raise
-        position = self._reporter.get_state() if self._reporter is not None else None
-        batch = self._check(element, position)
-        self._number += 1
+        batch = None
+        while batch is None or (batch.rows == 0 and self._ragged):  # a filter may leave nothing of a batch
+            try:
+                element = next(self._iterator)
+            except StopIteration:
+                return None
+            except BaseException as error:
+                error.add_note(f"raised by input_fn at batch {self._number} (counted from 0)")
+                raise
+            # At once, and as text: the next batch will change it.
+            position = encode_position(self._reporter.get_state()) if self._reporter is not None else None
+            batch = self._check(element, position)
+            self._number += 1
         if self._left is not None:
             self._left -= 1
         return batch
 
-    def _check(self, element: Any, position: Any) -> Batch:
+    def _check(self, element: Any, position: str | None) -> Batch:
         features, labels = split_element(element)
         if self._mode == ModeKeys.PREDICT:
             labels = None
@@ -243,6 +275,8 @@ class Infeed:
             shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
             raise ValueError(f"{self._where()}: leaves disagree in their leading size, the batch: {shown}.")
         rows = next(iter(sizes.values()))
+        if rows == 0 and self._ragged:
+            return Batch((data["features"], data["labels"]), rows, position)
         if self._reference is None:
             self._set_reference(leaves, jax.tree.structure(data), rows)
         else:

@@ -86,7 +86,12 @@ def run_batches(
     def fetch_tail(fetch: Callable[[], TPUEstimatorSpec], count: int) -> Iterator[tuple[TPUEstimatorSpec, int]]:
         yield fetch(), count
 
-    while (item := infeed.take(capacity)) is not None:
+    while True:
+        while pending and not infeed.ready():
+            # The input may wait for these results.
+            yield from pending.popleft()()
+        if (item := infeed.take(capacity)) is None:
+            break
         if isinstance(item, Batch):
             fetch = tail(state, item)
             pending.append(lambda fetch=fetch, count=item.rows: fetch_tail(fetch, count))  # type: ignore[misc]

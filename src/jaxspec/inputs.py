@@ -98,10 +98,11 @@ class NumpyBatches(Iterator[Any]):
             self._order = (epoch, rng.permutation(self._size))
         return self._order[1]
 
-    def get_state(self) -> dict[str, int]:
-        """The position: how many rows were given."""
-        return {"rows": self._next_row}
+    def get_state(self) -> dict[str, int | None]:
+        """The position: how many rows were given, and of what."""
+        return {"rows": self._next_row, "of": self._size, "seed": self._seed}
 
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on behind that position."""
-        self._next_row = int(state["rows"])
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind that position; at the beginning, if it is that of other data."""
+        if (state["of"], state["seed"]) == (self._size, self._seed):
+            self._next_row = state["rows"]

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -64,18 +63,25 @@ class LoopClock:
         self._steps = steps
         self._seconds = seconds
         self._rate: float | None = None
+        self._compiled = False
 
     @property
     def iterations(self) -> int:
-        """The steps of the next loop. Where a time is asked for, the first loop has one step and the second is timed."""
+        """The steps of the next loop. Where a time is asked for, the first two loops have one step."""
         if self._steps is not None:
             return self._steps
         return 1 if self._rate is None else max(1, round(float(self._seconds or 0) * self._rate))
 
+    @property
+    def timed(self) -> bool:
+        """Whether loops take a given time."""
+        return self._steps is None
+
     def took(self, steps: int, seconds: float) -> None:
-        """Learns from a loop that has ended."""
-        if seconds > 0:
+        """Learns from a loop that has ended on the devices. The first one compiles, and teaches nothing."""
+        if self._compiled and seconds > 0:
             self._rate = steps / seconds
+        self._compiled = True
 
 
 @dataclasses.dataclass
@@ -127,7 +133,7 @@ class TrainSession:
         self._host_call_every, self._log_every = host_call_every, log_every
         self._writer, self._interrupt = writer, interrupt
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._position: Any = None
+        self._host_call_failed = False
         self._logged = (step, time.monotonic())
         self.loss: float | None = None
 
@@ -149,6 +155,9 @@ class TrainSession:
             if self._owner.state is not None:
                 self._finish()
             raise
+        except Exception as error:
+            self._settle(error)
+            raise
         self._finish()
 
     def _run_loops(self) -> None:
@@ -162,12 +171,16 @@ class TrainSession:
             )
             first, began = self._step, time.monotonic()
             while not ended and self._step < first + length:
+                while self._pending and not self._infeed.ready():
+                    self._look_at_first()  # rather than wait idly
                 item = self._infeed.take(first + length - self._step, self._interrupted)
                 if item is None:
                     ended = True
                 else:
                     self._dispatch(item)
-            self._clock.took(self._step - first, time.monotonic() - began)
+            if self._clock.timed:
+                self._drain()
+                self._clock.took(self._step - first, time.monotonic() - began)
             if self._save_plan.enabled and self._save_plan.due(self._step):
                 self._save()
 
@@ -180,26 +193,36 @@ class TrainSession:
             item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
         state = self._owner.take()
         state, spec = self._loop(state, item.data, item.start, item.stop)
-        self._owner.put(state)
         self._pending.append(_Pending(self._step, spec, item.start, item.stop))
         self._step += item.stop - item.start
-        self._position = item.position
+        self._owner.put(state, item.position)
         while len(self._pending) > MAX_IN_FLIGHT - 1:
-            self._look_at(self._pending.popleft())
+            self._look_at_first()
+
+    def _settle(self, error: Exception) -> None:
+        """Looks at what was dispatched before `error`: those steps have happened, and the state may be used again."""
+        try:
+            while self._pending and self._owner.state is not None:
+                self._look_at_first(host_calls=not self._host_call_failed)
+        except Exception as another:  # the first error is the one to raise
+            error.add_note(f"and then: {type(another).__name__}: {another}")
 
     def _drain(self) -> None:
         while self._pending:
-            self._look_at(self._pending.popleft())
+            self._look_at_first()
 
-    def _look_at(self, dispatch: _Pending) -> None:
-        """Fetches the outputs of a dispatch, waiting for it: losses, then host calls in step order."""
+    def _look_at_first(self, *, host_calls: bool = True) -> None:
+        """Fetches the outputs of the first dispatch, waiting for it: losses, then host calls in step order."""
+        dispatch = self._pending[0]
         try:
             spec = jax.device_get(dispatch.spec)
         except Exception:
             self._owner.state = None  # what went wrong on the device has gone into the state
             raise
         self._refuse_nan(dispatch, spec.loss)
-        if spec.host_call is not None and self._host_call_every:
+        # Not earlier: an interrupt before this point must not let the losses go unseen.
+        self._pending.popleft()
+        if host_calls and spec.host_call is not None and self._host_call_every:
             for step, one in enumerate(steps_of(spec, dispatch.start, dispatch.stop), dispatch.first_step):
                 if step % self._host_call_every == 0:
                     self._host_call(step, one)
@@ -211,6 +234,7 @@ class TrainSession:
             with run_position(step, self._writer):
                 run_host_call(on_host(spec))
         except BaseException as error:
+            self._host_call_failed = True
             error.add_note(f"in training, at global step {step}")
             raise
 
@@ -236,7 +260,7 @@ class TrainSession:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
         self._drain()
         try:
-            self._saver.save(first_shard(self._owner.state), self._position)
+            self._saver.save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
             self._owner.state = None
             raise

@@ -1,6 +1,7 @@
 """Calling model_fn, and saying clearly what went wrong there."""
 
 import copy
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -104,5 +105,5 @@ def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: 
 
 def _is_key_of_variables(error: KeyError) -> bool:
     # The dict that was asked is not part of the exception; the line that asked is.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return any(f"[{quote}{error.args[0]}{quote}]" in (frame.line or "") for quote in "'\"")
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return re.search(rf"\bvariables\s*\[\s*['\"]{re.escape(str(error.args[0]))}['\"]", line) is not None

@@ -17,11 +17,13 @@ class StateOwner:
 
     def __init__(self) -> None:
         self.state: Any = None
+        self.position: str | None = None
+        """Of the training input, after the last batch that went into the state; None where it does not report one."""
         self._loans: list[None] = []
 
-    def put(self, state: Any) -> None:
+    def put(self, state: Any, position: str | None = None) -> None:
         """Makes `state` the live one. Loans of the one before stay good."""
-        self.state = state
+        self.state, self.position = state, position
         self._loans = []
 
     def take(self) -> Any:

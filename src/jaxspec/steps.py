@@ -281,10 +281,11 @@ def _eval_step(model: Model, state: TrainState, features: Any, labels: Any, weig
     if weight is None:
         loss = jax.lax.pmean(spec.loss, SHARD_AXIS)
     else:
-        # A shard of weight 0 holds filler, whose loss may be anything, NaN included.
-        weighted = jnp.where(weight > 0, spec.loss * weight.astype(spec.loss.dtype), 0)
-        total = jax.lax.psum(weight, SHARD_AXIS).astype(spec.loss.dtype)
-        loss = jax.lax.psum(weighted, SHARD_AXIS) / total
+        # A shard of weight 0 holds filler, whose loss may be anything, NaN included. At least float32: half precision
+        # cannot hold the number of rows.
+        value = spec.loss.astype(jnp.promote_types(spec.loss.dtype, jnp.float32))
+        weighted = jnp.where(weight > 0, value * weight, 0)
+        loss = jax.lax.psum(weighted, SHARD_AXIS) / jax.lax.psum(weight, SHARD_AXIS)
     return replaced(spec, loss=loss)
 
 

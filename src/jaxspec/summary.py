@@ -27,13 +27,8 @@ class SummaryWriter:
     """
 
     def __init__(self, logdir: str) -> None:
-        # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
-        # wait for them.
-        from tensorboardX.event_file_writer import EventsWriter
-
-        os.makedirs(logdir, exist_ok=True)
         self.logdir = logdir
-        self._events = EventsWriter(os.path.join(logdir, "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._events: Any = None
         self._flushed = time.monotonic()
 
     def scalar(self, name: str, value: float, step: int) -> None:
@@ -74,9 +69,20 @@ class SummaryWriter:
     def _write(self, summary: Any, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
+        if self._events is None or not os.path.isdir(self.logdir):
+            self.close()  # the directory was removed, and the file with it
+            self._events = self._open()
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         if time.monotonic() - self._flushed > _FLUSH_SECS:
             self.flush()
+
+    def _open(self) -> Any:
+        # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
+        # wait for them.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        os.makedirs(self.logdir, exist_ok=True)
+        return EventsWriter(os.path.join(self.logdir, "events"), f".{os.getpid()}.{time.time_ns()}")
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator["SummaryWriter"]:
@@ -89,14 +95,15 @@ class SummaryWriter:
 
     def flush(self) -> None:
         """Makes what was written visible to readers."""
-        self._events.flush()
+        if self._events is not None:
+            self._events.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Closes the file; the next `create_file_writer` of the directory opens another."""
-        with _lock:
-            _open_writers.pop(self.logdir, None)
-        self._events.close()
+        """Closes the file. Writing again opens another."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
 
 def _markdown_table(matrix: np.ndarray) -> str:
@@ -115,30 +122,30 @@ class _Position:
 
 
 # The one cache of the library: two writers of one directory would write two event files.
-_open_writers: dict[str, SummaryWriter] = {}
+_writers: dict[str, SummaryWriter] = {}
+_MOST_OPEN = 64
 _lock = threading.Lock()
 _writer: contextvars.ContextVar[SummaryWriter | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
 _position: contextvars.ContextVar[_Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
 
 
 def create_file_writer(logdir: Any) -> SummaryWriter:
-    """The writer of a directory; the same one as long as it is open, so a line that runs every step may call this."""
+    """The writer of a directory; always the same one, so a line that runs every step may call this.
+
+    Its file is opened at the first summary. Of very many directories, those used least recently are closed meanwhile.
+    """
     logdir = os.path.abspath(os.fspath(logdir))
     with _lock:
-        writer = _open_writers.get(logdir)
-    if writer is not None and not os.path.isdir(logdir):
-        writer.close()  # the directory was removed, and the file with it
-        writer = None
-    if writer is None:
-        writer = SummaryWriter(logdir)
-        with _lock:
-            writer = _open_writers.setdefault(logdir, writer)
-    return writer
+        writer = _writers.pop(logdir, None) or SummaryWriter(logdir)
+        _writers[logdir] = writer  # the last used is the last in the dict
+        if len(_writers) > _MOST_OPEN:
+            _writers.pop(next(iter(_writers))).close()
+        return writer
 
 
 @atexit.register
 def _close_writers() -> None:
-    for writer in list(_open_writers.values()):
+    for writer in list(_writers.values()):
         writer.close()
 
 

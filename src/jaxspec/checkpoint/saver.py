@@ -17,6 +17,8 @@ from .directory import checkpoint_path, checkpoint_steps
 from .store import write_async
 
 _logger = logging.getLogger("jaxspec")
+_KEPT = "kept"
+"""The file that marks a checkpoint as one to keep for ever."""
 
 
 class Saver:
@@ -41,16 +43,15 @@ class Saver:
         self._keep_max = keep_max
         self._keep_seconds = keep_every_n_hours * 3600
         self._clock = clock
-        self._keep_next = clock() + self._keep_seconds
-        self._kept_for_ever: set[int] = set()
+        self._started = clock()
         self._writing: Any = None
 
-    def save(self, state: TrainState, position: Any = None) -> None:
+    def save(self, state: TrainState, position: str | None = None) -> None:
         """Writes a checkpoint of the state, unless there is one of its step; returns when it may be donated.
 
         Args:
           state: on one device.
-          position: of the input, JSON-serialisable or None.
+          position: of the input, encoded, or None.
 
         Raises:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
@@ -74,36 +75,45 @@ class Saver:
         self._remove_old()
 
     def _refuse_non_finite(self, state: TrainState, step: int) -> None:
+        """Weights must be finite; other collections may hold infinities (a running minimum, a mask), but no NaN."""
         leaves = {
             name: leaf
             for name, leaf in named_leaves(state.variables).items()
             if jnp.issubdtype(leaf.dtype, jnp.inexact)
         }
-        finite = jax.device_get(_all_finite(list(leaves.values())))
-        bad = [name for name, ok in zip(leaves, finite, strict=True) if not ok]
+        finite, no_nan = jax.device_get(_health(list(leaves.values())))
+        bad = [
+            name
+            for name, is_finite, is_number in zip(leaves, finite, no_nan, strict=True)
+            if not (is_finite if name.startswith("params/") else is_number)
+        ]
         if bad:
+            when = f"After step {step - 1} (counted from 0)" if step else "Before the first step"
             raise NanLossDuringTrainingError(
-                f"After step {step - 1} (counted from 0) these variables are not finite: {', '.join(bad)}. No checkpoint "
-                f"was written; the latest is from before. Lower the learning rate, or clip the gradients."
+                f"{when} these variables are not finite: {', '.join(bad)}. No checkpoint was written; the latest, if there "
+                "is one, is from before. Lower the learning rate, clip the gradients, or look at init_fn."
             )
 
     def _remove_old(self) -> None:
         if not self._keep_max:
             return
-        steps = [step for step in checkpoint_steps(self.model_dir) if step not in self._kept_for_ever]
-        for step in steps[: -self._keep_max]:
-            path = checkpoint_path(self.model_dir, step)
-            if self._clock() >= self._keep_next:
-                self._kept_for_ever.add(step)
-                self._keep_next = self._clock() + self._keep_seconds
-                continue
-            # Renamed first, so that a reader never sees half of it.
-            shutil.rmtree(_renamed(path), ignore_errors=True)
+        paths = [checkpoint_path(self.model_dir, step) for step in checkpoint_steps(self.model_dir)]
+        kept = [path for path in paths if os.path.exists(os.path.join(path, _KEPT))]
+        others = [path for path in paths if path not in kept]
+        last_kept = max((os.path.getmtime(os.path.join(path, _KEPT)) for path in kept), default=self._started)
+        for path in others[: -self._keep_max]:
+            if self._clock() - last_kept >= self._keep_seconds:
+                last_kept = self._clock()
+                with open(os.path.join(path, _KEPT), "w", encoding="utf-8") as file:
+                    file.write("kept by keep_checkpoint_every_n_hours\n")
+            else:
+                # Renamed first, so that a reader never sees half of it.
+                shutil.rmtree(_renamed(path), ignore_errors=True)
 
 
 @jax.jit
-def _all_finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(x).all() for x in leaves]
+def _health(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    return [jnp.isfinite(x).all() for x in leaves], [~jnp.isnan(x).any() for x in leaves]
 
 
 def _renamed(path: str) -> str:

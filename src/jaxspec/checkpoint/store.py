@@ -4,7 +4,6 @@ The parts are `variables`, `opt_state`, `step` (with the key), `input` (a positi
 is stored as nested dicts of names, whatever its nodes are, so a part can be read by its names alone.
 """
 
-import json
 from typing import Any
 
 import jax
@@ -15,15 +14,17 @@ from ..arrays import describe_array, named_leaves, path_name
 from ..steps import TrainState
 
 FORMAT = 1
+_ROOT = "value"
+"""The name of a tree that is one array."""
 
 
-def write_async(path: str, state: TrainState, position: Any) -> Any:
+def write_async(path: str, state: TrainState, position: str | None) -> Any:
     """Starts to write a checkpoint; returns when the state has been copied to the host.
 
     Args:
       path: the directory to make. It appears whole or not at all.
       state: on one device.
-      position: of the input, JSON-serialisable or None.
+      position: of this process's input, encoded, or None.
 
     Returns:
       An object whose `result()` waits for the files and raises what went wrong.
@@ -33,7 +34,7 @@ def write_async(path: str, state: TrainState, position: Any) -> Any:
         "opt_state": _nested(state.opt_state),
         "step": {"global_step": state.step, "rng": jax.random.key_data(state.rng)},
         # As bytes: orbax merges the files of array parts only, and warns about any other part.
-        "input": {f"process_{jax.process_index()}": np.frombuffer(json.dumps(position).encode(), np.uint8)},
+        "input": {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)},
         "meta": {"format": FORMAT, "rng_impl": str(jax.random.key_impl(state.rng))},
     }
     return _orbax().save_checkpointables_async(
@@ -63,15 +64,16 @@ def read_state(path: str, like: TrainState, sharding: Any) -> TrainState:
     return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], rng)
 
 
-def read_position(path: str) -> Any:
-    """The position of this process's input, or None."""
+def read_position(path: str) -> str | None:
+    """The position of this process's input, encoded, or None."""
     name = f"process_{jax.process_index()}"
     stored = _metadata(path)["input"]
     if name not in stored:
         return None
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored)
-    return json.loads(np.asarray(_orbax().load_checkpointables(path, {"input": like})["input"][name]).tobytes())
+    stored = _orbax().load_checkpointables(path, {"input": like})["input"][name]
+    return np.asarray(stored).tobytes().decode().strip() or None
 
 
 def array_names(path: str) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def array_names(path: str) -> dict[str, Any]:
 
 def state_arrays(state: TrainState) -> dict[str, Any]:
     """The arrays of a state under the names that `array_names` gives them in a checkpoint."""
-    return _array_names(state.variables, state.opt_state, state.step)
+    return _array_names(_nested(state.variables), _nested(state.opt_state), state.step)
 
 
 def _array_names(variables: Any, opt_state: Any, step: Any) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def _read(path: str, parts: dict[str, Any], sharding: Any) -> dict[str, Any]:
     stored = _metadata(path)
     problems: list[str] = []
     for part, like in parts.items():
-        problems += _differences(named_leaves(like), named_leaves(stored.get(part, {})), part)
+        problems += _differences(named_leaves(_nested(like)), named_leaves(stored.get(part, {})), part)
     if problems:
         raise ValueError(
             f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
@@ -128,15 +130,17 @@ def _read(path: str, parts: dict[str, Any], sharding: Any) -> dict[str, Any]:
         for part, like in parts.items()
     }
     loaded = _orbax().load_checkpointables(path, {part: like for part, like in abstract.items() if like})
-    return {
-        part: jax.tree.unflatten(jax.tree.structure(like), _in_order_of(like, loaded.get(part, {})))
-        for part, like in parts.items()
-    }
+    return {part: _restored(like, named_leaves(loaded.get(part, {}))) for part, like in parts.items()}
 
 
-def _in_order_of(like: Any, nested: Any) -> list[Any]:
-    leaves = named_leaves(nested)
-    return [leaves[name] for name in named_leaves(like)]
+def _restored(like: Any, leaves: dict[str, Any]) -> Any:
+    """The tree of `like` with leaves from a checkpoint, by name."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        found = leaves[path_name(path) or _ROOT]
+        return jax.random.wrap_key_data(found, impl=_key_impl(leaf)) if _is_key(leaf) else found
+
+    return jax.tree_util.tree_map_with_path(one, like)
 
 
 def _differences(want: dict[str, Any], have: dict[str, Any], part: str) -> list[str]:
@@ -152,15 +156,30 @@ def _differences(want: dict[str, Any], have: dict[str, Any], part: str) -> list[
 
 
 def _nested(tree: Any) -> dict[str, Any]:
-    """A tree as nested dicts of its path's names."""
+    """A tree as nested dicts of its path's names; keys as their data."""
     out: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, last = [path_name((key,)) for key in path] or ["value"]
+        *parents, last = [path_name((key,)) for key in path] or [_ROOT]
         node = out
         for name in parents:
             node = node.setdefault(name, {})
-        node[last] = leaf
+        node[last] = _key_data(leaf) if _is_key(leaf) else leaf
     return out
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(key: Any) -> Any:
+    impls: list[Any] = []  # JAX tells it of arrays, traced ones too, but not of shapes
+    jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), key)
+    return impls[0]
+
+
+def _key_data(key: Any) -> Any:
+    is_abstract = isinstance(key, jax.ShapeDtypeStruct)
+    return jax.eval_shape(jax.random.key_data, key) if is_abstract else jax.random.key_data(key)
 
 
 def _metadata(path: str) -> Any:
