@@ -31,7 +31,7 @@ from jaxspec import metrics
 Call = Callable[[], float]
 
 EXAMPLES, BATCH, CLASSES, K = 1_000_000, 8_192, 1_000, 5
-# What the issue promises, against TensorFlow's time and the batch's size.
+# What is promised, against TensorFlow's time and the batch's size.
 LEAST_SPEEDUP, MOST_MEMORY = 5, 2
 
 
