@@ -392,6 +392,35 @@ def test_nan_before_an_error_in_the_input_is_not_saved_by_the_next_call(tmp_path
     assert checkpoint_steps(tmp_path) == [0, 3]
 
 
+def test_a_state_that_was_lost_takes_the_position_of_its_input_with_it(tmp_path):
+    def model_fn(variables, features, labels, mode):
+        w = variables["params"]["w"]
+        loss = jnp.where(features["x"][0] == 4, jnp.nan, w * 0 + features["x"].mean())
+        return js.TPUEstimatorSpec(
+            mode,
+            loss=loss,
+            train_op=js.minimize(optax.sgd(0.0)),
+            host_call=(lambda x: seen.append(float(x[0])), [features["x"]]),
+        )
+
+    seen = []
+    input_fn = js.inputs.numpy_input_fn({"x": np.arange(6, dtype=np.float32)}, num_epochs=None)
+    config = js.RunConfig(save_checkpoints_steps=None, save_checkpoints_secs=None, tf_random_seed=0)
+    estimator = js.TPUEstimator(
+        model_fn,
+        lambda: {"params": {"w": jnp.zeros(())}},
+        model_dir=tmp_path,
+        config=config,
+        use_tpu=False,
+        train_batch_size=1,
+    )
+    with pytest.raises(js.hooks.NanLossDuringTrainingError):
+        estimator.train(input_fn, max_steps=6)
+    seen.clear()
+    estimator.train(input_fn, max_steps=3)
+    assert seen == [0, 1, 2]
+
+
 def test_infinities_outside_params_are_saved_but_no_nan(tmp_path):
     def model_fn(variables, features, mode):
         spec = counting_model_fn(variables, features, mode)

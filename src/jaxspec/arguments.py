@@ -17,6 +17,7 @@ INPUT_FN_ARGUMENTS = ("params", "mode", "config")
 
 
 def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
+    """Raises unless at most one is given, and that is a positive integer."""
     if steps is not None and max_steps is not None:
         raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
     for name, value in (("steps", steps), ("max_steps", max_steps)):
@@ -29,6 +30,7 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
 
 
 def check_params(model_fn: Any, params: Any) -> None:
+    """Raises if `params` holds reserved keys, or model_fn does not name `params`."""
     if params is None:
         return
     reserved = [key for key in ("batch_size", "context") if key in params]
@@ -47,6 +49,7 @@ def check_params(model_fn: Any, params: Any) -> None:
 
 
 def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
+    """The directory of the constructor or of the config, which must not disagree; a temporary one without either."""
     if model_dir is not None:
         model_dir = os.fspath(model_dir)
         if not model_dir:
@@ -65,6 +68,7 @@ def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
 
 
 def check_supported(config: RunConfig) -> None:
+    """Raises for what TPUConfig can say and the estimator cannot do."""
     tpu = config.tpu_config
     assert tpu is not None
     per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
@@ -90,11 +94,13 @@ def check_supported(config: RunConfig) -> None:
 
 
 def refuse_hooks(hooks: Any, saving_listeners: Any = None) -> None:
+    """Raises if there are any."""
     if check_hooks(hooks) or saving_listeners:
         raise NotImplementedError("hooks and saving_listeners are not built yet.")
 
 
 def no_batch_message(input_fn: Any, verb: str) -> str:
+    """What to say of an input without a batch."""
     return (
         f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
         "that was used up before; input_fn must make a new one at each call."

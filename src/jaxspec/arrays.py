@@ -16,6 +16,11 @@ def is_tracer(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def is_key(value: Any) -> bool:
+    """Whether an array (or its shape and dtype) holds typed PRNG keys."""
+    return bool(jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key))
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path as `params/Dense_0/kernel`."""
     return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .arrays import is_key
+
 SHARD_AXIS = "shards"
 """Name of the mapped axis: one index for each device. Bound in every mode, of size 1 on one device."""
 
@@ -31,11 +33,16 @@ def bind_shard_axis(fn: Callable[..., Any]) -> Callable[..., Any]:
     The arguments and results are those of `fn`: nothing is mapped, so the program is that of `fn` alone.
     """
 
-    def bound(*args: Any) -> Any:
+    def bound(*args: Any, **kwargs: Any) -> Any:
         if shard_axis_is_bound():
-            return fn(*args)
-        mapped = jax.vmap(fn, in_axes=None, axis_name=SHARD_AXIS, axis_size=1)
-        return jax.tree.map(lambda x: x[0], mapped(*args))
+            return fn(*args, **kwargs)
+
+        # Both by position: vmap maps what it is given by keyword, whatever in_axes says.
+        def call(args: Any, kwargs: Any) -> Any:
+            return fn(*args, **kwargs)
+
+        mapped = jax.vmap(call, in_axes=None, axis_name=SHARD_AXIS, axis_size=1)
+        return jax.tree.map(lambda x: x[0], mapped(args, kwargs))
 
     return bound
 
@@ -77,7 +84,7 @@ def of_shard_0(tree: Any) -> Any:
     """Shard 0's value of each leaf, on every shard."""
 
     def one(x: Any) -> Any:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if is_key(x):
             return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         return jax.lax.all_gather(x, SHARD_AXIS)[0]
 

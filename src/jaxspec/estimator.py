@@ -177,26 +177,23 @@ class TPUEstimator:
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
-        source = self._trained()
-        if source.path is not None:
-            return sorted(checkpoint.array_names(source.path))
-        return sorted(checkpoint.state_arrays(self._owner.state))
+        return sorted(self._trained()[1])
 
     def get_variable_value(self, name: str) -> np.ndarray:
         """One array of the trained state (the live one, or the latest checkpoint), by its name, on the host."""
-        source = self._trained()
-        names = self.get_variable_names()
-        if name not in names:
-            raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {names}.")
-        if source.path is not None:
-            return checkpoint.read_array(source.path, name)
-        return np.array(first_shard(checkpoint.state_arrays(self._owner.state)[name]))
+        path, arrays = self._trained()
+        if name not in arrays:
+            raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
+        return np.array(first_shard(arrays[name])) if path is None else checkpoint.read_array(path, name)
 
-    def _trained(self) -> "_Source":
-        source = self._source()
-        if source.path is None and self._owner.state is None:
+    def _trained(self) -> tuple[str | None, dict[str, Any]]:
+        """(the checkpoint, or None for the live state; its arrays by name, of a checkpoint their shapes and dtypes)."""
+        path = self._source().path
+        if path is not None:
+            return path, checkpoint.array_names(path)
+        if self._owner.state is None:
             raise ValueError(f"Could not find trained model in model_dir: {self._model_dir}.")
-        return source
+        return None, checkpoint.state_arrays(self._owner.state)
 
     # The verbs.
 
@@ -437,7 +434,11 @@ class TPUEstimator:
 
     def _training_infeed(self, input_fn: Callable[..., Any], source: "_Source", stop: int | None) -> Infeed:
         limit = None if stop is None else stop - source.step
-        position = self._owner.position if source.path is None else checkpoint.read_position(source.path)
+        if source.path is not None:
+            position = checkpoint.read_position(source.path)
+        else:
+            # A state that was lost takes its position with it: a fresh one begins the input again.
+            position = None if self._owner.state is None else self._owner.position
         infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit, position=position)
         if infeed.first is None and position is not None:
             # The run before this one used up its input: a new run begins it again.
@@ -487,7 +488,7 @@ class TPUEstimator:
         live = self._owner.state
         with jax.default_device(self._devices[0]):
             if live is None or program is None:
-                init_rng, step_rng = split_rng(jax.random.key(self._config.tf_random_seed or 0))
+                init_rng, step_rng = self._rngs()
                 if live is not None:
                     variables = shapes(live.variables)
                 elif source.path is None:
@@ -501,7 +502,7 @@ class TPUEstimator:
                 elif source.path is not None and live is None:
                     like = TrainState(None, variables, trace.opt_state, step_rng)
                     state = checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
-                    self._owner.put(state, checkpoint.read_position(source.path))
+                    self._owner.put(state, infeed.position)
                     _logger.info("Restored step %d from %s.", source.step, source.path)
                 if program is None:
                     refuse_hooks(trace.spec.training_hooks)
@@ -510,6 +511,10 @@ class TPUEstimator:
                     capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
                     program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
         return program
+
+    def _rngs(self) -> tuple[jax.Array, jax.Array]:
+        """(the key for init_fn, the key that the state carries)."""
+        return split_rng(jax.random.key(self._config.tf_random_seed or 0))
 
     @functools.cached_property
     def _init_variables(self) -> Any:
@@ -550,7 +555,7 @@ class TPUEstimator:
         fresh = state is None and path is None
         with jax.default_device(self._devices[0]):
             if state is None:
-                init_rng, step_rng = split_rng(jax.random.key(self._config.tf_random_seed or 0))
+                init_rng, step_rng = self._rngs()
                 if path is None:
                     _logger.info(
                         "Could not find trained model in model_dir: %s, running initialization.", self._model_dir
@@ -561,9 +566,9 @@ class TPUEstimator:
                     variables = checkpoint.read_variables(path, like, broadcast_sharding(self._devices))
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             if program is None:
-                spec, jaxpr = trace_spec(self._model, mode, state, features, labels)
-                refuse_hooks(spec.evaluation_hooks if mode == ModeKeys.EVAL else spec.prediction_hooks)
                 step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
+                spec, jaxpr = trace_spec(step, state, features, labels)
+                refuse_hooks(spec.evaluation_hooks if mode == ModeKeys.EVAL else spec.prediction_hooks)
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Loop(step, self._devices, trains=False, rolled=rolled)
                 single = Loop(step, self._devices[:1], trains=False, rolled=False)
@@ -582,7 +587,7 @@ class TPUEstimator:
                 if key == "global_step":
                     continue
                 if np.asarray(value).dtype.kind in "biuf":
-                    writer().array(key, value, results["global_step"])
+                    writer.array(key, value, results["global_step"])
                 else:
                     _logger.warning("Skipping summary for %s: it is no number and no array, but %s.", key, type(value))
 
@@ -602,19 +607,13 @@ _BATCH_SIZE_NAMES = {
 
 
 @contextlib.contextmanager
-def _flushed(logdir: str) -> Iterator[Callable[[], SummaryWriter]]:
-    """A function that gives the writer of a directory, opened at its first call; flushed on leaving."""
-    opened: list[SummaryWriter] = []
-
-    def writer() -> SummaryWriter:
-        opened[:] = [create_file_writer(logdir)]
-        return opened[0]
-
+def _flushed(logdir: str) -> Iterator[SummaryWriter]:
+    """The writer of a directory, flushed on leaving."""
+    writer = create_file_writer(logdir)
     try:
         yield writer
     finally:
-        for one in opened:
-            one.flush()
+        writer.flush()
 
 
 def _signature(mode: str, infeed: Infeed) -> Any:

@@ -79,6 +79,7 @@ class Infeed:
         limit: int | None = None,
         position: str | None = None,
     ) -> None:
+        self.position = position
         self._iterator, self._reporter = _iterate(source)
         if position is not None and self._reporter is not None:
             self._reporter.set_state(decode_position(position))

@@ -77,7 +77,8 @@ def run_batches(
     rows = infeed.rows_per_shard
     num_shards = len(full.devices)
     weight = np.full((capacity, num_shards), rows, np.float32)
-    pending: collections.deque[Callable[[], Iterator[tuple[TPUEstimatorSpec, int]]]] = collections.deque()
+    # Generators: they fetch when they are asked.
+    pending: collections.deque[Iterator[tuple[TPUEstimatorSpec, int]]] = collections.deque()
 
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[tuple[TPUEstimatorSpec, int]]:
         for one in steps_of(jax.device_get(spec), item.start, item.stop):
@@ -89,16 +90,15 @@ def run_batches(
     while True:
         while pending and not infeed.ready():
             # The input may wait for these results.
-            yield from pending.popleft()()
+            yield from pending.popleft()
         if (item := infeed.take(capacity)) is None:
             break
         if isinstance(item, Batch):
-            fetch = tail(state, item)
-            pending.append(lambda fetch=fetch, count=item.rows: fetch_tail(fetch, count))  # type: ignore[misc]
+            pending.append(fetch_tail(tail(state, item), item.rows))
         else:
             _, spec = full(state, (*item.data, weight), item.start, item.stop)
-            pending.append(lambda spec=spec, item=item: fetch_slice(spec, item))  # type: ignore[misc]
+            pending.append(fetch_slice(spec, item))
         while len(pending) > MAX_IN_FLIGHT - 1:
-            yield from pending.popleft()()
+            yield from pending.popleft()
     while pending:
-        yield from pending.popleft()()
+        yield from pending.popleft()

@@ -99,7 +99,7 @@ class TrainSession:
 
     Args:
       owner: holds the live state.
-      loop, ragged_loop: the programs for full batches and for ones of another size.
+      loop: the program.
       infeed: the batches, started.
       step: the global step of the state.
       stop_step: the global step to end at; None: at the end of the input.
@@ -107,7 +107,7 @@ class TrainSession:
       save_plan, saver: when and where checkpoints are written.
       host_call_every: host_call runs at the global steps that this divides; 0: never.
       log_every: steps between two log lines; None: none.
-      writer: makes the run's own summary writer.
+      writer: the run's own summary writer.
       interrupt: set by a signal.
     """
 
@@ -124,7 +124,7 @@ class TrainSession:
         saver: Saver,
         host_call_every: int,
         log_every: int | None,
-        writer: Callable[[], SummaryWriter],
+        writer: SummaryWriter,
         interrupt: StopRequest,
     ) -> None:
         self._owner, self._loop, self._infeed = owner, loop, infeed
@@ -137,13 +137,12 @@ class TrainSession:
         self._logged = (step, time.monotonic())
         self.loss: float | None = None
 
-    def run(self) -> int:
-        """Trains; returns the global step reached. The last checkpoint is written and whole then."""
+    def run(self) -> None:
+        """Trains. When it returns, the last checkpoint is written and whole."""
         try:
             self._run()
         finally:
             self._saver.wait()
-        return self._step
 
     def _run(self) -> None:
         if self._save_plan.enabled:
@@ -167,7 +166,7 @@ class TrainSession:
                 self._step,
                 iterations=self._clock.iterations,
                 stop=self._stop_step,
-                next_save=self._save_plan.next_step if self._save_plan.enabled else None,
+                next_save=self._save_plan.next_step,
             )
             first, began = self._step, time.monotonic()
             while not ended and self._step < first + length:
@@ -181,7 +180,7 @@ class TrainSession:
             if self._clock.timed:
                 self._drain()
                 self._clock.took(self._step - first, time.monotonic() - began)
-            if self._save_plan.enabled and self._save_plan.due(self._step):
+            if self._save_plan.due(self._step):
                 self._save()
 
     def _interrupted(self) -> bool:

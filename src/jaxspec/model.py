@@ -87,10 +87,7 @@ def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: 
         flax_errors.ScopeVariableNotFoundError,
         flax_errors.ModifyScopeVariableError,
     )
-    unknown_key = isinstance(error, KeyError) and error.args and error.args[0] not in variables
-    if isinstance(error, missing_collection) or (unknown_key and isinstance(error.args[0], str)):
-        if isinstance(error, KeyError) and not _is_key_of_variables(error):
-            return None
+    if isinstance(error, missing_collection) or (isinstance(error, KeyError) and _missing_in(variables, error)):
         return ValueError(
             f"model_fn uses a collection or variable that init_fn never made ({error}). The variables have the "
             f"collections {sorted(variables)}; let init_fn return it too."
@@ -103,7 +100,9 @@ def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: 
     return None
 
 
-def _is_key_of_variables(error: KeyError) -> bool:
+def _missing_in(variables: Mapping[str, Any], error: KeyError) -> bool:
+    if not error.args or error.args[0] in variables:
+        return False
     # The dict that was asked is not part of the exception; the line that asked is.
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
     return re.search(rf"\bvariables\s*\[\s*['\"]{re.escape(str(error.args[0]))}['\"]", line) is not None

@@ -45,6 +45,7 @@ def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) ->
 
 
 def choose_keys(predictions: Any, keys: Any) -> Any:
+    """The predictions under `keys` (None: all); unknown keys are ignored if one is known, else ValueError."""
     if keys is None:
         return predictions
     if not isinstance(predictions, Mapping):
@@ -57,6 +58,7 @@ def choose_keys(predictions: Any, keys: Any) -> Any:
 
 
 def examples(predictions: Any, single: bool) -> Iterator[Any]:
+    """The predictions of a batch one example at a time, or as they are; ValueError if their lengths differ."""
     if not single:
         yield predictions
         return

@@ -1,5 +1,6 @@
 """model_fn -> pure step functions."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .arrays import describe_array, named_leaves
+from .arrays import describe_array, is_key, named_leaves
 from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards, shard_index
 from .captures import captured_tracers
 from .init import init_on_one_shard, strong_arrays
@@ -59,7 +60,7 @@ def create_train_state(
 
 def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(the key for init_fn, the key that the state carries)."""
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    if not is_key(rng):
         rng = jax.random.wrap_key_data(rng)
     init_rng, step_rng = jax.random.split(rng)
     return init_rng, step_rng
@@ -82,18 +83,17 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
     """Traces model_fn once in TRAIN. Optimizers are made inside model_fn, so their state is made there too."""
     specs: list[TPUEstimatorSpec] = []
 
-    def init_opt_state(unmapped: Any, features: Any, labels: Any) -> Any:
-        variables, rng = unmapped
+    def init_opt_state(variables: Any, rng: Any, features: Any, labels: Any) -> Any:
         spec = model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
         ops = as_train_ops(spec.train_op)
         specs.append(shapes(leaving_device(spec)))
         states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
         return strong_arrays(states[0] if len(ops) == 1 else states)
 
-    program = jax.jit(bind_shard_axis(init_opt_state)).trace((variables, rng), features, labels)
+    program = jax.jit(bind_shard_axis(init_opt_state)).trace(variables, rng, features, labels)
 
     def compute(variables: Any) -> Any:
-        return program.lower().compile()((variables, rng), features, labels)
+        return program.lower().compile()(variables, rng, features, labels)
 
     return TrainOpTrace(specs[0], program.jaxpr, shapes(program.out_info), compute)
 
@@ -105,14 +105,11 @@ def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> T
     return state
 
 
-def trace_spec(model: Model, mode: str, state: TrainState, features: Any, labels: Any) -> tuple[TPUEstimatorSpec, Any]:
-    """(the spec of one shard's batch as it leaves the device, with `jax.ShapeDtypeStruct` leaves; the jaxpr)."""
-    step = {ModeKeys.EVAL: _eval_step, ModeKeys.PREDICT: _predict_step}[mode]
-
-    def run(state: TrainState, features: Any, labels: Any) -> TPUEstimatorSpec:
-        return step(model, state, features, labels)
-
-    program = jax.jit(bind_shard_axis(run)).trace(state, features, labels)
+def trace_spec(
+    step: Callable[..., TPUEstimatorSpec], state: TrainState, features: Any, labels: Any
+) -> tuple[TPUEstimatorSpec, Any]:
+    """(the spec that an eval or predict step returns, with `jax.ShapeDtypeStruct` leaves; the step's jaxpr)."""
+    program = jax.jit(step).trace(state, features, labels)
     return shapes(program.out_info), program.jaxpr
 
 
@@ -168,7 +165,7 @@ def unshared(tree: Any) -> Any:
 
 
 def _buffer_array(x: jax.Array) -> jax.Array:
-    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return jax.random.key_data(x) if is_key(x) else x
 
 
 def leaving_device(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
@@ -228,54 +225,26 @@ def make_predict_step(
 
 def train_step(model: Model) -> Callable[..., tuple[TrainState, TPUEstimatorSpec]]:
     """`make_train_step` of a Model."""
-
-    def mapped(state: TrainState, features: Any, labels: Any) -> tuple[TrainState, TPUEstimatorSpec]:
-        return _train_step(model, state, features, labels)
-
-    bound = bind_shard_axis(mapped)
-
-    def step(state: TrainState, features: Any, labels: Any = None) -> tuple[TrainState, TPUEstimatorSpec]:
-        out: tuple[TrainState, TPUEstimatorSpec] = bound(state, features, labels)
-        return out
-
-    return step
+    return bind_shard_axis(functools.partial(_train_step, model))
 
 
 def eval_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
     """`make_eval_step` of a Model; `(state, features, labels, weight)`, where `weight` is that of this shard's loss."""
-
-    def mapped(state: TrainState, features: Any, labels: Any, weight: Any) -> TPUEstimatorSpec:
-        return _eval_step(model, state, features, labels, weight)
-
-    bound = bind_shard_axis(mapped)
-
-    def step(state: TrainState, features: Any, labels: Any = None, weight: Any = None) -> TPUEstimatorSpec:
-        out: TPUEstimatorSpec = bound(state, features, labels, weight)
-        return out
-
-    return step
+    return bind_shard_axis(functools.partial(_eval_step, model))
 
 
 def predict_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
     """`make_predict_step` of a Model; further arguments (labels, a weight) are ignored."""
-
-    def mapped(state: TrainState, features: Any) -> TPUEstimatorSpec:
-        return _predict_step(model, state, features)
-
-    bound = bind_shard_axis(mapped)
-
-    def step(state: TrainState, features: Any, *ignored: Any) -> TPUEstimatorSpec:
-        out: TPUEstimatorSpec = bound(state, features)
-        return out
-
-    return step
+    return bind_shard_axis(functools.partial(_predict_step, model))
 
 
 def _shard_rng(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), shard_index())
 
 
-def _eval_step(model: Model, state: TrainState, features: Any, labels: Any, weight: Any = None) -> TPUEstimatorSpec:
+def _eval_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None, weight: Any = None
+) -> TPUEstimatorSpec:
     spec = model(ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state))
     spec = leaving_device(spec)
     if weight is None:
@@ -294,7 +263,9 @@ def _predict_step(model: Model, state: TrainState, features: Any, *ignored: Any)
     return leaving_device(spec)
 
 
-def _train_step(model: Model, state: TrainState, features: Any, labels: Any) -> tuple[TrainState, TPUEstimatorSpec]:
+def _train_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None
+) -> tuple[TrainState, TPUEstimatorSpec]:
     rng = _shard_rng(state)
 
     def call(variables: Any) -> TPUEstimatorSpec:

@@ -117,8 +117,8 @@ class _Position:
     """Where the run stands while a host function runs."""
 
     step: int
-    writer: Callable[[], SummaryWriter] | None
-    """Opens the run's own writer; None in evaluation, where a host_call's summaries are not written."""
+    writer: SummaryWriter | None
+    """The run's own writer; None in evaluation, where a host_call's summaries are not written."""
 
 
 # The one cache of the library: two writers of one directory would write two event files.
@@ -166,7 +166,7 @@ def scalar(name: str, value: Any, step: int | None = None) -> None:
     if writer is None and position is not None:
         if position.writer is None:
             return
-        writer = position.writer()
+        writer = position.writer
     if writer is None:
         raise ValueError(
             f"summary.scalar({name!r}): no writer. Write `with summary.create_file_writer(logdir).as_default():` around it."
@@ -196,8 +196,8 @@ def host_call(**tensors: Any) -> tuple[Callable[..., None], dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def run_position(step: int, writer: Callable[[], SummaryWriter] | None) -> Iterator[None]:
-    """Within it, host functions are at `step` of a run whose own writer `writer` opens."""
+def run_position(step: int, writer: SummaryWriter | None) -> Iterator[None]:
+    """Within it, host functions are at `step` of a run whose own writer is `writer`."""
     token = _position.set(_Position(step, writer))
     try:
         yield

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import describe_array, named_leaves, path_name
+from ..arrays import describe_array, is_key, named_leaves, path_name
 from ..steps import TrainState
 
 FORMAT = 1
@@ -32,7 +32,7 @@ def write_async(path: str, state: TrainState, position: str | None) -> Any:
     parts = {
         "variables": _nested(state.variables),
         "opt_state": _nested(state.opt_state),
-        "step": {"global_step": state.step, "rng": jax.random.key_data(state.rng)},
+        "step": _nested({"global_step": state.step, "rng": state.rng}),
         # As bytes: orbax merges the files of array parts only, and warns about any other part.
         "input": {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)},
         "meta": {"format": FORMAT, "rng_impl": str(jax.random.key_impl(state.rng))},
@@ -57,11 +57,9 @@ def read_variables(path: str, like: Any, sharding: Any) -> Any:
 
 def read_state(path: str, like: TrainState, sharding: Any) -> TrainState:
     """The whole state, on the devices. Arguments as in `read_variables`; of `like`, `rng` must be a key."""
-    key_data = jax.eval_shape(jax.random.key_data, like.rng)
-    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": key_data}
+    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
     parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
-    rng = jax.random.wrap_key_data(parts["step"]["rng"], impl=jax.random.key_impl(like.rng))
-    return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], rng)
+    return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
 
 
 def read_position(path: str) -> str | None:
@@ -138,7 +136,7 @@ def _restored(like: Any, leaves: dict[str, Any]) -> Any:
 
     def one(path: Any, leaf: Any) -> Any:
         found = leaves[path_name(path) or _ROOT]
-        return jax.random.wrap_key_data(found, impl=_key_impl(leaf)) if _is_key(leaf) else found
+        return jax.random.wrap_key_data(found, impl=_key_impl(leaf)) if is_key(leaf) else found
 
     return jax.tree_util.tree_map_with_path(one, like)
 
@@ -163,12 +161,8 @@ def _nested(tree: Any) -> dict[str, Any]:
         node = out
         for name in parents:
             node = node.setdefault(name, {})
-        node[last] = _key_data(leaf) if _is_key(leaf) else leaf
+        node[last] = _key_data(leaf) if is_key(leaf) else leaf
     return out
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _key_impl(key: Any) -> Any:
