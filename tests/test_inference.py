@@ -515,7 +515,7 @@ def test_summary_host_call_writes_in_training_only(tmp_path):
         spec = linear_model_fn(variables, features, labels, mode)
         if mode == js.ModeKeys.PREDICT:
             return spec
-        return spec._replace(host_call=js.summary.host_call(loss=spec.loss, batch_mean=features))
+        return spec._replace(host_call=js.summary.host_call(loss=spec.loss, batch_mean=features.mean()))
 
     estimator = linear(tmp_path, model_fn=model_fn)
     estimator.train(js.inputs.numpy_input_fn(X, Y), steps=3)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .callables import argument_names, describe
 from .config import InputPipelineConfig, RunConfig
-from .hooks.session_run_hook import check_hooks
 
 _logger = logging.getLogger("jaxspec")
 
@@ -91,12 +90,6 @@ def check_supported(config: RunConfig) -> None:
         raise ValueError(
             "eval_training_input_configuration=SLICED is not supported: leave it out, batches are split anyway."
         )
-
-
-def refuse_hooks(hooks: Any, saving_listeners: Any = None) -> None:
-    """Raises if there are any."""
-    if check_hooks(hooks) or saving_listeners:
-        raise NotImplementedError("hooks and saving_listeners are not built yet.")
 
 
 def no_batch_message(input_fn: Any, verb: str) -> str:

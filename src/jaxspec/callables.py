@@ -55,3 +55,21 @@ def call_by_name(fn: Callable[..., Any], available: Mapping[str, Any]) -> Any:
     """Calls `fn` with those of the `available` arguments that it names."""
     names, takes_any = argument_names(fn)
     return fn(**{name: value for name, value in available.items() if takes_any or name in names})
+
+
+def check_methods(value: Any, base: type, methods: Mapping[str, Collection[str]]) -> None:
+    """Raises TypeError unless every method that `value` overrides takes the arguments it is called with, by position."""
+    for name, arguments in methods.items():
+        method = getattr(value, name)
+        if getattr(type(value), name, None) is getattr(base, name):
+            continue
+        try:
+            inspect.signature(method).bind(*arguments)
+        except TypeError as error:
+            takes = ", ".join(["self", *arguments])
+            raise TypeError(
+                f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
+                f"with {len(arguments)} arguments: write def {name}({takes})."
+            ) from None
+        except ValueError:  # some callables written in C do not tell
+            pass

@@ -137,7 +137,8 @@ class RunConfig:
     tf_random_seed: int | None = None
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
-    """Not used yet: the library writes no summaries of its own in training. host_call does, at every step."""
+    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
+    rates included. host_call writes what it wants."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -147,7 +148,10 @@ class RunConfig:
     keep_checkpoint_every_n_hours: float = 10000
     """One checkpoint of each such time is kept besides, for ever."""
     log_step_count_steps: int | None = 100
-    """Steps between two log lines; None: none."""
+    """Steps between two log lines of the loss and of `global_step/sec` and `examples/sec`; None: none."""
+    progress_bar: bool | None = None
+    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
+    the terminal is a dumb one; False: never."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:

@@ -21,20 +21,26 @@ from .arguments import (
     check_supported,
     choose_model_dir,
     no_batch_message,
-    refuse_hooks,
 )
 from .callables import argument_names, check_arguments
 from .config import RunConfig, TPUConfig, check_positive_int
 from .context import TPUContext
+from .debugging import debugging
+from .hooks import CheckpointSaverHook, CheckpointSaverListener, SessionRunHook
+from .hooks.calls import HookCalls
+from .hooks.listener import check_listeners
+from .hooks.session_run_hook import check_hooks
 from .hostcall import on_host
 from .infeed import Infeed, call_input_fn
-from .inference import TailLoop, run_batches
+from .inference import InferenceSession, TailLoop, run_batches
 from .init import as_init_fn, init_on_one_shard
-from .loop import LoopClock, SavePlan, TrainSession
+from .loop import LoopClock, TrainSession
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
+from .progress import ProgressBar, open_progress
 from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices, first_shard, rolls_well
-from .results import choose_keys, examples, merge_batches
+from .reporting import TrainingReport
+from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
 from .spec import ModeKeys, TPUEstimatorSpec
 from .steps import (
@@ -140,6 +146,7 @@ class TPUEstimator:
         self._expects_checkpoint = False
         self._programs: dict[Any, _Program] = {}
         self._announced = False
+        self._bar: ProgressBar | None = None
         self._training = threading.Lock()
 
     # What it is made of.
@@ -212,10 +219,11 @@ class TPUEstimator:
             `params["batch_size"]` rows, or one batch. The end of the input ends training. Input whose iterator has
             `get_state` and `set_state` (Grain, `numpy_input_fn`) goes on where the state left it, in this process or
             after a restart; any other input begins again at each call.
-          hooks: not built yet.
+          hooks: `hooks.SessionRunHook`s. They are called after the checkpoint saver and before those of the spec. The
+            hooks of a spec are made when it is compiled, and used again by later calls.
           steps: updates to make.
           max_steps: the global step to reach; if it is reached already, input_fn is not called.
-          saving_listeners: not built yet.
+          saving_listeners: `hooks.CheckpointSaverListener`s, called around every checkpoint.
 
         Returns:
           The estimator. A checkpoint of the last step is written, unless checkpoints are off.
@@ -223,15 +231,15 @@ class TPUEstimator:
         Raises:
           ValueError: for steps and max_steps both given, zero or negative; for a batch that does not fit.
           NanLossDuringTrainingError: if a loss is NaN, naming its step.
-          Anything that input_fn, model_fn or host_call raises, as itself.
+          Anything that input_fn, model_fn, host_call or a hook raises, as itself.
         """
         check_steps("Train", steps, max_steps)
-        refuse_hooks(hooks, saving_listeners)
+        hooks, listeners = check_hooks(hooks), check_listeners(saving_listeners)
         self._checked_batch_size(ModeKeys.TRAIN)
         if not self._training.acquire(blocking=False):
             raise RuntimeError("train was called while this estimator is training.")
         try:
-            source = self._source()
+            source = self._source(starts_training=True)
             if max_steps is not None and source.step >= max_steps:
                 _logger.info("Skipping training since max_steps has already saved.")
                 return self
@@ -241,7 +249,7 @@ class TPUEstimator:
                 signals_put_off() as interrupt,
                 contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
             ):
-                self._train(infeed, source, stop, interrupt)
+                self._train(infeed, source, stop, interrupt, hooks, listeners)
         finally:
             self._training.release()
         return self
@@ -259,7 +267,7 @@ class TPUEstimator:
         Args:
           input_fn: as in train; batches may be short.
           steps: batches to take at most; None: all.
-          hooks: not built yet.
+          hooks: `hooks.SessionRunHook`s; one batch is one loop for them.
           checkpoint_path: None means the live state or the latest checkpoint, or fresh variables without one.
           name: of this evaluation, when there are several: its event files go to `eval_NAME`.
 
@@ -270,21 +278,25 @@ class TPUEstimator:
             check_steps("Eval", steps, None)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"evaluate: name must be a string, got {name!r}.")
-        refuse_hooks(hooks, None)
+        hooks = check_hooks(hooks)
         self._checked_batch_size(ModeKeys.EVAL)
         source = self._source(checkpoint_path)
         self._announce()
         with contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed:
             if infeed.first is None:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
-            with self._inference(ModeKeys.EVAL, source, infeed) as batches:
-                results = merge_batches(batches, source.step)
+            metrics = MetricsOfBatches(source.step)
+            writer = create_file_writer(self.eval_dir(name))
+            with self._inference(ModeKeys.EVAL, source, infeed, hooks, writer, steps) as session:
+                for _ in session.run(metrics.add):
+                    pass
+            results = metrics.compute()
         _logger.info(
             "Saving dict for global step %d: %s",
             results["global_step"],
             ", ".join(f"{k} = {v}" for k, v in sorted(results.items())),
         )
-        self._write_results(results, name)
+        self._write_results(results, source, writer)
         return results
 
     def predict(
@@ -303,28 +315,30 @@ class TPUEstimator:
         Args:
           input_fn: as in evaluate; labels are ignored.
           predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known.
-          hooks: not built yet.
+          hooks: as in evaluate. Closing the generator before its end leaves out their `end`.
           checkpoint_path: as in evaluate.
           yield_single_examples: False yields batches as they are.
 
         Returns:
           A generator of dicts `{key: array of one example}`, or of arrays where `predictions` is one array.
         """
-        refuse_hooks(hooks, None)
+        hooks = check_hooks(hooks)
         self._checked_batch_size(ModeKeys.PREDICT)
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         if checkpoint_path is not None:
             checkpoint.checkpoint_step(checkpoint_path)
-        return self._predict(input_fn, predict_keys, checkpoint_path, yield_single_examples)
+        return self._predict(input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
 
-    def _predict(self, input_fn: Any, predict_keys: Any, path: str | None, single: bool) -> Iterator[Any]:
+    def _predict(
+        self, input_fn: Any, predict_keys: Any, hooks: tuple[SessionRunHook, ...], path: str | None, single: bool
+    ) -> Iterator[Any]:
         source = self._source(path)
         self._announce()
         with contextlib.closing(self._infeed(input_fn, ModeKeys.PREDICT)) as infeed:
             if infeed.first is None:
                 return
-            with self._inference(ModeKeys.PREDICT, source, infeed) as batches:
-                for spec, _ in batches:
+            with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as session:
+                for spec, _ in session.run(lambda spec, rows: None):
                     predictions = on_host(spec).predictions
                     yield from examples(choose_keys(predictions, predict_keys), single)
 
@@ -340,13 +354,15 @@ class TPUEstimator:
 
     # Where the state comes from.
 
-    def _source(self, path: str | None = None) -> "_Source":
+    def _source(self, path: str | None = None, *, starts_training: bool = False) -> "_Source":
         """Which state a verb uses: a checkpoint, the live one, or a fresh one."""
         if path is not None:
             return _Source(os.path.abspath(os.fspath(path)), checkpoint.checkpoint_step(path))
+        live = self._owner.state
+        if live is not None and self._training.locked() and not starts_training:
+            return _Source(None, int(live.step))  # asked by a hook: the checkpoint of this step may not be whole yet
         latest = checkpoint.latest_checkpoint(self._model_dir)
         step = checkpoint.checkpoint_step(latest) if latest else 0
-        live = self._owner.state
         if live is not None:
             live_step = int(live.step)
             if latest is None and self._expects_checkpoint:
@@ -397,9 +413,8 @@ class TPUEstimator:
                 check_positive_int(name, size)
             return size
         if size is None:
-            verb = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}[mode]
             raise ValueError(
-                f"`{name}` cannot be `None` if .{verb} is called: pass {name}= to the TPUEstimator constructor, the rows "
+                f"`{name}` cannot be `None` if .{_VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, the rows "
                 "of a batch over all shards."
             )
         if size % len(self._devices):
@@ -451,66 +466,111 @@ class TPUEstimator:
 
     # Training.
 
-    def _train(self, infeed: Infeed, source: "_Source", stop: int | None, interrupt: StopRequest) -> None:
-        program = self._prepare_training(infeed, source)
-        config = self._config
-        save_plan = SavePlan(config.save_checkpoints_steps, config.save_checkpoints_secs)
-        self._expects_checkpoint = save_plan.enabled
-        saver = checkpoint.Saver(
-            self._model_dir,
-            keep_max=config.keep_checkpoint_max,
-            keep_every_n_hours=config.keep_checkpoint_every_n_hours,
-        )
+    def _train(
+        self,
+        infeed: Infeed,
+        source: "_Source",
+        stop: int | None,
+        interrupt: StopRequest,
+        hooks: tuple[SessionRunHook, ...],
+        listeners: tuple[CheckpointSaverListener, ...],
+    ) -> None:
+        program, put_state = self._training_program(infeed, source)
+        hooks, checkpoint_dirs = self._with_saver((*hooks, *(program.spec.training_hooks or ())), listeners)
+        calls = HookCalls(hooks, "in training")
+        calls.begin()
+        put_state()
+        self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
         infeed.start(program.capacity)
-        with _flushed(self._model_dir) as writer:
+        config = self._config
+        with (
+            _flushed(self._model_dir) as writer,
+            self._progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
+        ):
             session = TrainSession(
                 owner=self._owner,
                 loop=program.full,
+                shard=program.spec,
                 infeed=infeed,
+                hooks=calls,
                 step=source.step,
                 stop_step=stop,
                 clock=LoopClock(self._iterations, self._tpu_config.loop_seconds),
-                save_plan=save_plan,
-                saver=saver,
+                saver=functools.partial(
+                    checkpoint.Saver,
+                    keep_max=config.keep_checkpoint_max,
+                    keep_every_n_hours=config.keep_checkpoint_every_n_hours,
+                ),
+                checkpoint_dirs=checkpoint_dirs,
                 host_call_every=self._tpu_config.experimental_host_call_every_n_steps,
-                log_every=config.log_step_count_steps,
+                run_ahead=self._use_tpu,
+                report=TrainingReport(
+                    step=source.step,
+                    writer=writer,
+                    log_every=config.log_step_count_steps,
+                    summary_every=config.save_summary_steps,
+                    rows_per_step=self._batch_sizes[ModeKeys.TRAIN],
+                    bar=bar,
+                ),
                 writer=writer,
                 interrupt=interrupt,
             )
             session.run()
         _logger.info("Loss for final step: %s.", session.loss)
 
-    def _prepare_training(self, infeed: Infeed, source: "_Source") -> _Program:
-        """Puts the state of `source` in place and returns the program for the batches of `infeed`."""
+    def _with_saver(
+        self, hooks: tuple[SessionRunHook, ...], listeners: tuple[CheckpointSaverListener, ...]
+    ) -> tuple[tuple[SessionRunHook, ...], list[str]]:
+        """(the hooks with a checkpoint saver, which goes first unless the user gave one; the directories it saves to)."""
+        savers = [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
+        steps, secs = self._config.save_checkpoints_steps, self._config.save_checkpoints_secs
+        if not savers and (steps or secs):
+            savers = [CheckpointSaverHook(save_secs=secs or None, save_steps=steps or None)]
+            hooks = (*savers, *hooks)
+        if listeners and not savers:
+            raise ValueError(
+                "There should be a CheckpointSaverHook to use saving_listeners. Please set one of the "
+                "RunConfig.save_checkpoints_steps or RunConfig.save_checkpoints_secs."
+            )
+        return hooks, [saver.start(self._model_dir, () if number else listeners) for number, saver in enumerate(savers)]
+
+    def _training_program(self, infeed: Infeed, source: "_Source") -> tuple[_Program, Callable[[], None]]:
+        """(the program for the batches of `infeed`, a function that puts the state of `source` in place)."""
         features, labels = infeed.first_shard()
         key = _signature(ModeKeys.TRAIN, infeed)
         program = self._programs.get(key)
         live = self._owner.state
+        if live is not None and program is not None:
+            return program, lambda: None
         with jax.default_device(self._devices[0]):
-            if live is None or program is None:
-                init_rng, step_rng = self._rngs()
-                if live is not None:
-                    variables = shapes(live.variables)
-                elif source.path is None:
-                    variables = self._init_variables(init_rng, features, labels)
-                else:
-                    variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
-                trace = trace_train_op(self._model, variables, step_rng, features, labels)
-                if live is None and source.path is None:
+            init_rng, step_rng = self._rngs()
+            if live is not None:
+                variables = first_shard(live.variables) if debugging() else shapes(live.variables)
+            elif source.path is None or debugging():
+                variables = self._init_variables(init_rng, features, labels)
+            else:
+                variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
+            trace = trace_train_op(self._model, variables, step_rng, features, labels)
+            if program is None:
+                rolled = rolls_well(trace.jaxpr, self._devices)
+                loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
+                capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
+                program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
+
+        def put_state() -> None:
+            if live is not None:
+                return
+            with jax.default_device(self._devices[0]):
+                if source.path is None:
                     state = finish_train_state(trace, variables, step_rng)
                     self._owner.put(broadcast(state, self._devices))
-                elif source.path is not None and live is None:
+                else:
                     like = TrainState(None, variables, trace.opt_state, step_rng)
                     state = checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
                     self._owner.put(state, infeed.position)
                     _logger.info("Restored step %d from %s.", source.step, source.path)
-                if program is None:
-                    refuse_hooks(trace.spec.training_hooks)
-                    rolled = rolls_well(trace.jaxpr, self._devices)
-                    loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
-                    capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
-                    program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
-        return program
+
+        return program, put_state
 
     def _rngs(self) -> tuple[jax.Array, jax.Array]:
         """(the key for init_fn, the key that the state carries)."""
@@ -530,9 +590,15 @@ class TPUEstimator:
 
     @contextlib.contextmanager
     def _inference(
-        self, mode: str, source: "_Source", infeed: Infeed
-    ) -> Iterator[Iterator[tuple[TPUEstimatorSpec, int]]]:
-        """The (host spec, rows) of every batch, while the state they need is kept alive."""
+        self,
+        mode: str,
+        source: "_Source",
+        infeed: Infeed,
+        hooks: tuple[SessionRunHook, ...],
+        writer: SummaryWriter | None = None,
+        limit: int | None = None,
+    ) -> Iterator[InferenceSession]:
+        """A session, while the state it needs is kept alive."""
         with contextlib.ExitStack() as stack:
             if source.path is None and self._owner.state is not None:
                 live = stack.enter_context(self._owner.borrow())
@@ -541,9 +607,22 @@ class TPUEstimator:
                 state = None
             program, state = self._prepare_inference(mode, source, infeed, state)
             assert program.tail is not None
+            spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
+            calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
+            calls.begin()
             infeed.start(program.capacity)
             batches = run_batches(state, infeed, program.full, program.tail, program.capacity)
-            yield stack.enter_context(contextlib.closing(batches))
+            stack.enter_context(contextlib.closing(batches))
+            yield InferenceSession(
+                batches,
+                hooks=calls,
+                step=source.step,
+                state=state,
+                shard=program.spec,
+                writer=writer,
+                bar=stack.enter_context(self._progress(mode, start=0, total=limit)),
+                limit=limit,
+            )
 
     def _prepare_inference(
         self, mode: str, source: "_Source", infeed: Infeed, state: TrainState | None
@@ -568,7 +647,6 @@ class TPUEstimator:
             if program is None:
                 step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
                 spec, jaxpr = trace_spec(step, state, features, labels)
-                refuse_hooks(spec.evaluation_hooks if mode == ModeKeys.EVAL else spec.prediction_hooks)
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Loop(step, self._devices, trains=False, rolled=rolled)
                 single = Loop(step, self._devices[:1], trains=False, rolled=False)
@@ -581,15 +659,38 @@ class TPUEstimator:
                 state = broadcast(state, self._devices)
         return program, state
 
-    def _write_results(self, results: dict[str, Any], name: str | None) -> None:
-        with _flushed(self.eval_dir(name)) as writer:
-            for key, value in results.items():
-                if key == "global_step":
-                    continue
-                if np.asarray(value).dtype.kind in "biuf":
-                    writer.array(key, value, results["global_step"])
-                else:
-                    _logger.warning("Skipping summary for %s: it is no number and no array, but %s.", key, type(value))
+    def _write_results(self, results: dict[str, Any], source: "_Source", writer: SummaryWriter) -> None:
+        step = source.step
+        for key, value in results.items():
+            if key == "global_step":
+                continue
+            if np.asarray(value).dtype.kind in "biuf":
+                writer.array(key, value, step)
+            else:
+                _logger.warning("Skipping summary for %s: it is no number and no array, but %s.", key, type(value))
+        path = source.path or checkpoint.checkpoint_path(self._model_dir, step)
+        if os.path.isdir(path):
+            _logger.info("Saving 'checkpoint_path' summary for global step %d: %s", step, path)
+            writer.text("checkpoint_path", path, step)
+        writer.flush()
+
+    @contextlib.contextmanager
+    def _progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
+        """A progress bar, if there is to be one; that of a verb which is under way meanwhile is put aside."""
+        outer, rows = self._bar, self._batch_sizes[mode]
+        if outer is not None:
+            outer.pause()
+        bar = self._bar = open_progress(
+            _VERBS[mode], start=start, total=total, rows_per_step=rows, enabled=self._config.progress_bar
+        )
+        try:
+            yield bar
+        finally:
+            if bar is not None:
+                bar.close()
+            self._bar = outer
+            if outer is not None:
+                outer.resume()
 
 
 class _Source(NamedTuple):
@@ -599,6 +700,8 @@ class _Source(NamedTuple):
     step: int
 
 
+_VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
+_SESSION_NAMES = {ModeKeys.EVAL: "evaluation", ModeKeys.PREDICT: "prediction"}
 _BATCH_SIZE_NAMES = {
     ModeKeys.TRAIN: "train_batch_size",
     ModeKeys.EVAL: "eval_batch_size",

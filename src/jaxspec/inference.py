@@ -1,16 +1,27 @@
 """One evaluation or prediction: batches through the devices, one host spec for each, exactly the rows there are."""
 
 import collections
+import logging
+import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from .checkpoint import state_arrays
+from .hooks.calls import HookCalls, SessionStopped
+from .hooks.session import Session
+from .hooks.session_run_hook import SessionRunContext
 from .hostcall import join_shards, steps_of
 from .infeed import Batch, Infeed, Slice
-from .replicate import MAX_IN_FLIGHT, Loop
+from .outputs import StepOutputs, fetch_names
+from .progress import ProgressBar
+from .replicate import MAX_IN_FLIGHT, Loop, first_shard
 from .spec import TPUEstimatorSpec
+from .summary import SummaryWriter
+
+_logger = logging.getLogger("jaxspec")
 
 
 class TailLoop:
@@ -102,3 +113,69 @@ def run_batches(
             yield from pending.popleft()
     while pending:
         yield from pending.popleft()
+
+
+class InferenceSession:
+    """Takes batches with the hooks around each.
+
+    Args:
+      batches: what `run_batches` yields.
+      hooks: with `begin` called.
+      step: the global step behind the state.
+      state: what hooks see.
+      shard: the spec of one shard as it leaves the device, with shapes for leaves.
+      writer: of the event files, for hooks.
+      bar: the progress bar, or None.
+      limit: batches to take at most; None: all.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[tuple[TPUEstimatorSpec, int]],
+        *,
+        hooks: HookCalls,
+        step: int,
+        state: Any,
+        shard: TPUEstimatorSpec,
+        writer: SummaryWriter | None = None,
+        bar: ProgressBar | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._batches, self._hooks, self._shard, self._limit, self._bar = batches, hooks, shard, limit, bar
+        self._last: StepOutputs | None = None
+        self._session = Session(
+            global_step=lambda: step,
+            state=lambda: state,
+            arrays=lambda: {name: first_shard(array) for name, array in state_arrays(state).items()},
+            names=fetch_names(shard),
+            outputs=lambda: self._last,
+            writer=writer,
+        )
+
+    def run(self, use: Callable[[TPUEstimatorSpec, int], None]) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+        """Yields (host spec, rows) of every batch, after `use` and the hooks' `after_run`. `end` is called at the end only."""
+        self._hooks.after_create_session(self._session)
+        number, stop = 0, False
+        while not stop and number != self._limit:
+            context = SessionRunContext(self._session, number, number)
+            try:
+                asked = self._hooks.before_run(context)
+                batch = next(self._batches, None)
+                if batch is None:
+                    break
+                self._last = StepOutputs(batch[0], self._shard, np.asarray)
+                use(*batch)
+                self._hooks.after_run(context, asked)
+            except SessionStopped:
+                break
+            number += 1
+            self._tell(number)
+            yield batch
+            stop = context.stop_requested
+        self._hooks.end(self._session)
+
+    def _tell(self, number: int) -> None:
+        if self._bar is not None:
+            self._bar.update(number)
+        elif self._limit is not None and number % math.ceil(self._limit / 10) == 0:
+            _logger.info("Evaluation [%d/%d]", number, self._limit)

@@ -1,59 +1,35 @@
-"""One training session: dispatches loops of steps, looks at what comes back, saves."""
+"""One training session: dispatches loops of steps, looks at what comes back, calls the hooks."""
 
 import collections
 import dataclasses
-import logging
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from .checkpoint import Saver
+from .checkpoint import Saver, state_arrays
+from .hooks.calls import HookCalls, SessionStopped
 from .hooks.nan import NanLossDuringTrainingError
+from .hooks.session import Session
+from .hooks.session_run_hook import SessionRunContext
+from .host_queue import HostQueue
 from .hostcall import on_host, run_host_call, steps_of
 from .infeed import Batch, Infeed, Slice
+from .outputs import StepOutputs, fetch_names
 from .ownership import StateOwner
-from .replicate import MAX_IN_FLIGHT, Loop, first_shard
+from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
+from .reporting import TrainingReport
 from .signals import StopRequest
-from .spec import TPUEstimatorSpec
+from .spec import TPUEstimatorSpec, replaced
 from .summary import SummaryWriter, run_position
 
-_logger = logging.getLogger("jaxspec")
 
-
-@dataclasses.dataclass
-class SavePlan:
-    """When checkpoints are due: every so many steps or seconds after the last one."""
-
-    steps: int | None
-    secs: float | None
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        self._saved_at = self.clock()
-        self.next_step: int | None = None
-
-    @property
-    def enabled(self) -> bool:
-        """Whether checkpoints are written at all."""
-        return bool(self.steps or self.secs)
-
-    def saved(self, step: int) -> None:
-        """Notes that the checkpoint of `step` was written."""
-        self._saved_at = self.clock()
-        self.next_step = step + self.steps if self.steps else None
-
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` updates."""
-        if self.next_step is not None:
-            return step >= self.next_step
-        return bool(self.secs) and self.clock() - self._saved_at >= float(self.secs or 0)
-
-
-def loop_length(step: int, *, iterations: int, stop: int | None, next_save: int | None) -> int:
-    """How many steps the next loop has: at most `iterations`, ending where a checkpoint or the last step is due."""
-    return min([iterations, *(due - step for due in (stop, next_save) if due is not None)])
+def loop_length(step: int, *, iterations: int, stop: int | None, wanted: int | None) -> int:
+    """How many steps the next loop has: at most `iterations`, ending at the last step and where a hook wants it."""
+    return min([iterations, *(due - step for due in (stop, wanted) if due is not None)])
 
 
 class LoopClock:
@@ -94,19 +70,53 @@ class _Pending:
     stop: int
 
 
+class TrainingSession(Session):
+    """The session that hooks see in training: it can save, too."""
+
+    def __init__(
+        self,
+        save: Callable[[str], None],
+        finish_save: Callable[[str], None],
+        finish_steps: Callable[[], None],
+        **view: Any,
+    ) -> None:
+        super().__init__(**view)
+        self._save, self._finish_save, self._finish_steps = save, finish_save, finish_steps
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Starts to write a checkpoint of this step, unless there is one. The losses of all steps are looked at before.
+
+        Raises:
+          NanLossDuringTrainingError: for a NaN loss, or a weight that is not finite; nothing is written then.
+        """
+        self._save(checkpoint_dir)
+
+    def finish_checkpoint(self, checkpoint_dir: str) -> None:
+        """Waits until the last checkpoint is whole on disk."""
+        self._finish_save(checkpoint_dir)
+
+    def finish_steps(self) -> None:
+        """Waits until every step so far is done, and host_call has run for it; raises if a loss was NaN."""
+        self._finish_steps()
+
+
 class TrainSession:
     """Runs the steps of one call of train.
 
     Args:
       owner: holds the live state.
       loop: the program.
+      shard: the spec of one shard as it leaves the device, with shapes for leaves.
       infeed: the batches, started.
+      hooks: with `begin` called; the checkpoint savers are among them.
       step: the global step of the state.
       stop_step: the global step to end at; None: at the end of the input.
       clock: how long a loop is.
-      save_plan, saver: when and where checkpoints are written.
+      saver: makes the saver of a directory.
+      checkpoint_dirs: where the hooks save: an interrupted run saves there, too.
       host_call_every: host_call runs at the global steps that this divides; 0: never.
-      log_every: steps between two log lines; None: none.
+      run_ahead: False looks at the outputs of each dispatch, and runs its host calls, before the next one.
+      report: tells about the run.
       writer: the run's own summary writer.
       interrupt: set by a signal.
     """
@@ -116,72 +126,117 @@ class TrainSession:
         *,
         owner: StateOwner,
         loop: Loop,
+        shard: TPUEstimatorSpec,
         infeed: Infeed,
+        hooks: HookCalls,
         step: int,
         stop_step: int | None,
         clock: LoopClock,
-        save_plan: SavePlan,
-        saver: Saver,
+        saver: Callable[[str], Saver],
+        checkpoint_dirs: list[str],
         host_call_every: int,
-        log_every: int | None,
+        run_ahead: bool,
+        report: TrainingReport,
         writer: SummaryWriter,
         interrupt: StopRequest,
     ) -> None:
-        self._owner, self._loop, self._infeed = owner, loop, infeed
-        self._step, self._stop_step, self._clock = step, stop_step, clock
-        self._save_plan, self._saver = save_plan, saver
-        self._host_call_every, self._log_every = host_call_every, log_every
-        self._writer, self._interrupt = writer, interrupt
+        self._owner, self._loop, self._shard, self._infeed = owner, loop, shard, infeed
+        self._hooks, self._step, self._stop_step, self._clock = hooks, step, stop_step, clock
+        self._saver, self._checkpoint_dirs = functools.cache(saver), checkpoint_dirs
+        self._host_call_every = host_call_every if shard.host_call is not None else 0
+        self._most_pending = MAX_IN_FLIGHT - 1 if run_ahead else 0
+        self._host = HostQueue(threaded=run_ahead)
+        self._report, self._writer, self._interrupt = report, writer, interrupt
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._host_call_failed = False
-        self._logged = (step, time.monotonic())
+        self._loop_ends: collections.deque[int] = collections.deque()
+        self._seen_step = step
+        self._last: StepOutputs | None = None
+        self._diverged: NanLossDuringTrainingError | None = None
         self.loss: float | None = None
+        self._session = TrainingSession(
+            self._save,
+            lambda checkpoint_dir: self._saver(checkpoint_dir).wait(),
+            self._finish_steps,
+            global_step=lambda: self._step,
+            state=owner.lend,
+            arrays=self._arrays,
+            names=fetch_names(shard),
+            outputs=lambda: self._last,
+            writer=writer,
+        )
 
     def run(self) -> None:
-        """Trains. When it returns, the last checkpoint is written and whole."""
+        """Trains. When it returns, the last checkpoint is written and whole, and every host call has run."""
         try:
             self._run()
         finally:
-            self._saver.wait()
+            try:
+                self._host.close()
+            finally:
+                for checkpoint_dir in self._checkpoint_dirs:
+                    self._saver(checkpoint_dir).wait()
 
     def _run(self) -> None:
-        if self._save_plan.enabled:
-            self._save()
+        self._hooks.after_create_session(self._session)
         try:
             self._run_loops()
         except KeyboardInterrupt:
             # Raised by the user's code, or by a second Ctrl-C: the state is good if nothing was being dispatched.
             if self._owner.state is not None:
-                self._finish()
+                self._drain()
+                if not self._host.failed:
+                    self._host.join()
+                self._raise_if_diverged()
+                for checkpoint_dir in self._checkpoint_dirs:
+                    self._save(checkpoint_dir)
             raise
         except Exception as error:
             self._settle(error)
             raise
-        self._finish()
+        self._finish_steps()
+        self._hooks.end(self._session)
 
     def _run_loops(self) -> None:
-        ended = False
-        while not ended and not self._interrupted() and self._step != self._stop_step:
+        stop = False
+        while not stop and not self._interrupted() and self._step != self._stop_step:
             length = loop_length(
                 self._step,
                 iterations=self._clock.iterations,
                 stop=self._stop_step,
-                next_save=self._save_plan.next_step,
+                wanted=self._hooks.next_step(self._step),
             )
-            first, began = self._step, time.monotonic()
-            while not ended and self._step < first + length:
-                while self._pending and not self._infeed.ready():
-                    self._look_at_first()  # rather than wait idly
-                item = self._infeed.take(first + length - self._step, self._interrupted)
-                if item is None:
-                    ended = True
-                else:
-                    self._dispatch(item)
-            if self._clock.timed:
-                self._drain()
-                self._clock.took(self._step - first, time.monotonic() - began)
-            if self._save_plan.due(self._step):
-                self._save()
+            context = SessionRunContext(self._session, self._step, self._step + length - 1)
+            try:
+                asked = self._hooks.before_run(context)
+                ended = self._run_loop(length)
+                if self._step == context.first_step:
+                    return  # the input has ended: no loop, no after_run
+                context.last_step = self._step - 1
+                self._hooks.after_run(context, asked, self._finish_host_calls if self._host_call_every else None)
+            except SessionStopped:
+                return
+            self._raise_if_diverged()
+            stop = ended or context.stop_requested
+
+    def _run_loop(self, length: int) -> bool:
+        """Dispatches up to `length` steps; returns whether the input has ended."""
+        first, began, ended = self._step, time.monotonic(), False
+        while not ended and self._step < first + length:
+            while self._pending and not self._infeed.ready():
+                self._look_at_first()  # rather than wait idly
+            self._raise_if_diverged()
+            item = self._infeed.take(first + length - self._step, self._interrupted)
+            if item is None:
+                ended = True
+            else:
+                self._dispatch(item)
+        if self._step > first:
+            self._loop_ends.append(self._step)
+            self._report_loops()
+        if self._clock.timed:
+            self._drain()
+            self._clock.took(self._step - first, time.monotonic() - began)
+        return ended
 
     def _interrupted(self) -> bool:
         return self._interrupt.signum is not None
@@ -195,14 +250,19 @@ class TrainSession:
         self._pending.append(_Pending(self._step, spec, item.start, item.stop))
         self._step += item.stop - item.start
         self._owner.put(state, item.position)
-        while len(self._pending) > MAX_IN_FLIGHT - 1:
+        self._last = StepOutputs(spec, self._shard, functools.partial(_whole_batch, index=item.stop - 1))
+        while len(self._pending) > self._most_pending:
             self._look_at_first()
 
     def _settle(self, error: Exception) -> None:
         """Looks at what was dispatched before `error`: those steps have happened, and the state may be used again."""
         try:
             while self._pending and self._owner.state is not None:
-                self._look_at_first(host_calls=not self._host_call_failed)
+                self._look_at_first()
+            if not self._host.failed:
+                self._host.join()
+            if self._diverged is not error:
+                self._raise_if_diverged()
         except Exception as another:  # the first error is the one to raise
             error.add_note(f"and then: {type(another).__name__}: {another}")
 
@@ -210,62 +270,94 @@ class TrainSession:
         while self._pending:
             self._look_at_first()
 
-    def _look_at_first(self, *, host_calls: bool = True) -> None:
-        """Fetches the outputs of the first dispatch, waiting for it: losses, then host calls in step order."""
+    def _finish_host_calls(self) -> None:
+        self._drain()
+        self._host.join()
+
+    def _finish_steps(self) -> None:
+        self._finish_host_calls()
+        self._raise_if_diverged()
+
+    def _look_at_first(self) -> None:
+        """Fetches the outputs of the first dispatch, waiting for it: losses, and host call's tensors if they are wanted."""
         dispatch = self._pending[0]
+        if self._diverged is not None:
+            self._pending.popleft()  # not worth telling
+            return
+        first, end = dispatch.first_step, dispatch.first_step + dispatch.stop - dispatch.start
+        every = self._host_call_every
+        wanted = [step for step in range(first, end) if step % every == 0] if every else []
         try:
-            spec = jax.device_get(dispatch.spec)
+            spec = jax.device_get(dispatch.spec if wanted else replaced(dispatch.spec, host_call=None))
         except Exception:
             self._owner.state = None  # what went wrong on the device has gone into the state
             raise
-        self._refuse_nan(dispatch, spec.loss)
+        losses = spec.loss[dispatch.start : dispatch.stop]
+        bad = _first_nan(losses)
+        if bad is not None:
+            self._diverge(first + bad)
+            losses = losses[: bad + 1]
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._pending.popleft()
-        if host_calls and spec.host_call is not None and self._host_call_every:
-            for step, one in enumerate(steps_of(spec, dispatch.start, dispatch.stop), dispatch.first_step):
-                if step % self._host_call_every == 0:
-                    self._host_call(step, one)
-        self.loss = float(spec.loss[dispatch.stop - 1])
-        self._log(dispatch.first_step, dispatch.first_step + dispatch.stop - dispatch.start)
+        if not every:
+            self._report.steps(first, losses)
+        elif not self._host.failed:
+            wanted = [step for step in wanted if step < first + len(losses)]
+            self._host.put(functools.partial(self._host_calls, dispatch, spec, wanted, losses))
+        self.loss = float(losses[-1])
+        self._seen_step = first + len(losses)
+        self._report.progress(self._seen_step, self.loss)
+        self._report_loops()
 
-    def _host_call(self, step: int, spec: TPUEstimatorSpec) -> None:
-        try:
-            with run_position(step, self._writer):
-                run_host_call(on_host(spec))
-        except BaseException as error:
-            self._host_call_failed = True
-            error.add_note(f"in training, at global step {step}")
-            raise
+    def _report_loops(self) -> None:
+        while self._loop_ends and self._loop_ends[0] <= self._seen_step:
+            assert self.loss is not None
+            self._report.loop(self._loop_ends.popleft(), self.loss)
 
-    def _refuse_nan(self, dispatch: _Pending, losses: np.ndarray) -> None:
-        bad = np.flatnonzero(np.isnan(losses[dispatch.start : dispatch.stop].astype(np.float32)))
-        if bad.size:
-            self._owner.state = None  # the next call starts from the latest checkpoint
-            raise NanLossDuringTrainingError(
-                f"NaN loss during training: at step {dispatch.first_step + int(bad[0])} (counted from 0). The latest "
+    def _host_calls(self, dispatch: _Pending, spec: TPUEstimatorSpec, wanted: list[int], losses: np.ndarray) -> None:
+        """The host calls of one dispatch. Runs beside the devices."""
+        for step in wanted:
+            index = dispatch.start + step - dispatch.first_step
+            try:
+                with run_position(step, self._writer):
+                    run_host_call(on_host(next(steps_of(spec, index, index + 1))))
+            except BaseException as error:
+                error.add_note(f"in training, at global step {step}")
+                raise
+        self._report.steps(dispatch.first_step, losses)
+
+    def _diverge(self, step: int) -> None:
+        if self._diverged is None:
+            self._diverged = NanLossDuringTrainingError(
+                f"NaN loss during training: at step {step} (counted from 0). The latest "
                 "checkpoint is from before it. Lower the learning rate, clip the gradients, or look at that batch."
             )
 
-    def _log(self, first: int, end: int) -> None:
-        every = self._log_every
-        if not every or end // every == first // every:
-            return
-        (before, since), now = self._logged, time.monotonic()
-        rate = f" ({(end - before) / (now - since):.1f} steps/s)" if now > since and before != end else ""
-        _logger.info("loss = %.6g, step = %d%s", self.loss, end, rate)
-        self._logged = (end, now)
+    def _raise_if_diverged(self) -> None:
+        if self._diverged is not None:
+            self._owner.state = None  # the next call starts from the latest checkpoint
+            raise self._diverged
 
-    def _save(self) -> None:
+    def _arrays(self) -> Mapping[str, Any]:
+        return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
+
+    def _save(self, checkpoint_dir: str) -> None:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
         self._drain()
+        self._raise_if_diverged()
         try:
-            self._saver.save(first_shard(self._owner.state), self._owner.position)
+            self._saver(checkpoint_dir).save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
             self._owner.state = None
             raise
-        self._save_plan.saved(self._step)
 
-    def _finish(self) -> None:
-        self._drain()
-        if self._save_plan.enabled:
-            self._save()
+
+def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
+    """One step of a leaf of a `Loop` output, of all shards, on the host."""
+    one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
+    return one
+
+
+def _first_nan(losses: np.ndarray) -> int | None:
+    bad = np.flatnonzero(np.isnan(losses.astype(np.float32)))
+    return int(bad[0]) if bad.size else None

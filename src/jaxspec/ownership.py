@@ -31,6 +31,11 @@ class StateOwner:
         state, self.state = self.state, None
         return jax.tree.map(jnp.copy, state) if self._loans else state
 
+    def lend(self) -> Any:
+        """The live state, which stays good for as long as somebody holds it: training goes on with a copy."""
+        self._loans.append(None)
+        return self.state
+
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Any]:
         """The live state, safe to read within the block, whatever training does meanwhile."""

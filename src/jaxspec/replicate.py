@@ -11,6 +11,7 @@ import numpy as np
 
 from .arrays import describe_array, named_leaves
 from .axis import SHARD_AXIS
+from .debugging import debugging
 from .spec import TPUEstimatorSpec, replaced
 
 MAX_IN_FLIGHT = 2
@@ -70,8 +71,32 @@ class Loop:
           (the new state or None, one spec for all steps): its loss is `[capacity]`, its other leaves `[capacity,
           shards, ...]`, on the devices. Entries outside `start:stop` are zeros.
         """
+        if debugging() and len(self.devices) == 1:
+            return self._run_eagerly(state, batches, start, stop)
         new_state, loss, spec = self._program(state, batches, np.int32(start), np.int32(stop))
         return new_state, replaced(spec, loss=loss)
+
+    def _run_eagerly(self, state: Any, batches: Any, start: int, stop: int) -> tuple[Any, TPUEstimatorSpec]:
+        """The steps one after the other, with values instead of tracers."""
+        specs: list[TPUEstimatorSpec] = []
+        for i in range(start, stop):
+            new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
+            state = new_state if self.trains else state
+            specs.append(jax.device_get(spec))
+        capacity = jax.tree.leaves(batches)[0].shape[0]
+
+        def stacked(*values: Any) -> Any:
+            stack = np.zeros((capacity, *values[0].shape), values[0].dtype)
+            stack[start:stop] = values
+            return stack
+
+        # A spec's functions are new objects at each call: only its leaves can be put together.
+        rest = [replaced(spec, loss=None) for spec in specs]
+        leaves = [stacked(*values)[:, None] for values in zip(*map(jax.tree.leaves, rest), strict=True)]
+        loss = None if specs[0].loss is None else stacked(*(spec.loss for spec in specs))
+        return state if self.trains else None, replaced(
+            jax.tree.unflatten(jax.tree.structure(rest[-1]), leaves), loss=loss
+        )
 
     def _run(self, state: Any, batches: Any, start: Any, stop: Any) -> tuple[Any, Any, Any]:
         def batch(i: Any) -> Any:
@@ -105,7 +130,7 @@ def rolls_well(jaxpr: Any, devices: Sequence[jax.Device]) -> bool:
     On a CPU, XLA runs a convolution in the body of a loop several times slower than one outside. A program without a
     loop is used for such a step then, for every number of steps, so results do not depend on that number.
     """
-    return devices[0].platform != "cpu" or not _has_convolution(jaxpr)
+    return devices[0].platform != "cpu" or (jaxpr is not None and not _has_convolution(jaxpr))
 
 
 def _has_convolution(jaxpr: Any) -> bool:
@@ -228,10 +253,10 @@ def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
 
 
 def concatenate_shards(tree: Any) -> Any:
-    """`[shards, size, ...]` leaves as `[shards * size, ...]`; `[shards]` leaves as they are. NumPy."""
+    """`[shards, size, ...]` leaves as `[shards * size, ...]`; `[shards]` leaves and scalars as they are. NumPy."""
 
     def one(x: Any) -> Any:
-        return x if x.ndim == 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        return x if np.ndim(x) <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
     return jax.tree.map(one, tree)
 

@@ -1,6 +1,6 @@
 """What evaluate and predict make of the host specs of their batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .hostcall import on_host, run_host_call
@@ -9,25 +9,42 @@ from .spec import TPUEstimatorSpec
 from .summary import run_position
 
 
-def merge_batches(batches: Iterable[tuple[TPUEstimatorSpec, int]], step: int) -> dict[str, Any]:
-    """Merges the metrics of all batches; the loss is weighted by examples."""
-    metrics: dict[str, Any] = {}
-    loss, examples = 0.0, 0
-    for number, (host_spec, rows) in enumerate(batches):
+class MetricsOfBatches:
+    """The metrics of an evaluation, batch by batch; the loss is weighted by examples.
+
+    Args:
+      step: the global step of the state.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step, self._number = step, 0
+        self._metrics: dict[str, Any] = {}
+        self._loss, self._examples = 0.0, 0
+
+    def add(self, host_spec: TPUEstimatorSpec, rows: int) -> None:
+        """Calls metric_fn and host_call on one batch of `rows` examples."""
         try:
-            with run_position(step, None):
+            with run_position(self._step, None):
                 spec = on_host(host_spec)
                 run_host_call(spec)
         except BaseException as error:
-            error.add_note(f"in evaluation, at batch {number} (counted from 0)")
+            error.add_note(f"in evaluation, at batch {self._number} (counted from 0)")
             raise
-        loss += float(spec.loss) * rows
-        examples += rows
+        self._loss += float(spec.loss) * rows
+        self._examples += rows
         values = {name: as_metric(name, value, rows) for name, value in spec.eval_metric_ops.items()}
-        _check_metric_names(values, metrics if number else values)
-        metrics = {name: metrics[name].merge(value) if number else value for name, value in values.items()}
-    results = {name: metric.compute() for name, metric in metrics.items()}
-    return {**results, "loss": loss / examples, "global_step": step}
+        _check_metric_names(values, self._metrics if self._number else values)
+        self._metrics = {
+            name: self._metrics[name].merge(value) if self._number else value for name, value in values.items()
+        }
+        self._number += 1
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics by name, `loss` and `global_step`."""
+        if not self._number:
+            raise ValueError("Evaluation was stopped by a hook before its first batch: there is nothing to report.")
+        results = {name: metric.compute() for name, metric in self._metrics.items()}
+        return {**results, "loss": self._loss / self._examples, "global_step": self._step}
 
 
 def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) -> None:

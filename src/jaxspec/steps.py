@@ -1,5 +1,6 @@
 """model_fn -> pure step functions."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,8 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from .arrays import describe_array, is_key, named_leaves
-from .axis import SHARD_AXIS, bind_shard_axis, of_shard_0, same_on_all_shards, shard_index
+from .axis import (
+    bind_shard_axis,
+    mean_over_shards,
+    of_shard_0,
+    same_on_all_shards,
+    shard_index,
+    sum_over_shards,
+)
 from .captures import captured_tracers
+from .debugging import debugging, values_of_tracers
 from .init import init_on_one_shard, strong_arrays
 from .model import Model
 from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
@@ -72,7 +81,7 @@ class TrainOpTrace(NamedTuple):
     spec: TPUEstimatorSpec
     """The spec as it leaves the device; its leaves are the `jax.ShapeDtypeStruct` of one shard."""
     jaxpr: Any
-    """What model_fn computes."""
+    """What model_fn computes; None if it was not traced."""
     opt_state: Any
     """Shapes and dtypes of the optimizer state."""
     init_opt_state: Callable[[Any], Any]
@@ -80,7 +89,10 @@ class TrainOpTrace(NamedTuple):
 
 
 def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, labels: Any) -> TrainOpTrace:
-    """Traces model_fn once in TRAIN. Optimizers are made inside model_fn, so their state is made there too."""
+    """Traces model_fn once in TRAIN. Optimizers are made inside model_fn, so their state is made there too.
+
+    Under `jax.disable_jit()` nothing is traced, and `variables` must be arrays.
+    """
     specs: list[TPUEstimatorSpec] = []
 
     def init_opt_state(variables: Any, rng: Any, features: Any, labels: Any) -> Any:
@@ -90,7 +102,14 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
         states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
         return strong_arrays(states[0] if len(ops) == 1 else states)
 
-    program = jax.jit(bind_shard_axis(init_opt_state)).trace(variables, rng, features, labels)
+    bound = bind_shard_axis(init_opt_state)
+    if debugging():
+        features, labels = jax.tree.map(jnp.asarray, (features, labels))
+        opt_state = bound(variables, rng, features, labels)
+        return TrainOpTrace(
+            specs[-1], None, shapes(opt_state), lambda variables: bound(variables, rng, features, labels)
+        )
+    program = jax.jit(bound).trace(variables, rng, features, labels)
 
     def compute(variables: Any) -> Any:
         return program.lower().compile()(variables, rng, features, labels)
@@ -108,7 +127,12 @@ def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> T
 def trace_spec(
     step: Callable[..., TPUEstimatorSpec], state: TrainState, features: Any, labels: Any
 ) -> tuple[TPUEstimatorSpec, Any]:
-    """(the spec that an eval or predict step returns, with `jax.ShapeDtypeStruct` leaves; the step's jaxpr)."""
+    """(the spec that an eval or predict step returns, with `jax.ShapeDtypeStruct` leaves; the step's jaxpr).
+
+    Under `jax.disable_jit()` the step is run, and there is no jaxpr.
+    """
+    if debugging():
+        return shapes(step(state, *jax.tree.map(jnp.asarray, (features, labels)))), None
     program = jax.jit(step).trace(state, features, labels)
     return shapes(program.out_info), program.jaxpr
 
@@ -248,13 +272,13 @@ def _eval_step(
     spec = model(ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state))
     spec = leaving_device(spec)
     if weight is None:
-        loss = jax.lax.pmean(spec.loss, SHARD_AXIS)
+        loss = mean_over_shards(spec.loss)
     else:
         # A shard of weight 0 holds filler, whose loss may be anything, NaN included. At least float32: half precision
         # cannot hold the number of rows.
         value = spec.loss.astype(jnp.promote_types(spec.loss.dtype, jnp.float32))
         weighted = jnp.where(weight > 0, value * weight, 0)
-        loss = jax.lax.psum(weighted, SHARD_AXIS) / jax.lax.psum(weight, SHARD_AXIS)
+        loss = sum_over_shards(weighted) / sum_over_shards(weight)
     return replaced(spec, loss=loss)
 
 
@@ -295,7 +319,7 @@ def _train_step(
             grads = select(params, op.of, gradient())
         transform = optax.with_extra_args_support(op.optimizer)
         changes, opt_state = transform.update(
-            _reduce(grads, op.reduction), opt_state, target, value=jax.lax.pmean(value, SHARD_AXIS)
+            _reduce(grads, op.reduction), opt_state, target, value=mean_over_shards(value)
         )
         variables = {**variables, "params": merge(params, optax.apply_updates(target, changes))}
         if updates:
@@ -307,7 +331,7 @@ def _train_step(
     opt_state = new_opt_states[0] if len(ops) == 1 else tuple(new_opt_states)
     new_state = TrainState(state.step + 1, variables, opt_state, state.rng)
     _check_same_types(state, new_state)
-    return new_state, leaving_device(replaced(spec, loss=jax.lax.pmean(spec.loss, SHARD_AXIS)))
+    return new_state, leaving_device(replaced(spec, loss=mean_over_shards(spec.loss)))
 
 
 def _differentiate_spec(
@@ -327,7 +351,8 @@ def _differentiate_spec(
         return spec.loss, jax.tree.map(jnp.asarray, spec)
 
     try:
-        loss, pullback, spec = jax.vjp(loss_of, select(params, None), has_aux=True)
+        with values_of_tracers() if debugging() else contextlib.nullcontext():
+            loss, pullback, spec = jax.vjp(loss_of, select(params, None), has_aux=True)
     except Exception as error:
         # Either model_fn fails, and then fails again here, with a shorter traceback; or it cannot be differentiated.
         spec = call(variables)
@@ -367,7 +392,8 @@ def _differentiate_loss(loss_fn: Callable[[Any], Any], variables: Any, target: A
             raise ValueError(f"the loss of minimize must be scalar, got {describe_array(loss)}.")
         return jnp.reshape(loss, ()), dict(updates)
 
-    loss, pullback, updates = jax.vjp(loss_of, target, has_aux=True)
+    with values_of_tracers() if debugging() else contextlib.nullcontext():
+        loss, pullback, updates = jax.vjp(loss_of, target, has_aux=True)
     return loss, pullback(jnp.ones_like(loss))[0], updates
 
 
@@ -380,9 +406,9 @@ def _embed(grads: Any, of: Any, params: Any) -> Any:
 
 def _reduce(grads: Any, reduction: str | None) -> Any:
     if reduction == "mean":
-        return jax.lax.pmean(grads, SHARD_AXIS)
+        return mean_over_shards(grads)
     if reduction == "sum":
-        return jax.lax.psum(grads, SHARD_AXIS)
+        return sum_over_shards(grads)
     return of_shard_0(grads)
 
 

@@ -35,22 +35,10 @@ NOT_BUILT_YET = {
     "LatestExporter": "belongs to train_and_evaluate",
     "FinalExporter": "belongs to train_and_evaluate",
     "WarmStartSettings": "belongs to warm_start_from",
-    "StopAtStepHook": "belongs to the built-in hooks",
-    "LoggingTensorHook": "belongs to the built-in hooks",
-    "StepCounterHook": "belongs to the built-in hooks",
-    "CheckpointSaverHook": "belongs to the built-in hooks",
-    "SummarySaverHook": "belongs to the built-in hooks",
-    "SecondOrStepTimer": "belongs to the built-in hooks",
 }
 """Targets that the library may lack for now. As soon as it has one, under `jaxspec` or one of the submodules
 `hooks`, `checkpoint` and `export`, its cases are replayed by themselves; then delete its line, so that it
 cannot be lost again."""
-
-ARGUMENTS_NOT_BUILT_YET = {
-    "hooks": "hooks of the verbs",
-    "saving_listeners": "listeners of checkpoints",
-}
-"""Arguments of the verbs that may raise NotImplementedError for now; replayed as soon as they do not."""
 
 
 def _given(case, name):

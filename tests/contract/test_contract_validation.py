@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from contract_differences import (
     ACCEPTED,
-    ARGUMENTS_NOT_BUILT_YET,
     LEFT_OUT,
     NOT_BUILT_YET,
     VALIDATION,
@@ -160,28 +159,16 @@ def surroundings(request, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
 
 
-@contextlib.contextmanager
-def skipped_if_not_built(case):
-    """Skips a case about an argument of a verb that raises NotImplementedError for now."""
-    try:
-        yield
-    except NotImplementedError as error:
-        if case["target"] != "call" or not set(case["kwargs"]) & set(ARGUMENTS_NOT_BUILT_YET):
-            raise
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("case", by_name(case for case in REPLAYED if "ok" in case["expect"]))
 def test_accepted_as_recorded(case, tmp_path):
-    with skipped_if_not_built(case):
-        built = attempt(case, Values(tmp_path))
+    built = attempt(case, Values(tmp_path))
     assert_same(expected_fields(case), fields_of(case, built), case["target"])
 
 
 @pytest.mark.parametrize("case", by_name(case for case in REPLAYED if "raises" in case["expect"]))
 def test_refused_as_recorded(case, tmp_path):
     """The rule and the built-in type of the exception; the sentence is ours, and names what was wrong."""
-    with skipped_if_not_built(case), pytest.raises(recorded_base(case["expect"]["raises"])) as caught:
+    with pytest.raises(recorded_base(case["expect"]["raises"])) as caught:
         attempt(case, Values(tmp_path))
     assert not unnamed(case, str(caught.value)), str(caught.value)
 

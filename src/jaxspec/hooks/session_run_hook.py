@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from ..callables import check_methods
+
 
 class SessionRunArgs(NamedTuple):
-    """What a hook's `before_run` asks for: a fetch name, or a list or dict of them (any nesting)."""
+    """What a hook's `before_run` asks for: a fetch name, or a list, tuple or dict of them (any nesting)."""
 
     fetches: Any
 
 
 class SessionRunValues(NamedTuple):
-    """What `after_run` gets: `results` in the structure that `before_run` asked for, as NumPy arrays."""
+    """What `after_run` gets: `results` in the structure that `before_run` asked for, as NumPy arrays; None for nothing."""
 
     results: Any
 
@@ -19,8 +21,9 @@ class SessionRunValues(NamedTuple):
 class SessionRunContext:
     """Given to `before_run` and `after_run`.
 
-    `session` is the view of the running session, `first_step` and `last_step` the global steps of the first
-    and last update of this loop (counted from 0, inclusive).
+    `session` is the `Session`. `first_step` and `last_step` are the global steps of the first and last update of this
+    loop, counted from 0, inclusive; if the input ends or a signal comes within the loop, `last_step` is corrected before
+    `after_run`. In evaluation and prediction, where one batch is one loop, both are the number of the batch, from 0.
     """
 
     def __init__(self, session: Any, first_step: int, last_step: int) -> None:
@@ -40,7 +43,15 @@ class SessionRunContext:
 
 
 class SessionRunHook:
-    """Base class of hooks. Every method does nothing; override what you need. All run on the host."""
+    """Base class of hooks. Every method does nothing; override what you need. All run on the host.
+
+    A StopIteration raised in `before_run` or `after_run` ends the session cleanly, as the end of the input does. Any
+    other exception ends it as an error: `end` is not called then.
+    """
+
+    after_host_calls: bool = True
+    """Whether `after_run` waits until host_call has run for all steps of the loop (where there is a host_call). False in
+    a hook that does not depend on it lets the devices go on."""
 
     def begin(self) -> None:
         """Called once, before the state exists."""
@@ -53,14 +64,31 @@ class SessionRunHook:
         return None
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        """Called after each loop of steps."""
+        """Called after each loop of steps: when they are dispatched, or, if the hook asked for a value, done.
+
+        If the input ends before a loop's first batch, its `before_run` has no `after_run`.
+        """
 
     def end(self, session: Any) -> None:
         """Called when the session ends without an error."""
 
+    def next_step(self, global_step: int) -> int | None:
+        """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""
+        return None
+
+
+_METHODS = {
+    "begin": (),
+    "after_create_session": ("session", "coord"),
+    "before_run": ("run_context",),
+    "after_run": ("run_context", "run_values"),
+    "end": ("session",),
+    "next_step": ("global_step",),
+}
+
 
 def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
-    """The hooks as a tuple; TypeError names the one that is not a SessionRunHook instance."""
+    """The hooks as a tuple; TypeError names the one that is no SessionRunHook instance, or has a wrong signature."""
     if hooks is None:
         return ()
     if isinstance(hooks, SessionRunHook):
@@ -72,4 +100,5 @@ def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...
         if not isinstance(hook, SessionRunHook):
             kind = f", the class {hook.__name__} itself; write {hook.__name__}()" if isinstance(hook, type) else ""
             raise TypeError(f"All hooks must be SessionRunHook instances, given in {role}: {hook!r}{kind}")
+        check_methods(hook, SessionRunHook, _METHODS)
     return checked

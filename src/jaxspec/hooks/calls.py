@@ -1,0 +1,92 @@
+"""Calling the hooks of a session, in their order."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .session import Session
+from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
+
+
+class SessionStopped(Exception):
+    """A hook has raised StopIteration: the session ends cleanly."""
+
+
+class HookCalls:
+    """The hooks of one session. An exception of a hook comes back as itself, with a note that names it.
+
+    Args:
+      hooks: in the order in which they are called.
+      where: for the note, such as "in training".
+    """
+
+    def __init__(self, hooks: Sequence[SessionRunHook], where: str) -> None:
+        self.hooks = tuple(hooks)
+        self._where = where
+
+    def begin(self) -> None:
+        """Calls `begin` of each hook."""
+        for hook in self.hooks:
+            self._call(hook, "begin", None)
+
+    def after_create_session(self, session: Session) -> None:
+        """Calls `after_create_session` of each hook."""
+        for hook in self.hooks:
+            self._call(hook, "after_create_session", session, session, None)
+
+    def before_run(self, context: SessionRunContext) -> list[Any]:
+        """What each hook asks for; checked."""
+        return [self._asked(hook, context) for hook in self.hooks]
+
+    def after_run(
+        self, context: SessionRunContext, asked: Sequence[Any], finish_host_calls: Callable[[], None] | None = None
+    ) -> None:
+        """Calls `after_run` of each hook with the values of what it asked for.
+
+        Args:
+          finish_host_calls: called before a hook that wants it; None where there is no host_call to wait for.
+        """
+        for hook, fetches in zip(self.hooks, asked, strict=True):
+            if finish_host_calls is not None and hook.after_host_calls and overrides(hook, "after_run"):
+                finish_host_calls()
+            results = None if fetches is None else context.session.run(fetches)
+            self._run(hook, "after_run", context, SessionRunValues(results))
+
+    def end(self, session: Session) -> None:
+        """Calls `end` of each hook."""
+        for hook in self.hooks:
+            self._call(hook, "end", session, session)
+
+    def next_step(self, step: int) -> int | None:
+        """The first global step after `step` at which some hook wants a loop to end."""
+        wanted = [hook.next_step(step) for hook in self.hooks if overrides(hook, "next_step")]
+        return min((max(one, step + 1) for one in wanted if one is not None), default=None)
+
+    def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Any:
+        args = self._run(hook, "before_run", context)
+        if args is None:
+            return None
+        if not isinstance(args, SessionRunArgs):
+            raise TypeError(
+                f"{type(hook).__name__}.before_run returned {args!r}; return SessionRunArgs('loss'), or None."
+            )
+        context.session.check_fetches(args.fetches)
+        return args.fetches
+
+    def _run(self, hook: SessionRunHook, method: str, context: SessionRunContext, *args: Any) -> Any:
+        try:
+            return self._call(hook, method, context.session, context, *args)
+        except StopIteration:
+            raise SessionStopped from None
+
+    def _call(self, hook: SessionRunHook, method: str, session: Session | None, *args: Any) -> Any:
+        try:
+            return getattr(hook, method)(*args)
+        except BaseException as error:
+            at = "" if session is None else f", at global step {session.global_step}"
+            error.add_note(f"raised by {type(hook).__name__}.{method}, {self._where}{at}")
+            raise
+
+
+def overrides(hook: SessionRunHook, method: str) -> bool:
+    """Whether a hook has a method of its own, not that of the base class."""
+    return getattr(getattr(hook, method), "__func__", None) is not getattr(SessionRunHook, method)

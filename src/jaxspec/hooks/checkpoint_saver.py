@@ -1,0 +1,105 @@
+"""When checkpoints are written."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .listener import CheckpointSaverListener, check_listeners
+from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
+from .timer import check_one_of
+
+
+class CheckpointSaverHook(SessionRunHook):
+    """Writes a checkpoint at the start of training, every so many steps or seconds after the last one, and at the end.
+
+    Training adds one by itself, after `RunConfig.save_checkpoints_steps` or `_secs`; given as a hook, it replaces that.
+    Loops end exactly where a checkpoint is due by steps. How many are kept is for `RunConfig` to say.
+
+    Args:
+      checkpoint_dir: where; None: the model_dir. The estimator finds only those in its model_dir.
+      save_secs, save_steps: exactly one of them.
+      saver, checkpoint_basename, scaffold, save_graph_def: TensorFlow's; only the defaults mean anything here.
+      listeners: `CheckpointSaverListener`s.
+      clock: seconds since some start.
+    """
+
+    after_host_calls = False
+
+    def __init__(
+        self,
+        checkpoint_dir: Any = None,
+        save_secs: float | None = None,
+        save_steps: int | None = None,
+        saver: Any = None,
+        checkpoint_basename: str = "model.ckpt",
+        scaffold: Any = None,
+        listeners: Any = None,
+        save_graph_def: bool = True,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if saver is not None and scaffold is not None:
+            raise ValueError("You cannot provide both saver and scaffold. Neither means anything here: leave both out.")
+        check_one_of(every_secs=save_secs, every_steps=save_steps)
+        for name, given, only in (
+            ("saver", saver, None),
+            ("scaffold", scaffold, None),
+            ("checkpoint_basename", checkpoint_basename, "model.ckpt"),
+        ):
+            if given != only:
+                raise ValueError(f"CheckpointSaverHook: {name} must be {only!r} here, got {given!r}; leave it out.")
+        self._given_dir = None if checkpoint_dir is None else os.path.abspath(os.fspath(checkpoint_dir))
+        self._secs, self._steps, self._clock = save_secs, save_steps, clock
+        self._own_listeners = self._listeners = check_listeners(listeners)
+
+    def start(self, model_dir: str, listeners: tuple[CheckpointSaverListener, ...] = ()) -> str:
+        """Prepares for one run, with its listeners behind the hook's own; returns where checkpoints go."""
+        self._checkpoint_dir = self._given_dir or os.path.abspath(model_dir)
+        self._listeners = check_listeners((*self._own_listeners, *listeners))
+        return self._checkpoint_dir
+
+    def begin(self) -> None:
+        self._saved_step: int | None = None
+        self._saved_at = self._clock()
+        for listener in self._listeners:
+            listener.begin()
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        self._save(session)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if self._due(run_context.session.global_step) and self._save(run_context.session):
+            run_context.request_stop()
+
+    def end(self, session: Any) -> None:
+        step = session.global_step
+        if step != self._saved_step:
+            self._save(session)
+        for listener in self._listeners:
+            listener.end(session, step)
+
+    def next_step(self, global_step: int) -> int | None:
+        return None if self._steps is None or self._saved_step is None else self._saved_step + self._steps
+
+    def _due(self, step: int) -> bool:
+        assert self._saved_step is not None
+        if self._steps is not None:
+            return step >= self._saved_step + self._steps
+        assert self._secs is not None
+        return self._clock() - self._saved_at >= self._secs
+
+    def _save(self, session: Any) -> bool:
+        """Writes a checkpoint; returns whether a listener asks to stop."""
+        if not hasattr(session, "save_checkpoint"):
+            raise TypeError("CheckpointSaverHook belongs to training; leave it out of evaluate and predict.")
+        step = session.global_step
+        session.finish_steps()
+        for listener in self._listeners:
+            listener.before_save(session, step)
+        session.save_checkpoint(self._checkpoint_dir)
+        self._saved_step, self._saved_at = step, self._clock()
+        if self._listeners:
+            session.finish_checkpoint(self._checkpoint_dir)
+        answers = [listener.after_save(session, step) for listener in self._listeners]
+        return any(answers)

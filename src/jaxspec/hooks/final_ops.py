@@ -1,0 +1,26 @@
+"""Values at the end of a session."""
+
+from typing import Any
+
+from .session_run_hook import SessionRunHook
+
+
+class FinalOpsHook(SessionRunHook):
+    """Fetches values when the session ends; they are in `final_ops_values` then.
+
+    Args:
+      final_ops: fetch names (see `Session`) in any structure.
+      final_ops_feed_dict: TensorFlow's; must be None.
+    """
+
+    def __init__(self, final_ops: Any, final_ops_feed_dict: Any = None) -> None:
+        if final_ops_feed_dict is not None:
+            raise ValueError("FinalOpsHook: there is nothing to feed here; leave final_ops_feed_dict out.")
+        self._final_ops = final_ops
+        self.final_ops_values: Any = None
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        session.check_fetches(self._final_ops)
+
+    def end(self, session: Any) -> None:
+        self.final_ops_values = session.run(self._final_ops)

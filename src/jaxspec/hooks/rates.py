@@ -1,0 +1,148 @@
+"""How fast training goes."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..summary import SummaryWriter, create_file_writer
+from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
+from .timer import LoopTimer
+
+_logger = logging.getLogger("jaxspec")
+
+
+class StepCounterHook(SessionRunHook):
+    """Logs and writes `global_step/sec` every so many steps or seconds. The first interval begins after the first loop.
+
+    It fetches nothing, so a rate may be ahead of the devices by the dispatches in flight.
+
+    Args:
+      every_n_steps, every_n_secs: exactly one of them.
+      output_dir: where event files go; None and no summary_writer: nothing is written.
+      summary_writer: a writer instead.
+      clock: seconds since some start.
+    """
+
+    after_host_calls = False
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 100,
+        every_n_secs: float | None = None,
+        output_dir: Any = None,
+        summary_writer: SummaryWriter | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if (every_n_steps is None) == (every_n_secs is None):
+            raise ValueError(
+                "exactly one of every_n_steps and every_n_secs should be provided. Got "
+                f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
+            )
+        self._timer = LoopTimer(every_n_secs, every_n_steps, clock=clock)
+        self._writer = summary_writer
+        if summary_writer is None and output_dir is not None:
+            self._writer = create_file_writer(output_dir)
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        self._timer.start(session.global_step)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        step = run_context.last_step + 1
+        if self._timer.should_trigger_for_step(step):
+            seconds, steps = self._timer.update_last_triggered_step(step)
+            if seconds and steps:
+                self._log_and_record(steps, seconds, step)
+
+    def end(self, session: Any) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
+        self._record("global_step/sec", elapsed_steps / elapsed_time, global_step)
+
+    def _record(self, tag: str, rate: float, step: int) -> None:
+        _logger.info("%s: %g", tag, rate)
+        if self._writer is not None:
+            self._writer.scalar(tag, rate, step)
+
+
+class Rates(NamedTuple):
+    """How fast a session was, from the end of its first loop, which compiles, to its end."""
+
+    steps_per_sec: float
+    examples_per_sec: float
+    compile_secs: float
+    """Seconds of the first loop, less what its steps took at the later rate: tracing, compiling and loading."""
+
+
+class ExamplesPerSecondHook(StepCounterHook):
+    """`StepCounterHook` that logs and writes `examples/sec`, too; `result()` gives the rates of the whole session.
+
+    It waits for the devices twice: after the first loop and at the end.
+
+    Args:
+      batch_size: examples in a global batch.
+      every_n_steps, every_n_secs, output_dir, summary_writer, clock: as in `StepCounterHook`.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        every_n_steps: int | None = 100,
+        every_n_secs: float | None = None,
+        output_dir: Any = None,
+        summary_writer: SummaryWriter | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(every_n_steps, every_n_secs, output_dir, summary_writer, clock=clock)
+        self._batch_size, self._clock = batch_size, clock
+        self._result: Rates | None = None
+
+    def begin(self) -> None:
+        self._began: float | None = None
+        self._first_loop: tuple[float, int, int] | None = None  # seconds, its steps, the global step behind it
+        self._result = None
+
+    def before_run(self, run_context: SessionRunContext) -> None:
+        if self._began is None:
+            self._began = self._clock()
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if self._first_loop is None:
+            _ = run_context.session.loss  # waits
+            assert self._began is not None
+            end = run_context.last_step + 1
+            self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)
+            self._steady_since = self._clock()
+        super().after_run(run_context, run_values)
+
+    def end(self, session: Any) -> None:
+        super().end(session)
+        _ = session.loss
+        if self._first_loop is None:
+            return
+        seconds, steps, step = self._first_loop
+        elapsed = self._clock() - self._steady_since
+        if session.global_step > step and elapsed > 0:
+            rate = (session.global_step - step) / elapsed
+            self._result = Rates(rate, rate * self._batch_size, max(0.0, seconds - steps / rate))
+
+    def result(self) -> Rates:
+        """The rates of the last session.
+
+        Raises:
+          ValueError: if it had no loop after its first one, or has not ended.
+        """
+        if self._result is None:
+            raise ValueError(
+                "ExamplesPerSecondHook.result: nothing was measured. Train for more than one loop (the first one compiles), "
+                "and ask when train has returned."
+            )
+        return self._result
+
+    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
+        super()._log_and_record(elapsed_steps, elapsed_time, global_step)
+        self._record("examples/sec", self._batch_size * elapsed_steps / elapsed_time, global_step)

@@ -1,0 +1,102 @@
+"""Work on the host beside the devices: in order, bounded."""
+
+import collections
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+
+_logger = logging.getLogger("jaxspec")
+MAX_WAITING = 2
+"""Jobs that may wait. One job has the outputs of one dispatch, so this bounds their memory."""
+_PATIENCE_SECS = 10
+
+
+class HostQueue:
+    """Runs jobs in order in a helper thread, which starts with the first one.
+
+    An exception of a job is raised, as itself, by every later `put` and `join`; the jobs behind it are dropped.
+
+    Args:
+      threaded: False runs each job in `put`: for debugging, where a breakpoint should stop the run.
+      max_waiting: `put` waits while so many jobs wait.
+    """
+
+    def __init__(self, *, threaded: bool = True, max_waiting: int = MAX_WAITING) -> None:
+        self._threaded, self._max_waiting = threaded, max_waiting
+        self._jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self._busy = self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._context = contextvars.copy_context()
+        self.failed = False
+        """Whether a job has failed."""
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Adds a job, waiting for room."""
+        if not self._threaded:
+            try:
+                job()
+            except BaseException:
+                self.failed = True
+                raise
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self.failed or len(self._jobs) < self._max_waiting)
+            self._raise()
+            self._jobs.append(job)
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._context.run, args=(self._work,), name="jaxspec-host", daemon=True
+            )
+            self._thread.start()
+
+    def join(self) -> None:
+        """Waits until every job is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.failed or not (self._jobs or self._busy))
+            self._raise()
+
+    def close(self) -> None:
+        """Drops what waits, and ends the thread after its job."""
+        with self._changed:
+            self._closed = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=_PATIENCE_SECS)
+            if self._thread.is_alive():
+                _logger.warning(
+                    "host_call has been busy for %d s and cannot be interrupted; its thread is left to finish.",
+                    _PATIENCE_SECS,
+                )
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if self._closed:
+                    return
+                job = self._jobs.popleft()
+                self._busy = True
+                self._changed.notify_all()
+            error: BaseException | None = None
+            try:
+                job()
+            except BaseException as caught:
+                error = caught
+            with self._changed:
+                self._busy = False
+                if error is not None:
+                    self._error, self.failed = error, True
+                    self._jobs.clear()
+                self._changed.notify_all()
+            del job  # it holds the outputs of a dispatch
+            if error is not None:
+                return

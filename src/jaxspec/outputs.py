@@ -1,0 +1,70 @@
+"""The outputs of one step by fetch name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from .arrays import named_leaves
+from .spec import TPUEstimatorSpec
+
+
+def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Any]:
+    """The leaves of a spec that have a fetch name."""
+    out: dict[str, Any] = {}
+    for pair in (spec.eval_metrics, spec.host_call):
+        if pair is not None and isinstance(pair[1], dict):
+            out |= named_leaves(pair[1])
+    if isinstance(spec.predictions, dict):
+        out |= named_leaves({"predictions": spec.predictions})
+    elif spec.predictions is not None:
+        out["predictions"] = spec.predictions
+    if spec.loss is not None:
+        out["loss"] = spec.loss
+    return out
+
+
+def fetch_names(spec: TPUEstimatorSpec) -> list[str]:
+    """The fetch names of a spec as it leaves the device, and `global_step`."""
+    return sorted([*named_outputs(spec), "global_step"])
+
+
+class StepOutputs:
+    """One step's outputs, read when they are asked for, each once.
+
+    Args:
+      spec: whose leaves are read.
+      shard: the spec of one shard, with shapes for leaves: tells which are scalars.
+      read: makes a leaf of `spec` the host array of the whole batch; a scalar of each shard is `[shards]` there.
+    """
+
+    def __init__(self, spec: TPUEstimatorSpec, shard: TPUEstimatorSpec, read: Callable[[Any], np.ndarray]) -> None:
+        self._spec, self._read = spec, read
+        self._leaves = named_outputs(spec)
+        self._scalars = {name for name, leaf in named_outputs(shard).items() if leaf.shape == ()}
+        self._values: dict[str, np.ndarray] = {}
+
+    def names(self) -> list[str]:
+        """The fetch names."""
+        return sorted(self._leaves)
+
+    def fetch(self, name: str) -> np.ndarray:
+        """One of them, of the whole batch, on the host; a scalar of each shard as its average."""
+        if name not in self._values:
+            value = self._read(self._leaves[name])
+            self._values[name] = _average(value) if name in self._scalars else value
+        return self._values[name]
+
+    def gather(self) -> TPUEstimatorSpec:
+        """All of them: the host spec of the whole batch."""
+        spec: TPUEstimatorSpec = jax.tree.map(self._read, self._spec)
+        return spec
+
+
+def _average(values: np.ndarray) -> np.ndarray:
+    if np.issubdtype(values.dtype, np.inexact):
+        return np.asarray(values.mean(), values.dtype)
+    # Counts and flags are the same on all shards, as a rule, and stay what they are.
+    first = values.reshape(-1)[0]
+    return np.asarray(first if (values == first).all() else values.mean())

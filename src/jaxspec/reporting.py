@@ -1,0 +1,88 @@
+"""What a training run tells about itself: log lines, automatic summaries, the progress bar."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .hooks.timer import LoopTimer
+from .progress import ProgressBar
+from .summary import SummaryWriter
+
+_logger = logging.getLogger("jaxspec")
+
+
+class TrainingReport:
+    """Made of the losses that come back from the devices anyway: nothing waits for it.
+
+    Args:
+      step: the global step at which the run begins.
+      writer: of the run's event files.
+      log_every: steps between two log lines and rates; None: none.
+      summary_every: steps between two summaries of the loss; None or 0: no automatic summaries at all.
+      rows_per_step: examples in a global batch; None: unknown.
+      bar: the progress bar, or None.
+      clock: seconds since some start.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        writer: SummaryWriter,
+        log_every: float | None,
+        summary_every: int | None,
+        rows_per_step: int | None,
+        bar: ProgressBar | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._writer, self._rows, self._bar = writer, rows_per_step, bar
+        self._log_timer = _timer(log_every, step, clock)
+        self._summary_timer = _timer(summary_every, step, clock)
+
+    def steps(self, first: int, losses: Any) -> None:
+        """Writes the loss of those steps that are due; after the host calls of these steps.
+
+        Args:
+          first: the global step of the first of `losses`, counted from 0.
+        """
+        timer, end = self._summary_timer, first + len(losses)
+        if timer is None or not timer.should_trigger_for_step(end):
+            return
+        due = timer.due_steps(end)
+        timer.update_last_triggered_step(end)
+        if "loss" not in getattr(self._writer, "user_tags", ()):
+            for step in due:
+                self._writer.scalar("loss", float(losses[step - 1 - first]), step)
+
+    def progress(self, step: int, loss: float) -> None:
+        """Shows that `step` updates are done."""
+        if self._bar is not None:
+            self._bar.update(step, loss)
+
+    def loop(self, step: int, loss: float) -> None:
+        """Logs the loss and the rates at the end of a loop, if due: `step` updates are done."""
+        timer = self._log_timer
+        if timer is None or not timer.should_trigger_for_step(step):
+            return
+        seconds, steps = timer.update_last_triggered_step(step)
+        took = "" if seconds is None else f" ({seconds:.3f} sec)"
+        _logger.info("loss = %.6g, step = %d%s", loss, step, took)
+        # The first interval, which compiles, is left out.
+        if seconds and steps:
+            self._rate("global_step/sec", steps / seconds, step)
+            if self._rows is not None:
+                self._rate("examples/sec", self._rows * steps / seconds, step)
+
+    def _rate(self, tag: str, rate: float, step: int) -> None:
+        _logger.info("%s: %g", tag, rate)
+        if self._summary_timer is not None:
+            self._writer.scalar(tag, rate, step)
+
+
+def _timer(every: float | None, step: int, clock: Callable[[], float]) -> LoopTimer | None:
+    if not every:
+        return None
+    timer = LoopTimer(every_steps=max(1, int(every)), clock=clock)
+    timer.start(step)
+    return timer
