@@ -11,8 +11,9 @@ import pytest
 from tiny_models import counting_init, counting_input, run_config
 
 import jaxspec as js
+from jaxspec import EvalSpec, TrainSpec, train_and_evaluate
 from jaxspec.checkpoint.directory import checkpoint_path, checkpoint_steps
-from jaxspec.hooks.early_stopping import (
+from jaxspec.hooks import (
     make_early_stopping_hook,
     read_eval_metrics,
     stop_if_higher_hook,
@@ -21,7 +22,6 @@ from jaxspec.hooks.early_stopping import (
     stop_if_no_increase_hook,
 )
 from jaxspec.summary import create_file_writer
-from jaxspec.training import EvalSpec, TrainSpec, train_and_evaluate
 
 SCORES = [0.5, 0.4, 0.6, 0.45, 0.41, 0.3, 0.2, 0.25, 0.1, 0.35, 0.05, 0.2]
 """The metric `score` by the global step of its evaluation."""

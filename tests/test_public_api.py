@@ -1,5 +1,6 @@
 """What `jaxspec` exports, and what importing it loads."""
 
+import operator
 import subprocess
 import sys
 import types
@@ -35,20 +36,69 @@ NAMES = {
     "RunConfig",
     "TPUConfig",
     "InputPipelineConfig",
+    "TrainSpec",
+    "EvalSpec",
+    "train_and_evaluate",
+    "Exporter",
+    "BestExporter",
+    "LatestExporter",
+    "FinalExporter",
+    "checkpoints_iterator",
     "load_global_step",
 }
+HOOKS = {
+    "SessionRunHook",
+    "SessionRunArgs",
+    "SessionRunContext",
+    "SessionRunValues",
+    "Session",
+    "CheckpointSaverHook",
+    "CheckpointSaverListener",
+    "ExamplesPerSecondHook",
+    "FinalOpsHook",
+    "LoggingTensorHook",
+    "NanLossDuringTrainingError",
+    "NanTensorHook",
+    "ProfilerHook",
+    "Rates",
+    "SecondOrStepTimer",
+    "StepCounterHook",
+    "StopAtStepHook",
+    "SummarySaverHook",
+    "make_early_stopping_hook",
+    "read_eval_metrics",
+    "stop_if_higher_hook",
+    "stop_if_lower_hook",
+    "stop_if_no_decrease_hook",
+    "stop_if_no_increase_hook",
+}
+SUMMARY = {
+    "SummaryWriter",
+    "create_file_writer",
+    "histogram",
+    "host_call",
+    "image",
+    "record_if",
+    "scalar",
+    "text",
+}
 SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
-LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL"]
+LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "rich"]
 
 
-def test_the_package_exports_these_names_and_no_others():
-    # The files of the package are attributes of it, too, as with any package; they are not exported.
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(jaxspec, NAMES), (jaxspec.hooks, HOOKS), (jaxspec.summary, SUMMARY)],
+    ids=["jaxspec", "jaxspec.hooks", "jaxspec.summary"],
+)
+def test_a_module_exports_these_names_and_no_others(module, names):
+    # The files of a package are attributes of it, too, as with any package; they are not exported.
     exported = {
         name
-        for name, value in vars(jaxspec).items()
+        for name, value in vars(module).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert exported == NAMES
+    assert exported == names
 
 
 def test_the_public_submodules_are_imported_with_the_package():
@@ -57,9 +107,9 @@ def test_the_public_submodules_are_imported_with_the_package():
     assert all(module.__name__ == f"jaxspec.{name}" for name, module in modules.items())
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"SHARD_AXIS"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {"SHARD_AXIS"}) + sorted(f"hooks.{name}" for name in HOOKS))
 def test_every_exported_name_has_a_docstring(name):
-    assert getattr(jaxspec, name).__doc__
+    assert operator.attrgetter(name)(jaxspec).__doc__
 
 
 def loaded_by(code):

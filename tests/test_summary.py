@@ -23,7 +23,8 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec.event_files import read_scalars
-from jaxspec.summary import SummaryWriter, create_file_writer, record_if, run_position
+from jaxspec.summary import SummaryWriter, create_file_writer, record_if
+from jaxspec.summary.in_force import run_position
 
 
 def read(logdir):

@@ -8,11 +8,16 @@ from . import metrics as metrics
 from . import summary as summary
 from .axis import SHARD_AXIS as SHARD_AXIS
 from .axis import global_mean as global_mean
-from .checkpoint import load_global_step as load_global_step
+from .checkpoint.directory import load_global_step as load_global_step
+from .checkpoint.iterator import checkpoints_iterator as checkpoints_iterator
 from .config import InputPipelineConfig as InputPipelineConfig
 from .config import RunConfig as RunConfig
 from .config import TPUConfig as TPUConfig
 from .estimator import TPUEstimator as TPUEstimator
+from .exporter import BestExporter as BestExporter
+from .exporter import Exporter as Exporter
+from .exporter import FinalExporter as FinalExporter
+from .exporter import LatestExporter as LatestExporter
 from .moving_average import ExponentialMovingAverage as ExponentialMovingAverage
 from .replicate import gather as gather
 from .replicate import replicate as replicate
@@ -30,3 +35,6 @@ from .train_op import CrossShardOptimizer as CrossShardOptimizer
 from .train_op import TrainOp as TrainOp
 from .train_op import apply_gradients as apply_gradients
 from .train_op import minimize as minimize
+from .training import EvalSpec as EvalSpec
+from .training import TrainSpec as TrainSpec
+from .training import train_and_evaluate as train_and_evaluate

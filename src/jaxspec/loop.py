@@ -24,7 +24,8 @@ from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
 from .reporting import TrainingReport
 from .signals import StopRequest
 from .spec import TPUEstimatorSpec, replaced
-from .summary import SummaryWriter, run_position
+from .summary import SummaryWriter
+from .summary.in_force import run_position
 
 
 def loop_length(step: int, *, iterations: int, stop: int | None, wanted: int | None) -> int:

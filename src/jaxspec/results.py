@@ -6,7 +6,7 @@ from typing import Any
 from .hostcall import on_host, run_host_call
 from .metrics._accept import as_metric
 from .spec import TPUEstimatorSpec
-from .summary import run_position
+from .summary.in_force import run_position
 
 
 class MetricsOfBatches:

@@ -29,11 +29,6 @@ class Difference:
 
 
 NOT_BUILT_YET = {
-    "TrainSpec": "belongs to train_and_evaluate",
-    "EvalSpec": "belongs to train_and_evaluate",
-    "BestExporter": "belongs to train_and_evaluate",
-    "LatestExporter": "belongs to train_and_evaluate",
-    "FinalExporter": "belongs to train_and_evaluate",
     "WarmStartSettings": "belongs to warm_start_from",
 }
 """Targets that the library may lack for now. As soon as it has one, under `jaxspec` or one of the submodules

@@ -1,5 +1,6 @@
 """Checkpoints: a directory for each step, with separate parts. orbax is imported at the first save or restore."""
 
+from .directory import checkpoint_path as checkpoint_path
 from .directory import checkpoint_step as checkpoint_step
 from .directory import latest_checkpoint as latest_checkpoint
 from .directory import load_global_step as load_global_step

@@ -1,6 +1,12 @@
 """Hooks: user code that runs on the host around the steps."""
 
 from .checkpoint_saver import CheckpointSaverHook as CheckpointSaverHook
+from .early_stopping import make_early_stopping_hook as make_early_stopping_hook
+from .early_stopping import read_eval_metrics as read_eval_metrics
+from .early_stopping import stop_if_higher_hook as stop_if_higher_hook
+from .early_stopping import stop_if_lower_hook as stop_if_lower_hook
+from .early_stopping import stop_if_no_decrease_hook as stop_if_no_decrease_hook
+from .early_stopping import stop_if_no_increase_hook as stop_if_no_increase_hook
 from .final_ops import FinalOpsHook as FinalOpsHook
 from .listener import CheckpointSaverListener as CheckpointSaverListener
 from .logging_tensor import LoggingTensorHook as LoggingTensorHook

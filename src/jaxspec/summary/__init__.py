@@ -10,6 +10,5 @@ from .functions import image as image
 from .functions import scalar as scalar
 from .functions import text as text
 from .in_force import record_if as record_if
-from .in_force import run_position as run_position
 from .writer import SummaryWriter as SummaryWriter
 from .writer import create_file_writer as create_file_writer

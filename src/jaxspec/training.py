@@ -1,0 +1,222 @@
+"""train_and_evaluate: training with an evaluation at its checkpoints."""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .arguments import INPUT_FN_ARGUMENTS, check_steps
+from .callables import check_arguments
+from .estimator import TPUEstimator
+from .exporter import Exporter
+from .hooks.listener import CheckpointSaverListener, check_listeners
+from .hooks.session_run_hook import SessionRunHook, check_hooks
+from .hooks.timer import SecondOrStepTimer
+
+_logger = logging.getLogger("jaxspec")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpec:
+    """How `train_and_evaluate` trains. The arguments are those of `TPUEstimator.train`.
+
+    Raises:
+      ValueError, TypeError: for arguments that `train` would refuse.
+    """
+
+    input_fn: Callable[..., Any]
+    max_steps: int | None = None
+    """The global step to reach; None: to the end of the input."""
+    hooks: Iterable[SessionRunHook] | None = None
+    """Kept as a tuple."""
+    saving_listeners: Iterable[CheckpointSaverListener] | None = None
+    """Called before the evaluation of a checkpoint. Kept as a tuple."""
+
+    def __post_init__(self) -> None:
+        _check_input_fn(self.input_fn)
+        check_steps("Train", None, self.max_steps)
+        object.__setattr__(self, "hooks", check_hooks(self.hooks))
+        object.__setattr__(self, "saving_listeners", check_listeners(self.saving_listeners))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSpec:
+    """How `train_and_evaluate` evaluates. The first four arguments are those of `TPUEstimator.evaluate`.
+
+    Raises:
+      ValueError, TypeError: for arguments that `evaluate` would refuse, negative times, what is no exporter, and
+        exporters without a name of their own.
+    """
+
+    input_fn: Callable[..., Any]
+    steps: int | None = 100
+    """Batches to take at most; None: all."""
+    name: str | None = None
+    hooks: Iterable[SessionRunHook] | None = None
+    """Kept as a tuple."""
+    exporters: Exporter | Iterable[Exporter] | None = None
+    """Asked in this order after each evaluation. Kept as a tuple."""
+    start_delay_secs: float = 120
+    """For an evaluator in a process of its own; not used where training and evaluation take turns."""
+    throttle_secs: float = 600
+    """Seconds from the start of one evaluation to the next, at least. The last checkpoint is always evaluated."""
+
+    def __post_init__(self) -> None:
+        _check_input_fn(self.input_fn)
+        check_steps("Eval", self.steps, None)
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"`name` must be string, given: {self.name}. It names the directory eval_NAME.")
+        object.__setattr__(self, "hooks", check_hooks(self.hooks))
+        object.__setattr__(self, "exporters", _checked_exporters(self.exporters))
+        for name in ("start_delay_secs", "throttle_secs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Must specify {name} >= 0, given: {getattr(self, name)}. It is a time in seconds.")
+
+
+def train_and_evaluate(
+    estimator: TPUEstimator,
+    train_spec: TrainSpec,
+    eval_spec: EvalSpec,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[dict[str, Any] | None, list[Any] | None]:
+    """Trains, and evaluates at the checkpoints on the way: the state in memory, without reading them.
+
+    The checkpoint at the start of the call is not evaluated; after it, each one that comes `throttle_secs` or more after
+    the start of the last evaluation is, and the last one always. How often checkpoints are written is for `RunConfig`
+    to say.
+
+    Args:
+      estimator: it goes on from its latest checkpoint.
+      train_spec: if its max_steps is reached already, nothing is done.
+      eval_spec: its exporters are asked after each evaluation, with `is_the_final_export` true once max_steps is
+        reached.
+      clock: seconds since some start, for `throttle_secs`.
+
+    Returns:
+      The metrics of the last evaluation and the list of what the exporters returned then; (None, None) if nothing was
+      done.
+
+    Raises:
+      TypeError: for arguments of another type.
+      ValueError: if checkpoints are switched off.
+      Anything that `train`, `evaluate` or an exporter raises, as itself.
+    """
+    for name, given, expected in (
+        ("estimator", estimator, TPUEstimator),
+        ("train_spec", train_spec, TrainSpec),
+        ("eval_spec", eval_spec, EvalSpec),
+    ):
+        if not isinstance(given, expected):
+            raise TypeError(f"`{name}` must have type `jaxspec.{expected.__name__}`. Got: {type(given)}")
+    config = estimator.config
+    _logger.info(
+        "Start train and evaluate loop. The evaluate will happen after every checkpoint. Checkpoint frequency is determined "
+        "based on RunConfig arguments: save_checkpoints_steps %s or save_checkpoints_secs %s.",
+        config.save_checkpoints_steps,
+        config.save_checkpoints_secs,
+    )
+    listener = _EvaluatingListener(estimator, eval_spec, train_spec.max_steps, clock)
+    estimator.train(
+        train_spec.input_fn,
+        hooks=train_spec.hooks,
+        max_steps=train_spec.max_steps,
+        saving_listeners=[*(train_spec.saving_listeners or ()), listener],
+    )
+    return listener.metrics, listener.exports
+
+
+class _EvaluatingListener(CheckpointSaverListener):
+    """Evaluates and exports at checkpoints."""
+
+    def __init__(
+        self, estimator: TPUEstimator, spec: EvalSpec, max_steps: int | None, clock: Callable[[], float]
+    ) -> None:
+        self._estimator, self._spec, self._max_steps, self._clock = estimator, spec, max_steps, clock
+        self.metrics: dict[str, Any] | None = None
+        self.exports: list[Any] | None = None
+
+    def begin(self) -> None:
+        self._timer = SecondOrStepTimer(every_secs=self._spec.throttle_secs, clock=self._clock)
+        self._at_start = True
+        self._evaluated: str | None = None
+
+    def after_save(self, session: Any, global_step: int) -> None:
+        if self._at_start:
+            self._at_start = False
+        elif self._timer.should_trigger_for_step(global_step):
+            self._evaluate(global_step)
+        else:
+            _logger.info("Skip the current checkpoint eval due to throttle secs (%s secs).", self._spec.throttle_secs)
+
+    def end(self, session: Any, global_step: int) -> None:
+        if global_step != self._timer.last_triggered_step():
+            self._evaluate(global_step)
+
+    def _evaluate(self, global_step: int) -> None:
+        self._timer.update_last_triggered_step(global_step)
+        path = self._estimator.latest_checkpoint()
+        if path is None or path == self._evaluated:
+            raise RuntimeError(
+                f"There was no new checkpoint after the training. The latest one in {self._estimator.model_dir} is {path}, at "
+                f"global step {global_step}. A CheckpointSaverHook of yours must write to model_dir: leave out its "
+                "checkpoint_dir."
+            )
+        self._evaluated = path
+        spec = self._spec
+        self.metrics = self._estimator.evaluate(spec.input_fn, steps=spec.steps, hooks=spec.hooks, name=spec.name)
+        is_final = self._max_steps is not None and self.metrics["global_step"] >= self._max_steps
+        self.exports = [
+            exporter.export(
+                estimator=self._estimator,
+                export_path=os.path.join(self._estimator.model_dir, "export", exporter.name),
+                checkpoint_path=path,
+                eval_result=self.metrics,
+                is_the_final_export=is_final,
+            )
+            for exporter in _exporters(spec)
+        ]
+
+
+def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
+    assert isinstance(spec.exporters, tuple)
+    return spec.exporters
+
+
+def _check_input_fn(input_fn: Any) -> None:
+    if not callable(input_fn):
+        raise TypeError(
+            f"`input_fn` must be callable, given: {input_fn}. Write a function that returns an iterable of batches."
+        )
+    check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+
+
+def _checked_exporters(exporters: Any) -> tuple[Exporter, ...]:
+    if exporters is None:
+        return ()
+    if isinstance(exporters, Exporter):
+        exporters = (exporters,)
+    checked: tuple[Any, ...] = tuple(exporters) if isinstance(exporters, Iterable) else (exporters,)
+    for exporter in checked:
+        if not isinstance(exporter, Exporter):
+            raise TypeError(
+                f"`exporters` must be an Exporter, an iterable of Exporter, or `None`, found {exporter!r}. Derive it from "
+                "jaxspec.Exporter and pass an instance."
+            )
+    names = [exporter.name for exporter in checked]
+    for name in names:
+        if name is None or name == "":
+            raise ValueError(
+                f"An Exporter cannot have a name that is `None` or empty. All exporter names: {names}. Give it one, as in "
+                "FinalExporter('final', ...): its exports go to MODEL_DIR/export/NAME."
+            )
+        if not isinstance(name, str):
+            raise ValueError(f"An Exporter must have a string name. Given: {type(name)}, {name!r}.")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`exporters` must have unique names. Such a name cannot be `None`. All exporter names: {names}. Each exports to "
+            "MODEL_DIR/export/NAME: give each a name of its own."
+        )
+    return checked
