@@ -216,6 +216,7 @@ class TrainSession:
                 self._hooks.after_run(context, asked, self._finish_host_calls if self._host_call_every else None)
             except SessionStopped:
                 return
+            self._look_at_ready()
             self._raise_if_diverged()
             stop = ended or context.stop_requested
 
@@ -269,6 +270,11 @@ class TrainSession:
 
     def _drain(self) -> None:
         while self._pending:
+            self._look_at_first()
+
+    def _look_at_ready(self) -> None:
+        """Looks at the dispatches that are done, waiting for none."""
+        while self._pending and _is_ready(self._pending[0].spec.loss):
             self._look_at_first()
 
     def _finish_host_calls(self) -> None:
@@ -357,6 +363,11 @@ def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
     """One step of a leaf of a `Loop` output, of all shards, on the host."""
     one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
     return one
+
+
+def _is_ready(array: Any) -> bool:
+    is_ready = getattr(array, "is_ready", None)  # NumPy's have none
+    return is_ready is None or bool(is_ready())
 
 
 def _first_nan(losses: np.ndarray) -> int | None:

@@ -62,8 +62,8 @@ def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) ->
 
 
 def choose_keys(predictions: Any, keys: Any) -> Any:
-    """The predictions under `keys` (None: all); unknown keys are ignored if one is known, else ValueError."""
-    if keys is None:
+    """The predictions under `keys` (None or empty: all); unknown keys are ignored if one is known, else ValueError."""
+    if not keys:
         return predictions
     if not isinstance(predictions, Mapping):
         raise ValueError("predict_keys argument is not valid in case of non-dict predictions.")

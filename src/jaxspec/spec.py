@@ -137,7 +137,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
       train_op: from `minimize` or `apply_gradients`, a sequence of these, or an optax transformation. Required
         in TRAIN.
       eval_metrics: `(metric_fn, tensors)`. metric_fn gets the tensors of all shards, concatenated along axis 0,
-        as NumPy arrays on the host (list: by position, dict: by keyword) and returns `{name: metric value}`.
+        as NumPy arrays on the host (list: by position, dict: by keyword) and returns `{name: metric value}`, or None.
       export_outputs: a dict of `jaxspec.export` outputs by signature name.
       scaffold_fn: a function without arguments that returns a `Scaffold`; called on the host.
       host_call: `(fn, tensors)`, like eval_metrics, called on the host once per step, in step order.
@@ -208,7 +208,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         metrics: Any = {}
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
             metrics = call_host_function("metric_fn", self.eval_metrics)
-            if not isinstance(metrics, Mapping):
+            if metrics is not None and not isinstance(metrics, Mapping):
                 raise TypeError(
                     f"metric_fn must return a dict from names to metric values, given: {metrics!r}. Write "
                     "return {'accuracy': jaxspec.metrics.accuracy(labels, predictions)}."

@@ -14,12 +14,12 @@ HERE = pathlib.Path(__file__).parent
 
 
 def other_recordings(family):
-    """Other recordings to replay: the path in `JAXSPEC_VALIDATION` or `JAXSPEC_TPU_RULES`, or None."""
+    """Other recordings to replay: the path in `JAXSPEC_VALIDATION`, `JAXSPEC_TPU_RULES` or `JAXSPEC_CONTROL_FLOW`, or None."""
     return os.environ.get(f"JAXSPEC_{family.upper()}")
 
 
 def load_cases(family):
-    """The cases of `validation` or `tpu_rules`."""
+    """The cases of `validation`, `tpu_rules` or `control_flow`."""
     return oracle_read.load(other_recordings(family) or HERE / f"{family}.json")["cases"]
 
 

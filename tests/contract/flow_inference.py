@@ -1,0 +1,205 @@
+"""Scenarios of evaluate and predict."""
+
+import contract_models
+import jax.numpy as jnp
+import numpy as np
+from flow_registry import scenario
+
+import jaxspec as js
+
+
+def evaluate(run, estimator, label, *args, count=None, last=4, logged=False, **kwargs):
+    """Writes down one call of evaluate over the counting input."""
+    run.call(label, lambda: estimator.evaluate(run.input(count, last=last, logged=logged), *args, **kwargs))
+
+
+def eval_events(run, estimator, label="eval events"):
+    """Writes down what the evaluations without a name have written."""
+    run.data(label, run.scalars(estimator.eval_dir()))
+
+
+@scenario("evaluate/no_checkpoint")
+def no_checkpoint(run, k):
+    estimator = run.estimator()
+    evaluate(run, estimator, "evaluate(steps=k)", steps=k, logged=True)
+    run.state(estimator)
+    eval_events(run, estimator)
+
+
+@scenario("evaluate/names_and_events")
+def names_and_events(run, a, batches):
+    estimator = run.estimator()
+    estimator.train(run.input(logged=False), steps=a)
+    evaluate(run, estimator, "evaluate()", count=batches)
+    evaluate(run, estimator, "evaluate(name='other')", count=batches, name="other")
+    evaluate(run, estimator, "evaluate(name='')", count=batches, name="")
+    evaluate(run, estimator, "evaluate(name='a/b')", count=batches, name="a/b")
+    evaluate(run, estimator, "evaluate() again, same step", count=batches)
+    estimator.train(run.input(logged=False), steps=1)
+    evaluate(run, estimator, "evaluate() one step later", count=batches)
+    run.state(estimator)
+    for name in (None, "other", "a/b"):
+        run.data(f"events of eval_dir({name!r})", run.scalars(estimator.eval_dir(name)))
+
+
+@scenario("evaluate/steps")
+def steps(run, batches, last):
+    estimator = run.estimator()
+    estimator.train(run.input(logged=False), steps=2)
+    for steps in (None, 1, 2, 3, 8):
+        label = f"evaluate(steps={steps}) over {batches} batches, the last with {last} rows"
+        evaluate(run, estimator, label, count=batches, last=last, steps=steps)
+    evaluate(run, estimator, "evaluate(steps=0)", count=batches, steps=0)
+    evaluate(run, estimator, "evaluate(steps=-1)", count=batches, steps=-1)
+    evaluate(run, estimator, "evaluate(steps='2')", count=batches, steps="2")
+    evaluate(run, estimator, "evaluate(hooks=[object])", count=batches, hooks=["no hook"])
+    evaluate(run, estimator, "evaluate() over 0 batches", count=0)
+    evaluate(run, estimator, "evaluate(steps=2) over 0 batches", count=0, steps=2)
+
+
+@scenario("evaluate/checkpoint_path")
+def checkpoint_path(run, a, save):
+    estimator = run.estimator(save_checkpoints_steps=save, keep_checkpoint_max=None)
+    estimator.train(run.input(logged=False), steps=a)
+
+    def of_step(step):
+        return f"{estimator.model_dir}/model.ckpt-{step}"
+
+    label = "evaluate(checkpoint_path=the one of step save)"
+    evaluate(run, estimator, label, count=2, checkpoint_path=of_step(save))
+    evaluate(run, estimator, "evaluate(checkpoint_path=the one of step 0)", count=2, checkpoint_path=of_step(0))
+    evaluate(run, estimator, "evaluate()", count=2)
+    evaluate(run, estimator, "evaluate(checkpoint_path=one that is not there)", checkpoint_path=of_step(999))
+    eval_events(run, estimator)
+    run.call(
+        "predict(checkpoint_path=the one of step save)",
+        lambda: next(estimator.predict(run.input(1, logged=False), checkpoint_path=of_step(save))),
+    )
+
+
+class Constant:
+    """A metric that is always the same."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def merge(self, other):
+        return self
+
+    def compute(self):
+        return self._value
+
+
+VARIED = {
+    "vector": np.array([1, 2], np.float32),
+    "double": np.float64(1),
+    "int": np.int32(3),
+    "bool": np.bool_(True),
+    "long": np.int64(4),
+    "text": "abc",
+}
+
+
+@scenario("evaluate/metrics")
+def metrics(run, batches):
+    def with_metrics(metric_fn):
+        return run.model(eval_metrics=lambda x: None if metric_fn is None else (metric_fn, [x]), losses=False)
+
+    def one(label, metric_fn, *, events=False):
+        estimator = run.estimator(model_fn=with_metrics(metric_fn))
+        evaluate(run, estimator, label, count=batches)
+        if events:
+            eval_events(run, estimator)
+
+    one("no eval_metrics", None, events=True)
+    one("a metric called loss", lambda x: {"loss": js.metrics.mean(x)})
+    one("a metric called global_step", lambda x: {"global_step": js.metrics.mean(x)})
+    one("no metrics in the dict", lambda x: {}, events=True)
+    one("metric_fn returns None", lambda x: None, events=True)
+    one("metric_fn returns a list", lambda x: [js.metrics.mean(x)])
+    one("a value that is not a (value, update) pair", lambda x: {"a": x})
+    one("a pair given as list", lambda x: {"a": [js.metrics.mean(x), None]})
+    label = "metrics that are a vector, a double, an int, a bool, an int64, a text"
+    one(label, lambda x: {name: Constant(value) for name, value in VARIED.items()}, events=True)
+    estimator = run.estimator()
+    nan = run.input(batches, logged=False, nan_at=1, bad=float("nan"))
+    run.call("NaN in the input", lambda: estimator.evaluate(nan))
+    eval_events(run, estimator)
+
+
+@scenario("predict/no_checkpoint")
+def predict_no_checkpoint(run):
+    estimator = run.estimator()
+    run.call("list(predict())", lambda: list(estimator.predict(run.input(1))))
+    run.state(estimator)
+
+
+def one_array(variables, features, mode, params):
+    """The counting model whose prediction is one array, `[rows, 2]`."""
+    spec = contract_models.model_fn(variables, features, mode, params)
+    x = features["x"]
+    return spec._replace(predictions=jnp.stack([x, x + 1], axis=1))
+
+
+@scenario("predict/rows_and_batches")
+def rows_and_batches(run, b, batches, last):
+    estimator = run.estimator()
+    estimator.train(run.input(logged=False), steps=b)
+
+    def input_fn(count=batches, **kwargs):
+        return run.input(count, **{"last": last, "logged": False, **kwargs})
+
+    run.call("list(predict())", lambda: list(estimator.predict(input_fn())))
+    run.call(
+        "list(predict(yield_single_examples=False))",
+        lambda: list(estimator.predict(input_fn(), yield_single_examples=False)),
+    )
+    with_labels = input_fn(1, last=4, labels=True)
+    run.call("list(predict()) with (features, labels) input", lambda: list(estimator.predict(with_labels)))
+    run.call("list(predict()) over 0 batches", lambda: list(estimator.predict(input_fn(0))))
+    estimator = run.estimator(model_fn=run.model(one_array, losses=False))
+    run.call("predictions is one tensor: list(predict())", lambda: list(estimator.predict(input_fn())))
+    run.call(
+        "predictions is one tensor: predict_keys=['x']",
+        lambda: list(estimator.predict(input_fn(), predict_keys=["x"])),
+    )
+
+
+@scenario("predict/predict_keys")
+def predict_keys(run, predictions):
+    def named(variables, features, mode, params):
+        spec = contract_models.model_fn(variables, features, mode, params)
+        return spec._replace(predictions=dict.fromkeys(predictions, features["x"]))
+
+    estimator = run.estimator(model_fn=run.model(named, losses=False))
+
+    def keys_of(keys):
+        return sorted(next(estimator.predict(run.input(1, logged=False), predict_keys=keys)))
+
+    x, w, xw = predictions
+    for keys in (None, [x], [w, x], (xw,), {x}, [x, "nothing"], [], x, xw, f"{w} and {x}"):
+        run.call(f"keys of predict(predict_keys={keys!r})", lambda keys=keys: keys_of(keys))
+    for keys in (["none"], "none"):
+        run.call(f"predict(predict_keys={keys!r})", lambda keys=keys: keys_of(keys))
+
+
+@scenario("predict/shapes", fallback_only="shards would be concatenated: no batch axis is the same on all of them")
+def shapes(run):
+    def predicting(other):
+        def model_fn(variables, features, mode, params):
+            spec = contract_models.model_fn(variables, features, mode, params)
+            return spec._replace(predictions={"x": features["x"], "other": other})
+
+        return run.estimator(model_fn=run.model(model_fn, losses=False))
+
+    def predict(estimator, **kwargs):
+        return list(estimator.predict(run.input(1, logged=False), **kwargs))
+
+    differing = predicting(jnp.zeros(5))
+    run.call("different first dimensions", lambda: predict(differing))
+    run.call(
+        "the same, yield_single_examples=False",
+        lambda: predict(differing, yield_single_examples=False),
+        lambda batches: [{key: list(value.shape) for key, value in batch.items()} for batch in batches],
+    )
+    run.call("a scalar among the outputs", lambda: predict(predicting(jnp.zeros(()))))
