@@ -12,6 +12,7 @@ from .axis import SHARD_AXIS, shard_axis_is_bound
 from .callables import argument_names, call_by_name, check_arguments, describe
 from .context import TPUContext
 from .host_function import check_keywords
+from .recompilation import RecompilationWatch
 from .spec import ModeKeys, TPUEstimatorSpec
 
 MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variables", "step", "rng")
@@ -27,6 +28,7 @@ class Model:
         self.model_fn = model_fn
         self.params = params
         self.config = config
+        self._watch = RecompilationWatch()
 
     def params_for(self, features: Any) -> dict[str, Any]:
         """The `params` for one batch: a copy of the hyper-parameters, `batch_size`, `use_tpu` and `context`."""
@@ -57,6 +59,7 @@ class Model:
             "step": step,
             "rng": rng,
         }
+        self._watch.called(mode, features=features, labels=labels, variables=variables)
         try:
             spec = call_by_name(self.model_fn, available)
         except Exception as error:
