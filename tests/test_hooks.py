@@ -364,7 +364,7 @@ def test_a_hook_with_a_wrong_signature(tmp_path):
 
     with pytest.raises(
         TypeError,
-        match=r"Wrong.after_run has a wrong signature, after_run\(run_context\).*write def after_run\(self, run_context, run_values\)",
+        match=r"Wrong.after_run has a wrong signature, after_run\(self, run_context\).*write def after_run\(self, run_context, run_values\)",
     ):
         counting(tmp_path).train(_never, steps=1, hooks=[Wrong()])
 

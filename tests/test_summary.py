@@ -442,12 +442,27 @@ def test_events_are_flushed_when_the_time_is_over(tmp_path):
 
 
 def test_after_the_directory_was_removed_a_new_file_is_begun(tmp_path):
-    writer = create_file_writer(tmp_path / "logs")
+    now = [0.0]
+    writer = SummaryWriter(str(tmp_path / "logs"), clock=lambda: now[0])
+
+    def clear():
+        for path in (tmp_path / "logs").iterdir():
+            path.unlink()  # and the directory is there, as when a checkpoint was written into a new one
+
     writer.scalar("x", 1.0, 0)
-    for path in (tmp_path / "logs").iterdir():
-        path.unlink()  # and the directory is there, as when a checkpoint was written into a new one
+    writer.flush()  # as at the end of a run
+    clear()
     writer.scalar("x", 2.0, 1)
+    writer.flush()
     assert scalars(tmp_path / "logs") == [(1, 2.0)]
+    # Within a run it takes a second to be noticed.
+    writer.scalar("x", 3.0, 2)
+    clear()
+    now[0] = 1.0
+    writer.scalar("x", 4.0, 3)
+    writer.flush()
+    writer.close()
+    assert scalars(tmp_path / "logs") == [(3, 4.0)]
 
 
 def test_writing_after_close_begins_another_file(tmp_path):

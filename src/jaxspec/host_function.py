@@ -85,6 +85,8 @@ def call_host_function(name: str, pair: HostFunction) -> Any:
 
 def to_host(tree: Any) -> Any:
     """The leaves as NumPy arrays."""
+    if all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(tree)):
+        return tree  # as at every step of a run, whose outputs were fetched together
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 

@@ -249,16 +249,12 @@ def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
     """
     host: TPUEstimatorSpec = jax.device_get(spec)
     loss = host.loss if host.loss is None or not np.ndim(host.loss) else np.mean(host.loss)
-    return replaced(concatenate_shards(replaced(host, loss=None)), loss=loss)
+    return replaced(jax.tree.map(concatenate_shards, replaced(host, loss=None)), loss=loss)
 
 
-def concatenate_shards(tree: Any) -> Any:
-    """`[shards, size, ...]` leaves as `[shards * size, ...]`; `[shards]` leaves and scalars as they are. NumPy."""
-
-    def one(x: Any) -> Any:
-        return x if np.ndim(x) <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-    return jax.tree.map(one, tree)
+def concatenate_shards(x: np.ndarray) -> np.ndarray:
+    """`[shards, size, ...]` as `[shards * size, ...]`; `[shards]` and a scalar as they are."""
+    return x if x.ndim <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:

@@ -199,12 +199,13 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         Raises:
           ValueError: on traced arrays (inside jit, pmap and the like), or if scaffold_fn returns None.
         """
-        for name, leaf in named_leaves(self).items():
-            if is_tracer(leaf):
-                raise ValueError(
-                    f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
-                    "on the host, after js.gather."
-                )
+        # Not the leaves of the spec itself: that takes Python code, and this is called at every step of a run.
+        if any(map(is_tracer, jax.tree.leaves([value for value in self if not callable(value)]))):
+            name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
+            raise ValueError(
+                f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
+                "on the host, after js.gather."
+            )
         metrics: Any = {}
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
             metrics = call_host_function("metric_fn", self.eval_metrics)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -17,6 +18,8 @@ from .in_force import default_writer
 
 _logger = logging.getLogger("jaxspec")
 _FLUSH_SECS = 10.0
+_LOOK_SECS = 1.0
+"""How often it is looked whether the file is still there. Asking is a system call, which lets other threads go first."""
 _LARGEST_SHOWN = 32
 
 
@@ -41,6 +44,7 @@ class SummaryWriter:
         self._file: Any = None
         self._path = ""
         self._flushed, self._unflushed = clock(), 0
+        self._looked = -math.inf
         self._warned: set[str] = set()
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
@@ -110,14 +114,22 @@ class SummaryWriter:
     def _write(self, event: Any) -> None:
         record = event.SerializeToString()
         with self._lock:
-            if self._file is None or not os.path.exists(self._path):
-                self.close()  # the directory was removed, and the file with it
+            now = self._clock()
+            if self._file is None or self._is_gone(now):
+                self.close()
                 self._open()
             self._file.write(record)
             self._unflushed += 1
             due = self._max_queue is not None and self._unflushed >= self._max_queue
-            if due or self._clock() - self._flushed >= self._flush_secs:
+            if due or now - self._flushed >= self._flush_secs:
                 self.flush()
+
+    def _is_gone(self, now: float) -> bool:
+        """Whether the directory was removed, and the file with it."""
+        if now - self._looked < _LOOK_SECS:
+            return False
+        self._looked = now
+        return not os.path.exists(self._path)
 
     def _open(self) -> None:
         # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
@@ -143,6 +155,7 @@ class SummaryWriter:
             if self._file is not None:
                 self._file.flush()
             self._flushed, self._unflushed = self._clock(), 0
+            self._looked = -math.inf  # a run ends with a flush, and before the next one its directory may go
 
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
