@@ -344,3 +344,108 @@ def test_hooks_that_ask_for_nothing_do_not_wait_for_the_devices(tmp_path):
         model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(every=1, num_shards=2)
     ).train(counting_input(), steps=2, hooks=[Hook()])
     assert waited == [True] * 4
+
+
+# In two sessions, without steps, in evaluation.
+
+
+def test_a_hook_may_be_in_training_and_in_the_evaluations_within(tmp_path, logged):
+    hook = js.hooks.LoggingTensorHook(["loss"], every_n_iter=5)
+    estimator = counting(tmp_path, every=1, save=3)
+    js.train_and_evaluate(
+        estimator,
+        js.TrainSpec(counting_input(), max_steps=8, hooks=[hook]),
+        js.EvalSpec(counting_input(2), hooks=[hook], throttle_secs=0),
+    )
+    # In training at the steps 1 and 6; of each evaluation, at 3, 6 and 8, the first batch.
+    assert [line.partition(" (")[0] for line in logged() if line.startswith("loss = ")] == [
+        "loss = 0.0",
+        "loss = 0.0",
+        "loss = 0.0",
+        "loss = 5.0",
+        "loss = 0.0",
+    ]
+
+
+def test_summaries_go_where_those_of_the_session_go(tmp_path):
+    hook = js.hooks.SummarySaverHook(save_steps=2, summary_op={"mine": "loss"})
+    estimator = counting(tmp_path / "first")
+    estimator.train(counting_input(), steps=3, hooks=[hook])
+    estimator.evaluate(counting_input(1), hooks=[hook])
+    counting(tmp_path / "second").train(counting_input(), steps=1, hooks=[hook])
+    assert scalars(tmp_path / "first", "mine") == [(1, 0), (3, 2)]
+    assert scalars(estimator.eval_dir(), "mine") == [(3, 0)]
+    assert scalars(tmp_path / "second", "mine") == [(1, 0)]
+    with pytest.raises(
+        ValueError, match=r"a prediction has no event files of its own; pass SummarySaverHook\(output_dir"
+    ):
+        list(estimator.predict(counting_input(1), hooks=[js.hooks.SummarySaverHook(2, summary_op="predictions/x")]))
+
+
+@pytest.mark.parametrize("make", [js.hooks.FinalOpsHook, lambda names: js.hooks.LoggingTensorHook(names, at_end=True)])
+def test_a_session_without_a_step_has_nothing_to_fetch_at_its_end(tmp_path, make):
+    class Stops(js.hooks.SessionRunHook):
+        def before_run(self, run_context):
+            raise StopIteration
+
+    hook = make(["loss"])
+    counting(tmp_path).train(counting_input(), steps=1, hooks=[Stops(), hook])
+    assert getattr(hook, "final_ops_values", None) is None
+
+
+def test_rates_and_steps_of_an_evaluation_are_those_of_its_batches(tmp_path):
+    estimator = counting(tmp_path)
+    estimator.train(counting_input(), steps=10)
+    now = [0.0]
+
+    class ASecondEach(js.hooks.SessionRunHook):
+        def before_run(self, run_context):
+            now[0] += 1
+
+    rates = js.hooks.ExamplesPerSecondHook(4, clock=lambda: now[0])
+    estimator.evaluate(counting_input(5), steps=5, hooks=[ASecondEach(), rates])
+    assert rates.result().steps_per_sec == 1
+    assert rates.result().examples_per_sec == 4
+    stop, seen = js.hooks.StopAtStepHook(num_steps=2), []
+    for _ in estimator.predict(counting_input(5), hooks=[stop], yield_single_examples=False):
+        seen.append(1)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: js.hooks.SummarySaverHook(0, summary_op="loss"), ValueError, "save_steps should be > 0, got 0"),
+        (lambda: js.hooks.StepCounterHook(-1), ValueError, "every_n_steps should be > 0, got -1"),
+        (lambda: js.hooks.ProfilerHook(save_secs="1"), TypeError, r"save_secs should be a number, got '1' \(str\)"),
+        (
+            lambda: js.hooks.CheckpointSaverHook(save_steps="3"),
+            TypeError,
+            "save_steps should be a whole number, got '3'",
+        ),
+        (lambda: js.hooks.CheckpointSaverHook(save_steps=0), ValueError, "save_steps should be > 0, got 0"),
+        (lambda: js.hooks.StopAtStepHook("3"), TypeError, "num_steps should be a whole number, got '3'"),
+        (
+            lambda: js.hooks.SecondOrStepTimer(every_steps=1.5),
+            TypeError,
+            "every_steps should be a whole number, got 1.5",
+        ),
+    ],
+)
+def test_numbers_that_are_none(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_next_step_that_is_no_number(tmp_path):
+    class Wrong(js.hooks.SessionRunHook):
+        def next_step(self, global_step):
+            return "3"
+
+    with pytest.raises(TypeError, match="what Wrong.next_step returns should be a whole number, got '3'"):
+        counting(tmp_path).train(counting_input(), steps=1, hooks=[Wrong()])
+
+
+def test_one_name_is_a_list_of_one(tmp_path, logged):
+    counting(tmp_path).train(counting_input(), steps=1, hooks=[js.hooks.LoggingTensorHook("loss", every_n_iter=1)])
+    assert "loss = 0.0" in logged()

@@ -275,10 +275,10 @@ def test_the_function_is_asked_when_host_call_has_run(tmp_path):
         counts.append(len(seen))
         return len(seen) >= 8
 
-    hook = make_early_stopping_hook(estimator, should_stop, run_every_secs=None, run_every_steps=1)
+    hook = make_early_stopping_hook(estimator, should_stop, run_every_secs=None, run_every_steps=3)
     estimator.train(counting_input(), steps=100, hooks=[hook])
-    assert counts == [4, 8]
-    assert last_step(estimator) == 8
+    assert counts == [1, 4, 7, 10]  # loops of 4 steps end there, too
+    assert last_step(estimator) == 10
 
 
 # Restarts.
@@ -386,3 +386,25 @@ def test_the_default_directory_is_that_of_the_estimator(tmp_path):
     Evaluated(estimator.eval_dir(), {1: {"score": 0.1}})
     hook = stop_if_lower_hook(estimator, "score", 0.5, run_every_secs=None, run_every_steps=1)
     assert asked(hook, [1, 2]) == 1
+
+
+def test_with_long_loops_a_run_that_has_stopped_makes_no_further_step(tmp_path):
+    def again():
+        estimator = js.TPUEstimator(
+            scripted_model_fn,
+            counting_init,
+            model_dir=tmp_path,
+            config=run_config(save=7, every=7, num_shards=1),
+            train_batch_size=4,
+            eval_batch_size=4,
+        )
+        hook = stop_if_lower_hook(estimator, "score", 0.28, run_every_secs=None, run_every_steps=4)
+        js.train_and_evaluate(
+            estimator,
+            TrainSpec(counting_input(), max_steps=11, hooks=[hook]),
+            EvalSpec(counting_input(1), throttle_secs=0),
+        )
+        return last_step(estimator)
+
+    # Evaluated at 7, where the score is low enough; asked at 1, 5 and 9.
+    assert [again(), again(), again()] == [9, 9, 9]

@@ -248,7 +248,7 @@ def test_results_without_a_loss(tmp_path, results, which):
         (
             lambda: BestExporter(compare_fn=lambda best_eval_result: True),
             ValueError,
-            r"compare_fn \(.*lambda.*\) must include current_eval_result argument. Write compare_fn",
+            r"compare_fn \(.*lambda.*\) must include current_eval_result argument. .*add `current_eval_result`",
         ),
         (
             lambda: BestExporter(compare_fn=lambda current_eval_result: True),
@@ -258,7 +258,7 @@ def test_results_without_a_loss(tmp_path, results, which):
         (
             lambda: BestExporter(compare_fn=lambda best_eval_result, current_eval_result, extra: True),
             ValueError,
-            r"has following not expected args: \['extra'\]. Write compare_fn",
+            r"has following not expected args: \['extra'\].*may name any of \['best_eval_result', 'current_eval_result'\]",
         ),
         (
             lambda: BestExporter(exports_to_keep=0),

@@ -171,8 +171,8 @@ class NamedExporter(Exporter):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: TrainSpec(), TypeError, "missing 1 required positional argument: 'input_fn'"),
-        (lambda: TrainSpec("text"), TypeError, "`input_fn` must be callable, given: text. Write a function"),
+        (lambda: TrainSpec(), TypeError, r"`input_fn` must be callable, given: None. Write TrainSpec\(input_fn"),
+        (lambda: TrainSpec("text"), TypeError, "`input_fn` must be callable, given: text. Write TrainSpec"),
         (lambda: TrainSpec(lambda features: 0), ValueError, r"not expected args: \['features'\]"),
         (lambda: TrainSpec(list, max_steps=-1), ValueError, "Must specify max_steps > 0, given: -1"),
         (lambda: TrainSpec(list, max_steps="5"), TypeError, "Train max_steps must be int"),
@@ -186,8 +186,18 @@ class NamedExporter(Exporter):
             TypeError,
             "saving_listeners must be a list of CheckpointSaverListener, given: .* pass an instance",
         ),
-        (lambda: EvalSpec(), TypeError, "missing 1 required positional argument: 'input_fn'"),
-        (lambda: EvalSpec(None), TypeError, "`input_fn` must be callable, given: None. Write a function"),
+        (lambda: EvalSpec(), TypeError, r"`input_fn` must be callable, given: None. Write EvalSpec\(input_fn"),
+        (
+            lambda: EvalSpec(list, throttle_secs=None),
+            TypeError,
+            "throttle_secs must be a number of seconds, given: None",
+        ),
+        (
+            lambda: EvalSpec(list, exporters=NamedExporter("../a")),
+            ValueError,
+            "name must be that of one directory, given: '../a'",
+        ),
+        (lambda: EvalSpec(None), TypeError, "`input_fn` must be callable, given: None. Write EvalSpec"),
         (lambda: EvalSpec(list, steps=0), ValueError, "Must specify steps > 0, given: 0"),
         (
             lambda: EvalSpec(list, name=5),

@@ -39,10 +39,11 @@ def check_arguments(
     names, takes_any = argument_names(fn)
     unexpected = [name for name in names if name not in allowed]
     if unexpected:
+        or_params = ", or pass them in `params`" if "params" in allowed else ""
         raise ValueError(
             f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and "
             f"may name any of {sorted(allowed)}; bind others first, as in functools.partial({role}, "
-            f"{unexpected[0]}=...), or pass them in `params`."
+            f"{unexpected[0]}=...){or_params}."
         )
     missing = [name for name in required if name not in names and not takes_any]
     if missing:

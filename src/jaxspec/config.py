@@ -72,7 +72,7 @@ class TPUConfig:
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
         every = self.experimental_host_call_every_n_steps
-        _check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
+        check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
         kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
         object.__setattr__(self, "per_host_input_for_training", kind)
         self._check_partition_dims(kind)
@@ -178,9 +178,9 @@ class RunConfig:
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
-            _check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
+            check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
-            _check_number(name, getattr(self, name), above=0)
+            check_number(name, getattr(self, name), above=0)
 
     def replace(self, **kwargs: Any) -> "RunConfig":
         """A checked copy with some fields changed. Setting one of save_checkpoints_steps and _secs clears the other."""
@@ -195,14 +195,17 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-def _check_number(
+def check_number(
     name: str, value: Any, *, minimum: float | None = None, above: float | None = None, whole: bool = False
 ) -> None:
+    """TypeError or ValueError unless `value` is such a number, or None."""
     if value is None:
         return
     kinds = int | np.integer if whole else int | float | np.number
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"{name} should be {'a whole number' if whole else 'a number'}, got {value!r}")
+        raise TypeError(
+            f"{name} should be {'a whole number' if whole else 'a number'}, got {value!r} ({type(value).__name__})"
+        )
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} should be >= {minimum}, got {value}")
     if above is not None and value <= above:

@@ -145,6 +145,7 @@ class TPUEstimator:
         self._owner = StateOwner()
         self._expects_checkpoint = False
         self._programs: dict[Any, _Program] = {}
+        self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
         self._bar: ProgressBar | None = None
         self._training = threading.Lock()
@@ -245,9 +246,10 @@ class TPUEstimator:
                 return self
             self._announce()
             stop = max_steps if steps is None else source.step + steps
+            # The first batch is fetched before signals are put off: until then there is nothing to save.
             with (
-                signals_put_off() as interrupt,
                 contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
+                signals_put_off() as interrupt,
             ):
                 self._train(infeed, source, stop, interrupt, hooks, listeners)
         finally:
@@ -288,8 +290,9 @@ class TPUEstimator:
             metrics = MetricsOfBatches(source.step)
             writer = create_file_writer(self.eval_dir(name))
             with self._inference(ModeKeys.EVAL, source, infeed, hooks, writer, steps) as session:
-                for _ in session.run(metrics.add):
+                while session.next_batch(metrics.add) is not None:
                     pass
+                session.end()
             results = metrics.compute()
         _logger.info(
             "Saving dict for global step %d: %s",
@@ -338,9 +341,10 @@ class TPUEstimator:
             if infeed.first is None:
                 return
             with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as session:
-                for spec, _ in session.run(lambda spec, rows: None):
-                    predictions = on_host(spec).predictions
+                while (batch := session.next_batch(lambda spec, rows: None)) is not None:
+                    predictions = on_host(batch[0]).predictions
                     yield from examples(choose_keys(predictions, predict_keys), single)
+                session.end()
 
     def export_saved_model(
         self,
@@ -478,15 +482,17 @@ class TPUEstimator:
         program, put_state = self._training_program(infeed, source)
         hooks, checkpoint_dirs = self._with_saver((*hooks, *(program.spec.training_hooks or ())), listeners)
         calls = HookCalls(hooks, "in training")
-        calls.begin()
-        put_state()
-        self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
-        infeed.start(program.capacity)
         config = self._config
         with (
             _flushed(self._model_dir) as writer,
+            calls.begun(),
             self._progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
         ):
+            put_state()
+            self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
+            infeed.start(program.capacity)
+            writer.user_tags.clear()  # of an earlier run
+            self._saver(os.path.abspath(self._model_dir)).claim(source.step)
             session = TrainSession(
                 owner=self._owner,
                 loop=program.full,
@@ -496,12 +502,7 @@ class TPUEstimator:
                 step=source.step,
                 stop_step=stop,
                 clock=LoopClock(self._iterations, self._tpu_config.loop_seconds),
-                saver=functools.partial(
-                    checkpoint.Saver,
-                    keep_max=config.keep_checkpoint_max,
-                    keep_every_n_hours=config.keep_checkpoint_every_n_hours,
-                ),
-                checkpoint_dirs=checkpoint_dirs,
+                savers={checkpoint_dir: self._saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs},
                 host_call_every=self._tpu_config.experimental_host_call_every_n_steps,
                 run_ahead=self._use_tpu,
                 report=TrainingReport(
@@ -517,6 +518,16 @@ class TPUEstimator:
             )
             session.run()
         _logger.info("Loss for final step: %s.", session.loss)
+
+    def _saver(self, checkpoint_dir: str) -> checkpoint.Saver:
+        """The one saver of a directory."""
+        if checkpoint_dir not in self._savers:
+            self._savers[checkpoint_dir] = checkpoint.Saver(
+                checkpoint_dir,
+                keep_max=self._config.keep_checkpoint_max,
+                keep_every_n_hours=self._config.keep_checkpoint_every_n_hours,
+            )
+        return self._savers[checkpoint_dir]
 
     def _with_saver(
         self, hooks: tuple[SessionRunHook, ...], listeners: tuple[CheckpointSaverListener, ...]
@@ -600,24 +611,30 @@ class TPUEstimator:
     ) -> Iterator[InferenceSession]:
         """A session, while the state it needs is kept alive."""
         with contextlib.ExitStack() as stack:
+            live = state = None
             if source.path is None and self._owner.state is not None:
                 live = stack.enter_context(self._owner.borrow())
                 state = live._replace(opt_state=None)
-            else:
-                state = None
             program, state = self._prepare_inference(mode, source, infeed, state)
             assert program.tail is not None
             spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
             calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
-            calls.begin()
+            stack.enter_context(calls.begun())
             infeed.start(program.capacity)
             batches = run_batches(state, infeed, program.full, program.tail, program.capacity)
             stack.enter_context(contextlib.closing(batches))
+
+            def lend() -> TrainState:
+                if live is not None:
+                    self._owner.lend(live)
+                return state
+
             yield InferenceSession(
                 batches,
                 hooks=calls,
                 step=source.step,
                 state=state,
+                lend=lend,
                 shard=program.spec,
                 writer=writer,
                 bar=stack.enter_context(self._progress(mode, start=0, total=limit)),
@@ -723,7 +740,7 @@ def _signature(mode: str, infeed: Infeed) -> Any:
     """What a compiled program depends on: the mode and the shapes and dtypes of a full batch."""
     assert infeed.first is not None
     leaves, structure = jax.tree.flatten(infeed.first.data)
-    return mode, infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
+    return mode, debugging(), infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
 
 
 def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .callables import argument_names, describe
+from .callables import check_arguments
+from .config import check_number
 
 _logger = logging.getLogger("jaxspec")
 
@@ -219,16 +220,11 @@ def _check_compare_fn(compare_fn: Any) -> None:
         raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
     if not callable(compare_fn):
         raise TypeError(f"`compare_fn` must be callable, given: {compare_fn!r}. {mend}")
-    names, takes_any = argument_names(compare_fn)
-    for name in expected:
-        if name not in names and not takes_any:
-            raise ValueError(f"compare_fn ({describe(compare_fn)}) must include {name} argument. {mend}")
-    unexpected = [name for name in names if name not in expected]
-    if unexpected:
-        raise ValueError(f"compare_fn ({describe(compare_fn)}) has following not expected args: {unexpected}. {mend}")
+    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
 
 
 def _checked_exports_to_keep(exports_to_keep: int | None) -> int | None:
+    check_number("exports_to_keep", exports_to_keep, whole=True)
     if exports_to_keep is not None and exports_to_keep <= 0:
         raise ValueError(
             f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."

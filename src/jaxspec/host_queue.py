@@ -9,7 +9,8 @@ from collections.abc import Callable
 _logger = logging.getLogger("jaxspec")
 MAX_WAITING = 2
 """Jobs that may wait. One job has the outputs of one dispatch, so this bounds their memory."""
-_PATIENCE_SECS = 10
+PATIENCE_SECS = 10
+"""How long a job is waited for when the run ends."""
 
 
 class HostQueue:
@@ -19,7 +20,7 @@ class HostQueue:
 
     Args:
       threaded: False runs each job in `put`: for debugging, where a breakpoint should stop the run.
-      max_waiting: `put` waits while so many jobs wait.
+      max_waiting: `put` waits while more jobs wait.
     """
 
     def __init__(self, *, threaded: bool = True, max_waiting: int = MAX_WAITING) -> None:
@@ -33,8 +34,8 @@ class HostQueue:
         self.failed = False
         """Whether a job has failed."""
 
-    def put(self, job: Callable[[], None]) -> None:
-        """Adds a job, waiting for room."""
+    def put(self, job: Callable[[], None], *, wait: bool = True) -> None:
+        """Adds a job, and waits until no more than `max_waiting` wait. It is added even if the waiting is interrupted."""
         if not self._threaded:
             try:
                 job()
@@ -43,7 +44,6 @@ class HostQueue:
                 raise
             return
         with self._changed:
-            self._changed.wait_for(lambda: self.failed or len(self._jobs) < self._max_waiting)
             self._raise()
             self._jobs.append(job)
             self._changed.notify_all()
@@ -52,12 +52,17 @@ class HostQueue:
                 target=self._context.run, args=(self._work,), name="jaxspec-host", daemon=True
             )
             self._thread.start()
+        if wait:
+            with self._changed:
+                self._changed.wait_for(lambda: self.failed or len(self._jobs) <= self._max_waiting)
+                self._raise()
 
-    def join(self) -> None:
-        """Waits until every job is done."""
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until every job is done, at most `timeout` seconds; returns whether they are."""
         with self._changed:
-            self._changed.wait_for(lambda: self.failed or not (self._jobs or self._busy))
+            done = self._changed.wait_for(lambda: self.failed or not (self._jobs or self._busy), timeout)
             self._raise()
+            return done
 
     def close(self) -> None:
         """Drops what waits, and ends the thread after its job."""
@@ -66,11 +71,11 @@ class HostQueue:
             self._jobs.clear()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout=_PATIENCE_SECS)
+            self._thread.join(timeout=PATIENCE_SECS)
             if self._thread.is_alive():
                 _logger.warning(
                     "host_call has been busy for %d s and cannot be interrupted; its thread is left to finish.",
-                    _PATIENCE_SECS,
+                    PATIENCE_SECS,
                 )
 
     def _raise(self) -> None:

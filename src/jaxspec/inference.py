@@ -122,7 +122,8 @@ class InferenceSession:
       batches: what `run_batches` yields.
       hooks: with `begin` called.
       step: the global step behind the state.
-      state: what hooks see.
+      state: what is evaluated.
+      lend: gives the state to a hook, which may keep it.
       shard: the spec of one shard as it leaves the device, with shapes for leaves.
       writer: of the event files, for hooks.
       bar: the progress bar, or None.
@@ -136,6 +137,7 @@ class InferenceSession:
         hooks: HookCalls,
         step: int,
         state: Any,
+        lend: Callable[[], Any],
         shard: TPUEstimatorSpec,
         writer: SummaryWriter | None = None,
         bar: ProgressBar | None = None,
@@ -143,35 +145,41 @@ class InferenceSession:
     ) -> None:
         self._batches, self._hooks, self._shard, self._limit, self._bar = batches, hooks, shard, limit, bar
         self._last: StepOutputs | None = None
+        self._number, self._stop = 0, False
         self._session = Session(
             global_step=lambda: step,
-            state=lambda: state,
+            state=lend,
             arrays=lambda: {name: first_shard(array) for name, array in state_arrays(state).items()},
             names=fetch_names(shard),
             outputs=lambda: self._last,
             writer=writer,
+            first_step=0,
         )
-
-    def run(self, use: Callable[[TPUEstimatorSpec, int], None]) -> Iterator[tuple[TPUEstimatorSpec, int]]:
-        """Yields (host spec, rows) of every batch, after `use` and the hooks' `after_run`. `end` is called at the end only."""
         self._hooks.after_create_session(self._session)
-        number, stop = 0, False
-        while not stop and number != self._limit:
-            context = SessionRunContext(self._session, number, number)
-            try:
-                asked = self._hooks.before_run(context)
-                batch = next(self._batches, None)
-                if batch is None:
-                    break
-                self._last = StepOutputs(batch[0], self._shard, np.asarray)
-                use(*batch)
-                self._hooks.after_run(context, asked)
-            except SessionStopped:
-                break
-            number += 1
-            self._tell(number)
-            yield batch
-            stop = context.stop_requested
+
+    # Not a generator: a StopIteration of the user's would become another error in one.
+    def next_batch(self, use: Callable[[TPUEstimatorSpec, int], None]) -> tuple[TPUEstimatorSpec, int] | None:
+        """(host spec, rows) of the next batch, after `use` and the hooks' `after_run`; None when there is no more."""
+        if self._stop or self._number == self._limit:
+            return None
+        context = SessionRunContext(self._session, self._number, self._number)
+        try:
+            asked = self._hooks.before_run(context)
+            batch = next(self._batches, None)
+            if batch is None:
+                return None
+            self._last = StepOutputs(batch[0], self._shard, np.asarray)
+            use(*batch)
+            self._hooks.after_run(context, asked)
+        except SessionStopped:
+            return None
+        self._number += 1
+        self._tell(self._number)
+        self._stop = context.stop_requested
+        return batch
+
+    def end(self) -> None:
+        """Calls `end` of each hook."""
         self._hooks.end(self._session)
 
     def _tell(self, number: int) -> None:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from .hooks.calls import HookCalls, SessionStopped
 from .hooks.nan import NanLossDuringTrainingError
 from .hooks.session import Session
 from .hooks.session_run_hook import SessionRunContext
-from .host_queue import HostQueue
+from .host_queue import PATIENCE_SECS, HostQueue
 from .hostcall import on_host, run_host_call, steps_of
 from .infeed import Batch, Infeed, Slice
 from .outputs import StepOutputs, fetch_names
@@ -26,6 +27,8 @@ from .signals import StopRequest
 from .spec import TPUEstimatorSpec, replaced
 from .summary import SummaryWriter
 from .summary.in_force import run_position
+
+_logger = logging.getLogger("jaxspec")
 
 
 def loop_length(step: int, *, iterations: int, stop: int | None, wanted: int | None) -> int:
@@ -53,6 +56,10 @@ class LoopClock:
     def timed(self) -> bool:
         """Whether loops take a given time."""
         return self._steps is None
+
+    def is_up(self, seconds: float) -> bool:
+        """Whether a loop that has taken so long must end, where loops take a given time."""
+        return self._seconds is not None and seconds >= self._seconds
 
     def took(self, steps: int, seconds: float) -> None:
         """Learns from a loop that has ended on the devices. The first one compiles, and teaches nothing."""
@@ -113,8 +120,7 @@ class TrainSession:
       step: the global step of the state.
       stop_step: the global step to end at; None: at the end of the input.
       clock: how long a loop is.
-      saver: makes the saver of a directory.
-      checkpoint_dirs: where the hooks save: an interrupted run saves there, too.
+      savers: by the directories that the hooks save to: an interrupted run saves there, too.
       host_call_every: host_call runs at the global steps that this divides; 0: never.
       run_ahead: False looks at the outputs of each dispatch, and runs its host calls, before the next one.
       report: tells about the run.
@@ -133,8 +139,7 @@ class TrainSession:
         step: int,
         stop_step: int | None,
         clock: LoopClock,
-        saver: Callable[[str], Saver],
-        checkpoint_dirs: list[str],
+        savers: Mapping[str, Saver],
         host_call_every: int,
         run_ahead: bool,
         report: TrainingReport,
@@ -143,7 +148,7 @@ class TrainSession:
     ) -> None:
         self._owner, self._loop, self._shard, self._infeed = owner, loop, shard, infeed
         self._hooks, self._step, self._stop_step, self._clock = hooks, step, stop_step, clock
-        self._saver, self._checkpoint_dirs = functools.cache(saver), checkpoint_dirs
+        self._savers = savers
         self._host_call_every = host_call_every if shard.host_call is not None else 0
         self._most_pending = MAX_IN_FLIGHT - 1 if run_ahead else 0
         self._host = HostQueue(threaded=run_ahead)
@@ -153,49 +158,64 @@ class TrainSession:
         self._seen_step = step
         self._last: StepOutputs | None = None
         self._diverged: NanLossDuringTrainingError | None = None
+        self._in_haste = False
         self.loss: float | None = None
         self._session = TrainingSession(
             self._save,
-            lambda checkpoint_dir: self._saver(checkpoint_dir).wait(),
+            lambda checkpoint_dir: savers[checkpoint_dir].wait(),
             self._finish_steps,
             global_step=lambda: self._step,
-            state=owner.lend,
+            state=lambda: owner.lend(owner.state),
             arrays=self._arrays,
             names=fetch_names(shard),
             outputs=lambda: self._last,
             writer=writer,
+            first_step=step,
+            interrupted=self._interrupted,
         )
 
     def run(self) -> None:
         """Trains. When it returns, the last checkpoint is written and whole, and every host call has run."""
         try:
             self._run()
-        finally:
-            try:
-                self._host.close()
-            finally:
-                for checkpoint_dir in self._checkpoint_dirs:
-                    self._saver(checkpoint_dir).wait()
+        except BaseException as error:
+            self._host.close()
+            for saver in self._savers.values():
+                try:
+                    saver.wait()
+                except Exception as another:  # the first error is the one to raise
+                    error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
+            raise
+        self._host.close()
+        for saver in self._savers.values():
+            saver.wait()
 
     def _run(self) -> None:
         self._hooks.after_create_session(self._session)
         try:
             self._run_loops()
+            self._finish_steps()
+            self._hooks.end(self._session)
         except KeyboardInterrupt:
             # Raised by the user's code, or by a second Ctrl-C: the state is good if nothing was being dispatched.
             if self._owner.state is not None:
-                self._drain()
-                if not self._host.failed:
-                    self._host.join()
-                self._raise_if_diverged()
-                for checkpoint_dir in self._checkpoint_dirs:
-                    self._save(checkpoint_dir)
+                self._save_in_haste()
             raise
-        except Exception as error:
+        except BaseException as error:
             self._settle(error)
             raise
-        self._finish_steps()
-        self._hooks.end(self._session)
+
+    def _save_in_haste(self) -> None:
+        """Saves, whatever hooks would do. A host_call that hangs is waited for no longer than some seconds."""
+        self._in_haste = True
+        self._drain()
+        if not self._host.failed and not self._host.join(PATIENCE_SECS):
+            _logger.warning(
+                "host_call has been busy for %d s; the checkpoint is written without waiting for it.", PATIENCE_SECS
+            )
+        self._raise_if_diverged()
+        for checkpoint_dir in self._savers:
+            self._save(checkpoint_dir)
 
     def _run_loops(self) -> None:
         stop = False
@@ -223,7 +243,7 @@ class TrainSession:
     def _run_loop(self, length: int) -> bool:
         """Dispatches up to `length` steps; returns whether the input has ended."""
         first, began, ended = self._step, time.monotonic(), False
-        while not ended and self._step < first + length:
+        while not ended and self._step < first + length and not (self._step > first and self._loop_is_over(began)):
             while self._pending and not self._infeed.ready():
                 self._look_at_first()  # rather than wait idly
             self._raise_if_diverged()
@@ -239,6 +259,10 @@ class TrainSession:
             self._drain()
             self._clock.took(self._step - first, time.monotonic() - began)
         return ended
+
+    def _loop_is_over(self, began: float) -> bool:
+        """Whether a loop ends before it has all its steps: there was a signal, or its time is up."""
+        return self._interrupted() or self._clock.is_up(time.monotonic() - began)
 
     def _interrupted(self) -> bool:
         return self._interrupt.signum is not None
@@ -256,7 +280,7 @@ class TrainSession:
         while len(self._pending) > self._most_pending:
             self._look_at_first()
 
-    def _settle(self, error: Exception) -> None:
+    def _settle(self, error: BaseException) -> None:
         """Looks at what was dispatched before `error`: those steps have happened, and the state may be used again."""
         try:
             while self._pending and self._owner.state is not None:
@@ -310,7 +334,8 @@ class TrainSession:
             self._report.steps(first, losses)
         elif not self._host.failed:
             wanted = [step for step in wanted if step < first + len(losses)]
-            self._host.put(functools.partial(self._host_calls, dispatch, spec, wanted, losses))
+            job = functools.partial(self._host_calls, dispatch, spec, wanted, losses)
+            self._host.put(job, wait=not self._in_haste)
         self.loss = float(losses[-1])
         self._seen_step = first + len(losses)
         self._report.progress(self._seen_step, self.loss)
@@ -337,7 +362,7 @@ class TrainSession:
         if self._diverged is None:
             self._diverged = NanLossDuringTrainingError(
                 f"NaN loss during training: at step {step} (counted from 0). The latest "
-                "checkpoint is from before it. Lower the learning rate, clip the gradients, or look at that batch."
+                "checkpoint, if there is one, is from before it. Lower the learning rate, clip the gradients, or look at that batch."
             )
 
     def _raise_if_diverged(self) -> None:
@@ -353,7 +378,7 @@ class TrainSession:
         self._drain()
         self._raise_if_diverged()
         try:
-            self._saver(checkpoint_dir).save(first_shard(self._owner.state), self._owner.position)
+            self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
             self._owner.state = None
             raise

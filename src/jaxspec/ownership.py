@@ -31,10 +31,11 @@ class StateOwner:
         state, self.state = self.state, None
         return jax.tree.map(jnp.copy, state) if self._loans else state
 
-    def lend(self) -> Any:
-        """The live state, which stays good for as long as somebody holds it: training goes on with a copy."""
-        self._loans.append(None)
-        return self.state
+    def lend(self, state: Any) -> Any:
+        """Gives `state`, live or borrowed, to somebody who may hold it for as long as he likes."""
+        if state is self.state:  # else training goes on with a copy already
+            self._loans.append(None)
+        return state
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Any]:

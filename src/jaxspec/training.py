@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from .arguments import INPUT_FN_ARGUMENTS, check_steps
 from .callables import check_arguments
 from .estimator import TPUEstimator
@@ -26,7 +28,7 @@ class TrainSpec:
       ValueError, TypeError: for arguments that `train` would refuse.
     """
 
-    input_fn: Callable[..., Any]
+    input_fn: Callable[..., Any] = None  # type: ignore[assignment]  # left out, it is refused with a sentence
     max_steps: int | None = None
     """The global step to reach; None: to the end of the input."""
     hooks: Iterable[SessionRunHook] | None = None
@@ -35,7 +37,7 @@ class TrainSpec:
     """Called before the evaluation of a checkpoint. Kept as a tuple."""
 
     def __post_init__(self) -> None:
-        _check_input_fn(self.input_fn)
+        _check_input_fn(self.input_fn, "TrainSpec")
         check_steps("Train", None, self.max_steps)
         object.__setattr__(self, "hooks", check_hooks(self.hooks))
         object.__setattr__(self, "saving_listeners", check_listeners(self.saving_listeners))
@@ -50,7 +52,7 @@ class EvalSpec:
         exporters without a name of their own.
     """
 
-    input_fn: Callable[..., Any]
+    input_fn: Callable[..., Any] = None  # type: ignore[assignment]  # left out, it is refused with a sentence
     steps: int | None = 100
     """Batches to take at most; None: all."""
     name: str | None = None
@@ -64,15 +66,18 @@ class EvalSpec:
     """Seconds from the start of one evaluation to the next, at least. The last checkpoint is always evaluated."""
 
     def __post_init__(self) -> None:
-        _check_input_fn(self.input_fn)
+        _check_input_fn(self.input_fn, "EvalSpec")
         check_steps("Eval", self.steps, None)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be string, given: {self.name}. It names the directory eval_NAME.")
         object.__setattr__(self, "hooks", check_hooks(self.hooks))
         object.__setattr__(self, "exporters", _checked_exporters(self.exporters))
         for name in ("start_delay_secs", "throttle_secs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Must specify {name} >= 0, given: {getattr(self, name)}. It is a time in seconds.")
+            seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float | np.number):
+                raise TypeError(f"{name} must be a number of seconds, given: {seconds!r}. 0 waits for nothing.")
+            if seconds < 0:
+                raise ValueError(f"Must specify {name} >= 0, given: {seconds}. It is a time in seconds.")
 
 
 def train_and_evaluate(
@@ -85,7 +90,7 @@ def train_and_evaluate(
     """Trains, and evaluates at the checkpoints on the way: the state in memory, without reading them.
 
     The checkpoint at the start of the call is not evaluated; after it, each one that comes `throttle_secs` or more after
-    the start of the last evaluation is, and the last one always. How often checkpoints are written is for `RunConfig`
+    the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM ends the run. How often checkpoints are written is for `RunConfig`
     to say.
 
     Args:
@@ -146,13 +151,15 @@ class _EvaluatingListener(CheckpointSaverListener):
     def after_save(self, session: Any, global_step: int) -> None:
         if self._at_start:
             self._at_start = False
+        elif session.interrupted:
+            _logger.info("Stopped by a signal: step %d is saved, and not evaluated.", global_step)
         elif self._timer.should_trigger_for_step(global_step):
             self._evaluate(global_step)
         else:
             _logger.info("Skip the current checkpoint eval due to throttle secs (%s secs).", self._spec.throttle_secs)
 
     def end(self, session: Any, global_step: int) -> None:
-        if global_step != self._timer.last_triggered_step():
+        if not session.interrupted and global_step != self._timer.last_triggered_step():
             self._evaluate(global_step)
 
     def _evaluate(self, global_step: int) -> None:
@@ -185,10 +192,11 @@ def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
     return spec.exporters
 
 
-def _check_input_fn(input_fn: Any) -> None:
+def _check_input_fn(input_fn: Any, spec: str) -> None:
     if not callable(input_fn):
         raise TypeError(
-            f"`input_fn` must be callable, given: {input_fn}. Write a function that returns an iterable of batches."
+            f"`input_fn` must be callable, given: {input_fn}. Write {spec}(input_fn, ...) with a function that returns an "
+            "iterable of batches."
         )
     check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
 
@@ -214,6 +222,10 @@ def _checked_exporters(exporters: Any) -> tuple[Exporter, ...]:
             )
         if not isinstance(name, str):
             raise ValueError(f"An Exporter must have a string name. Given: {type(name)}, {name!r}.")
+        if os.path.basename(name) != name or name in (os.curdir, os.pardir):
+            raise ValueError(
+                f"An Exporter's name must be that of one directory, given: {name!r}. Its exports go to MODEL_DIR/export/NAME."
+            )
     if len(set(names)) < len(names):
         raise ValueError(
             f"`exporters` must have unique names. Such a name cannot be `None`. All exporter names: {names}. Each exports to "

@@ -22,7 +22,7 @@ _KEPT = "kept"
 
 
 class Saver:
-    """Writes checkpoints into `model_dir`, one at a time, in the background.
+    """Writes the checkpoints of one estimator into a directory, one at a time, in the background.
 
     Args:
       model_dir: where.
@@ -43,11 +43,18 @@ class Saver:
         self._keep_max = keep_max
         self._keep_seconds = keep_every_n_hours * 3600
         self._clock = clock
+        self._own_steps: set[int] = set()
         self._started = clock()
         self._writing: Any = None
 
+    def claim(self, step: int) -> None:
+        """Says that a checkpoint of `step`, if it is there, holds the state of this run: it was restored from it."""
+        self._own_steps.add(step)
+
     def save(self, state: TrainState, position: str | None = None) -> None:
-        """Writes a checkpoint of the state, unless there is one of its step; returns when it may be donated.
+        """Writes a checkpoint of the state, unless it has one of this step; returns when the state may be donated.
+
+        A checkpoint of another run is replaced, with a warning.
 
         Args:
           state: on one device.
@@ -58,12 +65,16 @@ class Saver:
         """
         self.wait()
         step = int(state.step)
-        if step in checkpoint_steps(self.model_dir):
+        path = checkpoint_path(self.model_dir, step)
+        exists = step in checkpoint_steps(self.model_dir)
+        if exists and step in self._own_steps:
             return
         self._refuse_non_finite(state, step)
-        path = checkpoint_path(self.model_dir, step)
+        if exists:
+            _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
         _logger.info("Saving checkpoint for %d into %s.", step, path)
         os.makedirs(self.model_dir, exist_ok=True)
+        self._own_steps.add(step)
         self._writing = write_async(path, state, position)
 
     def wait(self) -> None:

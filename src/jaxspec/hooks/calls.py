@@ -1,8 +1,10 @@
 """Calling the hooks of a session, in their order."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..config import check_number
 from .session import Session
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -22,11 +24,23 @@ class HookCalls:
     def __init__(self, hooks: Sequence[SessionRunHook], where: str) -> None:
         self.hooks = tuple(hooks)
         self._where = where
+        self._open: list[SessionRunHook] = []
 
-    def begin(self) -> None:
-        """Calls `begin` of each hook."""
-        for hook in self.hooks:
-            self._call(hook, "begin", None)
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[None]:
+        """Calls `begin` of each hook. If the block is left with an error, the hooks without an `end` get an `abort`."""
+        try:
+            for hook in self.hooks:
+                self._open.append(hook)
+                self._call(hook, "begin", None)
+            yield
+        except BaseException as error:
+            for hook in self._open:
+                try:
+                    hook.abort()
+                except Exception as another:  # the first error is the one to raise
+                    error.add_note(f"and then, in {type(hook).__name__}.abort: {type(another).__name__}: {another}")
+            raise
 
     def after_create_session(self, session: Session) -> None:
         """Calls `after_create_session` of each hook."""
@@ -55,11 +69,14 @@ class HookCalls:
         """Calls `end` of each hook."""
         for hook in self.hooks:
             self._call(hook, "end", session, session)
+            self._open.remove(hook)
 
     def next_step(self, step: int) -> int | None:
         """The first global step after `step` at which some hook wants a loop to end."""
-        wanted = [hook.next_step(step) for hook in self.hooks if overrides(hook, "next_step")]
-        return min((max(one, step + 1) for one in wanted if one is not None), default=None)
+        wanted = [(hook, hook.next_step(step)) for hook in self.hooks if overrides(hook, "next_step")]
+        for hook, one in wanted:
+            check_number(f"what {type(hook).__name__}.next_step returns", one, whole=True)
+        return min((max(one, step + 1) for _, one in wanted if one is not None), default=None)
 
     def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Any:
         args = self._run(hook, "before_run", context)

@@ -41,7 +41,7 @@ class CheckpointSaverHook(SessionRunHook):
     ) -> None:
         if saver is not None and scaffold is not None:
             raise ValueError("You cannot provide both saver and scaffold. Neither means anything here: leave both out.")
-        check_one_of(every_secs=save_secs, every_steps=save_steps)
+        check_one_of(save_secs, save_steps, ("save_secs", "save_steps"))
         for name, given, only in (
             ("saver", saver, None),
             ("scaffold", scaffold, None),

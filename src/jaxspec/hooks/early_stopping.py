@@ -33,8 +33,8 @@ def make_early_stopping_hook(
       should_stop_fn: a function without arguments. When it is asked, every step so far is done and host_call has run
         for it.
       run_every_secs, run_every_steps: how often it is asked. Exactly one; for steps pass `run_every_secs=None`. With
-        steps it is asked after the global steps 1, 1 + run_every_steps, ..., also in a run that was resumed; where a
-        loop has several steps, at the first loop end at or past these.
+        steps it is asked after the global steps 1, 1 + run_every_steps, ..., also in a run that was resumed; loops end
+        there, so a small number makes short loops.
       clock: seconds since some start.
 
     Raises:
@@ -203,6 +203,9 @@ class _EarlyStoppingHook(SessionRunHook):
             _log_stop(run_context.first_step, reason)
             raise StopIteration
 
+    def next_step(self, global_step: int) -> int | None:
+        return self._timer.next_due(global_step)
+
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
         if not self._timer.should_trigger_for_step(step):
@@ -220,6 +223,10 @@ class _AlignedTimer(LoopTimer):
     def start(self, step: int) -> None:
         every = self._every_steps or 1
         super().start(-(-step // every) * every)
+
+    def next_due(self, step: int) -> int | None:
+        """The first due step after `step`; None for a timer of seconds."""
+        return None if self._every_steps is None else self.last_due(step + self._every_steps)
 
     def last_due(self, step: int) -> int:
         """The last due step up to `step`, for a timer of seconds `step` itself; at most 0 if there is none."""

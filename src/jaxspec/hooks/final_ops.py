@@ -6,7 +6,7 @@ from .session_run_hook import SessionRunHook
 
 
 class FinalOpsHook(SessionRunHook):
-    """Fetches values when the session ends; they are in `final_ops_values` then.
+    """Fetches values when the session ends; they are in `final_ops_values` then: None if it had no step whose outputs to fetch.
 
     Args:
       final_ops: fetch names (see `Session`) in any structure.
@@ -23,4 +23,4 @@ class FinalOpsHook(SessionRunHook):
         session.check_fetches(self._final_ops)
 
     def end(self, session: Any) -> None:
-        self.final_ops_values = session.run(self._final_ops)
+        self.final_ops_values = session.run(self._final_ops) if session.has(self._final_ops) else None

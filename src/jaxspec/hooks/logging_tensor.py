@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
-from .timer import LoopTimer
+from .timer import SessionTimers
 
 _logger = logging.getLogger("jaxspec")
 
@@ -19,10 +19,10 @@ class LoggingTensorHook(SessionRunHook):
     Only then does it fetch, and wait for, anything.
 
     Args:
-      tensors: fetch names (see `Session`), or a dict from tags to fetch names.
+      tensors: a fetch name (see `Session`), a list of them, or a dict from tags to fetch names.
       every_n_iter: steps between two lines, counted from the first of the session.
       every_n_secs: seconds between two lines.
-      at_end: whether to log at the end of the session, too.
+      at_end: whether to log at the end of the session, too; one without a step has nothing to log.
       formatter: makes the line from `{tag: value}`; None: "tag = value, ...".
       clock: seconds since some start.
 
@@ -53,31 +53,31 @@ class LoggingTensorHook(SessionRunHook):
         self._tensors = (
             {tag: tensors[tag] for tag in sorted(tensors)}
             if isinstance(tensors, Mapping)
-            else {name: name for name in tensors}
+            else {name: name for name in ([tensors] if isinstance(tensors, str) else tensors)}
         )
-        self._timer = None if neither else LoopTimer(every_n_secs, every_n_iter, clock=clock)
+        self._timers = (
+            None
+            if neither
+            else SessionTimers(every_n_secs, every_n_iter, names=("every_n_secs", "every_n_iter"), clock=clock)
+        )
         self._at_end, self._formatter = at_end, formatter
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         session.check_fetches(self._tensors)
-        self._started = False
+        if self._timers is not None:
+            self._timers.start(session)
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
-        if self._timer is None:
-            return None
-        if not self._started:
-            self._timer.start(run_context.first_step)
-            self._started = True
-        self._due = self._timer.should_trigger_for_step(run_context.last_step + 1)
-        return SessionRunArgs(self._tensors) if self._due else None
+        is_due = self._timers is not None and self._timers.is_due(run_context)
+        return SessionRunArgs(self._tensors) if is_due else None
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        if self._timer is not None and self._due:
-            seconds, _ = self._timer.update_last_triggered_step(run_context.last_step + 1)
+        if self._timers is not None and run_values.results is not None:
+            seconds, _ = self._timers.triggered(run_context)
             self._log(run_values.results, seconds)
 
     def end(self, session: Any) -> None:
-        if self._at_end:
+        if self._at_end and session.has(self._tensors):
             self._log(session.run(self._tensors), None)
 
     def _log(self, values: dict[str, Any], seconds: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
-from .timer import LoopTimer
+from .timer import SessionTimers
 
 
 class ProfilerHook(SessionRunHook):
@@ -34,19 +34,16 @@ class ProfilerHook(SessionRunHook):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._timer = LoopTimer(save_secs, save_steps, clock=clock)
+        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
         self._output_dir = output_dir
         self._tracing = False
 
-    def begin(self) -> None:
-        self._stop()  # a run that failed within a traced loop
-
     def after_create_session(self, session: Any, coord: Any) -> None:
-        self._timer.start(session.global_step)
+        self._timers.start(session)
         self._compiled = False
 
     def before_run(self, run_context: SessionRunContext) -> None:
-        if self._compiled and self._timer.should_trigger_for_step(run_context.last_step + 1):
+        if self._compiled and self._timers.is_due(run_context):
             _ = run_context.session.loss  # what was dispatched before is not of this loop
             jax.profiler.start_trace(self._output_dir)
             self._tracing = True
@@ -55,12 +52,15 @@ class ProfilerHook(SessionRunHook):
         if self._tracing:
             _ = run_context.session.loss
             self._stop()
-            self._timer.update_last_triggered_step(run_context.last_step + 1)
+            self._timers.triggered(run_context)
         elif not self._compiled:
-            self._timer.update_last_triggered_step(run_context.last_step + 1)
+            self._timers.triggered(run_context)
             self._compiled = True
 
     def end(self, session: Any) -> None:
+        self._stop()
+
+    def abort(self) -> None:
         self._stop()
 
     def _stop(self) -> None:

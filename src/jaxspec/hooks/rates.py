@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..summary import SummaryWriter, create_file_writer
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
-from .timer import LoopTimer
+from .timer import SessionTimers
 
 _logger = logging.getLogger("jaxspec")
 
@@ -40,20 +40,19 @@ class StepCounterHook(SessionRunHook):
                 "exactly one of every_n_steps and every_n_secs should be provided. Got "
                 f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
             )
-        self._timer = LoopTimer(every_n_secs, every_n_steps, clock=clock)
+        self._timers = SessionTimers(every_n_secs, every_n_steps, names=("every_n_secs", "every_n_steps"), clock=clock)
         self._writer = summary_writer
         if summary_writer is None and output_dir is not None:
             self._writer = create_file_writer(output_dir)
 
     def after_create_session(self, session: Any, coord: Any) -> None:
-        self._timer.start(session.global_step)
+        self._timers.start(session)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        step = run_context.last_step + 1
-        if self._timer.should_trigger_for_step(step):
-            seconds, steps = self._timer.update_last_triggered_step(step)
+        if self._timers.is_due(run_context):
+            seconds, steps = self._timers.triggered(run_context)
             if seconds and steps:
-                self._log_and_record(steps, seconds, step)
+                self._log_and_record(steps, seconds, run_context.last_step + 1)
 
     def end(self, session: Any) -> None:
         if self._writer is not None:
@@ -69,7 +68,10 @@ class StepCounterHook(SessionRunHook):
 
 
 class Rates(NamedTuple):
-    """How fast a session was, from the end of its first loop, which compiles, to its end."""
+    """How fast a session was, from the end of its first loop, which compiles, to its end.
+
+    The time of what happened meanwhile counts, too: checkpoints, and evaluations at them.
+    """
 
     steps_per_sec: float
     examples_per_sec: float
@@ -103,7 +105,7 @@ class ExamplesPerSecondHook(StepCounterHook):
 
     def begin(self) -> None:
         self._began: float | None = None
-        self._first_loop: tuple[float, int, int] | None = None  # seconds, its steps, the global step behind it
+        self._first_loop: tuple[float, int, int] | None = None  # seconds, its steps, the step behind it
         self._result = None
 
     def before_run(self, run_context: SessionRunContext) -> None:
@@ -117,6 +119,7 @@ class ExamplesPerSecondHook(StepCounterHook):
             end = run_context.last_step + 1
             self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)
             self._steady_since = self._clock()
+        self._last_end = run_context.last_step + 1
         super().after_run(run_context, run_values)
 
     def end(self, session: Any) -> None:
@@ -126,8 +129,8 @@ class ExamplesPerSecondHook(StepCounterHook):
             return
         seconds, steps, step = self._first_loop
         elapsed = self._clock() - self._steady_since
-        if session.global_step > step and elapsed > 0:
-            rate = (session.global_step - step) / elapsed
+        if self._last_end > step and elapsed > 0:
+            rate = (self._last_end - step) / elapsed
             self._result = Rates(rate, rate * self._batch_size, max(0.0, seconds - steps / rate))
 
     def result(self) -> Rates:

@@ -37,11 +37,20 @@ class Session:
         names: list[str],
         outputs: Callable[[], Outputs | None],
         writer: Any,
+        first_step: int,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._global_step, self._state, self._arrays = global_step, state, arrays
-        self._names, self._outputs = names, outputs
+        self._names, self._outputs, self._interrupted = names, outputs, interrupted
         self.summary_writer = writer
         """The `summary.SummaryWriter` of the run's own event files; None in prediction."""
+        self.first_step = first_step
+        """The `first_step` of the session's first loop: in training its global step, else 0."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM ends the session: what is not needed should be left out."""
+        return self._interrupted()
 
     @property
     def global_step(self) -> int:
@@ -69,6 +78,12 @@ class Session:
         """The values of fetch names now: of the last step, or of the state. In the structure of `fetches`."""
         self.check_fetches(fetches)
         return jax.tree.map(self._value, fetches)
+
+    def has(self, fetches: Any) -> bool:
+        """Whether all these fetch names have a value now: those of outputs have none before the first step."""
+        return self._outputs() is not None or all(
+            name == "global_step" or name not in self._names for name in jax.tree.leaves(fetches)
+        )
 
     def check_fetches(self, fetches: Any) -> None:
         """Raises unless all fetch names are known: TypeError for what is no name, ValueError for an unknown one."""

@@ -46,7 +46,7 @@ class SessionRunHook:
     """Base class of hooks. Every method does nothing; override what you need. All run on the host.
 
     A StopIteration raised in `before_run` or `after_run` ends the session cleanly, as the end of the input does. Any
-    other exception ends it as an error: `end` is not called then.
+    other exception ends it as an error: `end` is not called then, `abort` is.
     """
 
     after_host_calls: bool = True
@@ -72,6 +72,9 @@ class SessionRunHook:
     def end(self, session: Any) -> None:
         """Called when the session ends without an error."""
 
+    def abort(self) -> None:
+        """Called instead of `end` when the session ends otherwise: stop what was started. TensorFlow has no such call."""
+
     def next_step(self, global_step: int) -> int | None:
         """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""
         return None
@@ -83,6 +86,7 @@ _METHODS: Methods = (
     ("before_run", ("run_context",)),
     ("after_run", ("run_context", "run_values")),
     ("end", ("session",)),
+    ("abort", ()),
     ("next_step", ("global_step",)),
 )
 

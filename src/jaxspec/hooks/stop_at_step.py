@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..config import check_number
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
 
 
@@ -10,7 +11,7 @@ class StopAtStepHook(SessionRunHook):
 
     Args:
       num_steps: updates to make from the start of the session; the last step is fixed then, also for a hook that is
-        used again.
+        used again. In evaluation and prediction, batches.
       last_step: the global step to end at.
 
     Raises:
@@ -26,12 +27,14 @@ class StopAtStepHook(SessionRunHook):
             raise ValueError(
                 f"Only one of num_steps or last_step can be specified. Got num_steps={num_steps}, last_step={last_step}."
             )
+        check_number("num_steps", num_steps, whole=True)
+        check_number("last_step", last_step, whole=True)
         self._num_steps, self._last_step = num_steps, last_step
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         if self._last_step is None:
             assert self._num_steps is not None
-            self._last_step = session.global_step + self._num_steps
+            self._last_step = session.first_step + self._num_steps
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         assert self._last_step is not None

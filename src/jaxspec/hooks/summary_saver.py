@@ -6,7 +6,7 @@ from typing import Any
 
 from ..summary import SummaryWriter, create_file_writer
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
-from .timer import LoopTimer
+from .timer import SessionTimers
 
 
 class SummarySaverHook(SessionRunHook):
@@ -44,33 +44,32 @@ class SummarySaverHook(SessionRunHook):
             )
         if scaffold is not None:
             raise ValueError("SummarySaverHook: a Scaffold holds no summaries here; write summary_op={'tag': 'loss'}.")
-        self._timer = LoopTimer(save_secs, save_steps, clock=clock)
-        self._names, self._writer = summary_op, summary_writer
+        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
+        names = summary_op if isinstance(summary_op, Mapping | list | tuple) else [summary_op]
+        self._tensors = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+        self._given_writer = summary_writer
         if summary_writer is None and output_dir is not None:
-            self._writer = create_file_writer(output_dir)
+            self._given_writer = create_file_writer(output_dir)
 
     def after_create_session(self, session: Any, coord: Any) -> None:
-        session.check_fetches(self._names)
-        names = [self._names] if isinstance(self._names, str) else self._names
-        self._tensors = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
-        if self._writer is None:
-            self._writer = session.summary_writer
-        self._started = False
+        session.check_fetches(self._tensors)
+        if self._writer_for(session) is None:
+            raise ValueError(
+                "SummarySaverHook: a prediction has no event files of its own; pass SummarySaverHook(output_dir=...)."
+            )
+        self._timers.start(session)
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
-        if not self._started:
-            self._timer.start(run_context.first_step)
-            self._started = True
-        self._due = self._timer.should_trigger_for_step(run_context.last_step + 1)
-        return SessionRunArgs(self._tensors) if self._due else None
+        return SessionRunArgs(self._tensors) if self._timers.is_due(run_context) else None
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        assert self._writer is not None
-        if self._due:
-            self._timer.update_last_triggered_step(run_context.last_step + 1)
+        if run_values.results is not None:
+            self._timers.triggered(run_context)
             for tag, value in run_values.results.items():
-                self._writer.array(tag, value, run_context.session.global_step)
+                self._writer_for(run_context.session).array(tag, value, run_context.session.global_step)
 
     def end(self, session: Any) -> None:
-        assert self._writer is not None
-        self._writer.flush()
+        self._writer_for(session).flush()
+
+    def _writer_for(self, session: Any) -> Any:
+        return self._given_writer or session.summary_writer

@@ -1,7 +1,13 @@
 """When something that happens every so many steps or seconds is due."""
 
+import functools
 import time
+import weakref
 from collections.abc import Callable
+from typing import Any
+
+from ..config import check_number
+from .session_run_hook import SessionRunContext
 
 
 class SecondOrStepTimer:
@@ -22,7 +28,7 @@ class SecondOrStepTimer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_one_of(every_secs=every_secs, every_steps=every_steps)
+        check_one_of(every_secs, every_steps)
         self._every_secs, self._every_steps, self._clock = every_secs, every_steps, clock
         self.reset()
 
@@ -85,8 +91,49 @@ class LoopTimer(SecondOrStepTimer):
         return super().update_last_triggered_step(step)
 
 
-def check_one_of(*, every_secs: float | None, every_steps: int | None) -> None:
-    """ValueError, in TensorFlow's words, unless exactly one is given."""
+class SessionTimers:
+    """A `LoopTimer` for each session that a hook is in: it may be in an evaluation while training goes on.
+
+    Args:
+      every_secs, every_steps: exactly one of them.
+      names: what the hook calls them.
+      clock: seconds since some start.
+    """
+
+    def __init__(
+        self,
+        every_secs: float | None,
+        every_steps: int | None,
+        *,
+        names: tuple[str, str] = ("every_secs", "every_steps"),
+        clock: Callable[[], float],
+    ) -> None:
+        check_one_of(every_secs, every_steps, names)
+        self._new = functools.partial(LoopTimer, every_secs, every_steps, clock=clock)
+        self._timers: weakref.WeakKeyDictionary[Any, LoopTimer] = weakref.WeakKeyDictionary()
+
+    def start(self, session: Any) -> None:
+        """Begins with a session. To be called in `after_create_session`."""
+        timer = self._timers[session] = self._new()
+        timer.start(session.first_step)
+
+    def is_due(self, context: SessionRunContext) -> bool:
+        """Whether it is due at the end of a loop."""
+        return self._timers[context.session].should_trigger_for_step(context.last_step + 1)
+
+    def triggered(self, context: SessionRunContext) -> tuple[float | None, int | None]:
+        """Notes a trigger at the end of a loop; returns (seconds, steps) since the one before, None at the first."""
+        return self._timers[context.session].update_last_triggered_step(context.last_step + 1)
+
+
+def check_one_of(
+    every_secs: float | None, every_steps: int | None, names: tuple[str, str] = ("every_secs", "every_steps")
+) -> None:
+    """ValueError, in TensorFlow's words, unless exactly one is given: steps above 0, or seconds.
+
+    Args:
+      names: what the caller calls the two.
+    """
     if every_secs is None and every_steps is None:
         raise ValueError("Either every_secs or every_steps should be provided. Both are None; give one number.")
     if every_secs is not None and every_steps is not None:
@@ -94,3 +141,5 @@ def check_one_of(*, every_secs: float | None, every_steps: int | None) -> None:
             f"Can not provide both every_secs and every_steps. Got {every_secs!r} seconds and {every_steps!r} steps; leave one "
             "as None."
         )
+    check_number(names[0], every_secs, minimum=0)
+    check_number(names[1], every_steps, above=0, whole=True)
