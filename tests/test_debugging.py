@@ -103,3 +103,12 @@ def test_without_jit_a_model_that_uses_the_axis_is_mapped(tmp_path, caplog):
         debugged = train(tmp_path / "debugged")
     assert "jax.disable_jit: the code uses the axis 'shards'" in caplog.text
     np.testing.assert_allclose(debugged, train(tmp_path / "plain"), rtol=1e-4)
+
+
+def test_a_run_without_jit_leaves_no_program_to_later_runs(tmp_path):
+    model = estimator(tmp_path, use_tpu=True)
+    with jax.disable_jit():
+        model.train(every_batch, steps=1)
+    model.train(every_batch, steps=1)
+    # What was made without jit knows of no convolutions, and so of no loops.
+    assert [program.full.rolled for program in model._programs.values()] == [False, True]

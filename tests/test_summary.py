@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -623,3 +624,33 @@ def test_an_empty_file_is_passed_over(tmp_path, caplog):
     two_steps(tmp_path / "other")
     assert read_scalars(tmp_path) == {}
     assert caplog.records == []
+
+
+def test_the_automatic_loss_is_back_when_host_call_no_longer_writes_one(tmp_path):
+    def model_fn(variables, features, mode):
+        spec = counting_model_fn(variables, features, mode)
+        return spec._replace(host_call=js.summary.host_call(loss=spec.loss))
+
+    for fn in (model_fn, counting_model_fn):
+        js.TPUEstimator(
+            fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100, save_summary_steps=1)
+        ).train(counting_input(), steps=3)
+    # host_call writes at the step before the update, the library at the one after.
+    assert [step for step, _ in scalars(tmp_path, "loss")] == [0, 1, 2, 4, 5, 6]
+
+
+def test_what_was_written_behind_the_checkpoint_of_a_restart_is_not_shown(tmp_path):
+    def train(steps):
+        js.TPUEstimator(
+            counting_model_fn,
+            counting_init,
+            model_dir=tmp_path,
+            train_batch_size=4,
+            config=run_config(save=5, every=1, save_summary_steps=1),
+        ).train(counting_input(), max_steps=steps)
+
+    train(10)
+    shutil.rmtree(tmp_path / "model.ckpt-10")  # as if the first run had been killed at step 10
+    train(8)
+    # The second run began its input anew, at 5.
+    assert scalars(tmp_path, "loss") == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 0), (7, 1), (8, 2)]

@@ -491,7 +491,7 @@ class TPUEstimator:
             put_state()
             self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
             infeed.start(program.capacity)
-            writer.user_tags.clear()  # of an earlier run
+            writer.begin_run(source.step)
             self._saver(os.path.abspath(self._model_dir)).claim(source.step)
             session = TrainSession(
                 owner=self._owner,

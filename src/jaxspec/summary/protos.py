@@ -19,6 +19,13 @@ def version_event() -> Any:
     return _event_type()(wall_time=time.time(), file_version="brain.Event:2")
 
 
+def start_event(step: int) -> Any:
+    """The event that makes TensorBoard forget what it has read of this step and of later ones."""
+    event = _event_type()(wall_time=time.time(), step=step)
+    event.session_log.status = event.session_log.START
+    return event
+
+
 @functools.cache
 def _event_type() -> Any:
     # Cached because an import statement costs as much as the event.

@@ -46,6 +46,13 @@ class SummaryWriter:
         self._flushed, self._unflushed = clock(), 0
         self._looked = -math.inf
         self._warned: set[str] = set()
+        self._start: int | None = None
+
+    def begin_run(self, step: int) -> None:
+        """Begins a run at a global step: what an earlier run wrote at later steps is void, and no longer shown."""
+        with self._lock:
+            self.user_tags.clear()
+            self._start = step
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
         """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
@@ -118,6 +125,9 @@ class SummaryWriter:
             if self._file is None or self._is_gone(now):
                 self.close()
                 self._open()
+            if self._start is not None:
+                self._file.write(protos.start_event(self._start + 1).SerializeToString())
+                self._start = None
             self._file.write(record)
             self._unflushed += 1
             due = self._max_queue is not None and self._unflushed >= self._max_queue
