@@ -1,6 +1,6 @@
 """Handwritten digits, from the images to predictions: the main example.
 
-    python examples/digits.py                   trains, evaluates, predicts
+    python examples/digits.py                   trains with an evaluation at each checkpoint, predicts
     python examples/digits.py --steps 800       goes on from the last checkpoint
     python examples/digits.py --shards 4        on 4 devices; virtual ones where there is only a CPU
     python examples/digits.py --cpu-fallback    the same model_fn with use_tpu=False
@@ -52,7 +52,17 @@ def metric_fn(labels, classes):
     return {
         "accuracy": js.metrics.accuracy(labels, classes),
         "accuracy_per_digit": js.metrics.mean_per_class_accuracy(labels, classes, 10),
+        "confusion": js.metrics.confusion_matrix(labels, classes, 10),
     }
+
+
+def write_summaries(step, loss, accuracy, probability, image):
+    """Runs on the host, once a step, while the devices go on. For scalars alone `js.summary.host_call` would do."""
+    js.summary.scalar("loss", loss)
+    js.summary.scalar("accuracy", accuracy)
+    with js.summary.record_if(step % 50 == 0):
+        js.summary.histogram("probability", probability)
+        js.summary.image("least sure", image[probability.argmin()])
 
 
 def model_fn(variables, features, labels, mode, params, step, rng):
@@ -63,18 +73,19 @@ def model_fn(variables, features, labels, mode, params, step, rng):
     else:
         logits = Net().apply(AVERAGES.apply(variables), features)
 
-    classes = logits.argmax(-1)
-    predictions = {"class": classes, "probability": jax.nn.softmax(logits).max(-1), "image": features}
+    classes, probability = logits.argmax(-1), jax.nn.softmax(logits).max(-1)
+    predictions = {"class": classes, "probability": probability, "image": features}
     if mode == js.ModeKeys.PREDICT:
         return js.TPUEstimatorSpec(mode, predictions=predictions)
 
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    written = {"step": step, "loss": loss, "accuracy": (classes == labels).mean()}
     return js.TPUEstimatorSpec(
         mode,
         loss=loss,
         train_op=js.minimize(optax.adam(params["learning_rate"]), updates=updates, after=AVERAGES.update(step)),
         eval_metrics=(metric_fn, [labels, classes]),
-        host_call=js.summary.host_call(loss=loss, accuracy=(classes == labels).mean()),
+        host_call=(write_summaries, {**written, "probability": probability, "image": features}),
     )
 
 
@@ -136,9 +147,18 @@ def main(steps=STEPS, shards=None, model_dir="runs/digits", cpu_fallback=False):
     # `max_steps` is the global step to reach. The input reports its position, so a resumed run goes on with
     # the example that follows.
     train_input_fn = js.inputs.numpy_input_fn(x_train, y_train, num_epochs=None, shuffle=True)
-    estimator.train(train_input_fn, max_steps=steps)
-
-    results = estimator.evaluate(js.inputs.numpy_input_fn(x_test, y_test))
+    eval_input_fn = js.inputs.numpy_input_fn(x_test, y_test)
+    hooks = [
+        js.hooks.LoggingTensorHook({"accuracy of this batch": "accuracy"}, every_n_iter=200),
+        js.hooks.stop_if_no_decrease_hook(estimator, "loss", max_steps_without_decrease=1000),
+    ]
+    results, _ = js.train_and_evaluate(
+        estimator,
+        js.TrainSpec(train_input_fn, max_steps=steps, hooks=hooks),
+        js.EvalSpec(eval_input_fn, steps=None, throttle_secs=0),
+    )
+    if results is None:  # there was nothing to train
+        results = estimator.evaluate(eval_input_fn)
     print(f"\nHeld-out accuracy after {results['global_step']} steps: {results['accuracy']:.4f}")
 
     predictions = list(estimator.predict(js.inputs.numpy_input_fn(x_test)))

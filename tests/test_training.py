@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -530,3 +531,29 @@ def test_timeout_fn_decides_whether_to_go_on(tmp_path, caplog):
 def test_what_the_iterator_refuses_when_it_is_made(tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message):
         checkpoints_iterator(tmp_path, **kwargs)
+
+
+class Sleeps(js.hooks.SessionRunHook):
+    def end(self, session):
+        time.sleep(1)
+
+
+def test_the_time_of_evaluations_counts_for_no_rate_of_training(tmp_path):
+    estimator = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        train_batch_size=4,
+        eval_batch_size=4,
+        config=run_config(save=5, every=1, num_shards=1, log_step_count_steps=4, save_summary_steps=100),
+    )
+    estimator.train(counting_input(), steps=1).evaluate(counting_input(1))  # compiles
+
+    js.train_and_evaluate(
+        estimator,
+        TrainSpec(counting_input(), max_steps=12),
+        EvalSpec(counting_input(1), hooks=[Sleeps()], throttle_secs=0),
+    )
+    rates = [values["global_step/sec"] for values in read_scalars(tmp_path).values() if "global_step/sec" in values]
+    assert len(rates) == 2
+    assert min(rates) > 4  # 4 steps in less than the second that the evaluation at step 6 takes

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +23,7 @@ from .arguments import (
     choose_model_dir,
     no_batch_message,
 )
+from .arrays import describe_array
 from .callables import argument_names, check_arguments
 from .config import RunConfig, TPUConfig, check_positive_int
 from .context import TPUContext
@@ -148,6 +150,8 @@ class TPUEstimator:
         self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
         self._bar: ProgressBar | None = None
+        self._secs_elsewhere = 0.0
+        """Spent in evaluations and predictions while training was under way: it counts for no rate of training."""
         self._training = threading.Lock()
 
     # What it is made of.
@@ -297,7 +301,7 @@ class TPUEstimator:
         _logger.info(
             "Saving dict for global step %d: %s",
             results["global_step"],
-            ", ".join(f"{k} = {v}" for k, v in sorted(results.items())),
+            ", ".join(f"{k} = {v if np.size(v) <= 10 else describe_array(v)}" for k, v in sorted(results.items())),
         )
         self._write_results(results, source, writer)
         return results
@@ -512,6 +516,7 @@ class TPUEstimator:
                     summary_every=config.save_summary_steps,
                     rows_per_step=self._batch_sizes[ModeKeys.TRAIN],
                     bar=bar,
+                    clock=lambda: time.monotonic() - self._secs_elsewhere,
                 ),
                 writer=writer,
                 interrupt=interrupt,
@@ -695,6 +700,7 @@ class TPUEstimator:
     def _progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
         """A progress bar, if there is to be one; that of a verb which is under way meanwhile is put aside."""
         outer, rows = self._bar, self._batch_sizes[mode]
+        began, within_training = time.monotonic(), mode != ModeKeys.TRAIN and self._training.locked()
         if outer is not None:
             outer.pause()
         bar = self._bar = open_progress(
@@ -708,6 +714,8 @@ class TPUEstimator:
             self._bar = outer
             if outer is not None:
                 outer.resume()
+            if within_training:
+                self._secs_elsewhere += time.monotonic() - began
 
 
 class _Source(NamedTuple):
