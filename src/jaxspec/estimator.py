@@ -8,10 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import checkpoint
@@ -27,55 +26,30 @@ from .arrays import describe_array
 from .callables import argument_names, check_arguments
 from .config import RunConfig, TPUConfig, check_positive_int
 from .context import TPUContext
-from .debugging import debugging
 from .hooks import CheckpointSaverHook, CheckpointSaverListener, SessionRunHook
 from .hooks.calls import HookCalls
 from .hooks.listener import check_listeners
 from .hooks.session_run_hook import check_hooks
 from .hostcall import on_host
 from .infeed import Infeed, call_input_fn
-from .inference import InferenceSession, TailLoop, run_batches
-from .init import as_init_fn, init_on_one_shard
+from .inference import InferenceSession, run_batches
+from .init import as_init_fn
 from .loop import LoopClock, TrainSession
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
+from .programs import Programs, Source
 from .progress import ProgressBar, open_progress
-from .replicate import Loop, broadcast, broadcast_sharding, choose_devices, describe_devices, first_shard, rolls_well
+from .replicate import choose_devices, describe_devices, first_shard
 from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
-from .spec import ModeKeys, TPUEstimatorSpec
+from .spec import ModeKeys
 from .steps import (
     TrainState,
-    eval_step,
-    finish_train_state,
-    predict_step,
-    scaffold_variables,
-    shapes,
-    split_rng,
-    trace_spec,
-    trace_train_op,
-    train_step,
 )
 from .summary import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")
-
-_STACK_BYTES = 4 << 20
-"""Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
-_OUTPUT_BYTES = 64 << 20
-"""The outputs that one dispatch may keep on a device."""
-_MOST_BATCHES_A_STACK = 100
-
-
-class _Program(NamedTuple):
-    """What is compiled for one mode and one kind of batch."""
-
-    full: Loop
-    tail: TailLoop | None
-    capacity: int
-    spec: TPUEstimatorSpec
-    """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
 
 
 class TPUEstimator:
@@ -146,7 +120,6 @@ class TPUEstimator:
         check_supported(self._config)
         self._owner = StateOwner()
         self._expects_checkpoint = False
-        self._programs: dict[Any, _Program] = {}
         self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
         self._bar: ProgressBar | None = None
@@ -362,13 +335,13 @@ class TPUEstimator:
 
     # Where the state comes from.
 
-    def _source(self, path: str | None = None, *, starts_training: bool = False) -> "_Source":
+    def _source(self, path: str | None = None, *, starts_training: bool = False) -> Source:
         """Which state a verb uses: a checkpoint, the live one, or a fresh one."""
         if path is not None:
-            return _Source(os.path.abspath(os.fspath(path)), checkpoint.checkpoint_step(path))
+            return Source(os.path.abspath(os.fspath(path)), checkpoint.checkpoint_step(path))
         live = self._owner.state
         if live is not None and self._training.locked() and not starts_training:
-            return _Source(None, int(live.step))  # asked by a hook: the checkpoint of this step may not be whole yet
+            return Source(None, int(live.step))  # asked by a hook: the checkpoint of this step may not be whole yet
         latest = checkpoint.latest_checkpoint(self._model_dir)
         step = checkpoint.checkpoint_step(latest) if latest else 0
         if live is not None:
@@ -382,8 +355,8 @@ class TPUEstimator:
                 )
                 self._owner.state = None
             else:
-                return _Source(None, live_step)
-        return _Source(latest, step)
+                return Source(None, live_step)
+        return Source(latest, step)
 
     def _announce(self) -> None:
         if not self._announced:
@@ -405,8 +378,13 @@ class TPUEstimator:
         context = TPUContext(len(self._devices), jax.process_count(), _host=None)
         return Model(self._user_model_fn, {**self.params, "use_tpu": self._use_tpu, "context": context}, self._config)
 
+    @functools.cached_property
+    def _programs(self) -> Programs:
+        seed = self._config.tf_random_seed or 0
+        return Programs(self._model, self._init_fn, self._devices, seed=seed, loop_steps=self._loop_steps)
+
     @property
-    def _iterations(self) -> int | None:
+    def _loop_steps(self) -> int | None:
         """Steps a loop; None where it is a time."""
         steps: int | None = self._tpu_config.loop_steps if self._use_tpu else 1
         return steps
@@ -455,7 +433,7 @@ class TPUEstimator:
             position=position,
         )
 
-    def _training_infeed(self, input_fn: Callable[..., Any], source: "_Source", stop: int | None) -> Infeed:
+    def _training_infeed(self, input_fn: Callable[..., Any], source: Source, stop: int | None) -> Infeed:
         limit = None if stop is None else stop - source.step
         if source.path is not None:
             position = checkpoint.read_position(source.path)
@@ -477,13 +455,14 @@ class TPUEstimator:
     def _train(
         self,
         infeed: Infeed,
-        source: "_Source",
+        source: Source,
         stop: int | None,
         interrupt: StopRequest,
         hooks: tuple[SessionRunHook, ...],
         listeners: tuple[CheckpointSaverListener, ...],
     ) -> None:
-        program, put_state = self._training_program(infeed, source)
+        live = self._owner.state
+        program, state = self._programs.training(infeed, source, live)
         hooks, checkpoint_dirs = self._with_saver((*hooks, *(program.spec.training_hooks or ())), listeners)
         calls = HookCalls(hooks, "in training")
         config = self._config
@@ -492,7 +471,9 @@ class TPUEstimator:
             calls.begun(),
             self._progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
         ):
-            put_state()
+            if live is None:
+                self._owner.put(state(), None if source.path is None else infeed.position)
+            del live, state  # the owner alone keeps arrays alive
             self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
             infeed.start(program.capacity)
             writer.begin_run(source.step)
@@ -505,7 +486,7 @@ class TPUEstimator:
                 hooks=calls,
                 step=source.step,
                 stop_step=stop,
-                clock=LoopClock(self._iterations, self._tpu_config.loop_seconds),
+                clock=LoopClock(self._loop_steps, self._tpu_config.loop_seconds),
                 savers={checkpoint_dir: self._saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs},
                 host_call_every=self._tpu_config.experimental_host_call_every_n_steps,
                 run_ahead=self._use_tpu,
@@ -550,65 +531,13 @@ class TPUEstimator:
             )
         return hooks, [saver.start(self._model_dir, () if number else listeners) for number, saver in enumerate(savers)]
 
-    def _training_program(self, infeed: Infeed, source: "_Source") -> tuple[_Program, Callable[[], None]]:
-        """(the program for the batches of `infeed`, a function that puts the state of `source` in place)."""
-        features, labels = infeed.first_shard()
-        key = _signature(ModeKeys.TRAIN, infeed)
-        program = self._programs.get(key)
-        live = self._owner.state
-        if live is not None and program is not None:
-            return program, lambda: None
-        with jax.default_device(self._devices[0]):
-            init_rng, step_rng = self._rngs()
-            if live is not None:
-                variables = first_shard(live.variables) if debugging() else shapes(live.variables)
-            elif source.path is None or debugging():
-                variables = self._init_variables(init_rng, features, labels)
-            else:
-                variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
-            trace = trace_train_op(self._model, variables, step_rng, features, labels)
-            if program is None:
-                rolled = rolls_well(trace.jaxpr, self._devices)
-                loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
-                capacity = _capacity(infeed, trace.spec, self._iterations) if rolled else 1
-                program = self._programs[key] = _Program(loop, None, capacity, trace.spec)
-
-        def put_state() -> None:
-            if live is not None:
-                return
-            with jax.default_device(self._devices[0]):
-                if source.path is None:
-                    state = finish_train_state(trace, variables, step_rng)
-                    self._owner.put(broadcast(state, self._devices))
-                else:
-                    like = TrainState(None, variables, trace.opt_state, step_rng)
-                    state = checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
-                    self._owner.put(state, infeed.position)
-                    _logger.info("Restored step %d from %s.", source.step, source.path)
-
-        return program, put_state
-
-    def _rngs(self) -> tuple[jax.Array, jax.Array]:
-        """(the key for init_fn, the key that the state carries)."""
-        return split_rng(jax.random.key(self._config.tf_random_seed or 0))
-
-    @functools.cached_property
-    def _init_variables(self) -> Any:
-        """`(rng, features, labels) -> variables`, compiled for each kind of batch once."""
-        if self._init_fn is None:
-            raise ValueError(
-                "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
-                "init_fn=...), a Flax Module or a function of rng and features."
-            )
-        return jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))
-
     # Evaluation and prediction.
 
     @contextlib.contextmanager
     def _inference(
         self,
         mode: str,
-        source: "_Source",
+        source: Source,
         infeed: Infeed,
         hooks: tuple[SessionRunHook, ...],
         writer: SummaryWriter | None = None,
@@ -620,7 +549,9 @@ class TPUEstimator:
             if source.path is None and self._owner.state is not None:
                 live = stack.enter_context(self._owner.borrow())
                 state = live._replace(opt_state=None)
-            program, state = self._prepare_inference(mode, source, infeed, state)
+            elif source.path is None:
+                _logger.info("Could not find trained model in model_dir: %s, running initialization.", self._model_dir)
+            program, state = self._programs.inference(mode, infeed, source, state)
             assert program.tail is not None
             spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
             calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
@@ -646,42 +577,7 @@ class TPUEstimator:
                 limit=limit,
             )
 
-    def _prepare_inference(
-        self, mode: str, source: "_Source", infeed: Infeed, state: TrainState | None
-    ) -> tuple[_Program, TrainState]:
-        features, labels = infeed.first_shard()
-        key = _signature(mode, infeed)
-        program = self._programs.get(key)
-        path = source.path
-        fresh = state is None and path is None
-        with jax.default_device(self._devices[0]):
-            if state is None:
-                init_rng, step_rng = self._rngs()
-                if path is None:
-                    _logger.info(
-                        "Could not find trained model in model_dir: %s, running initialization.", self._model_dir
-                    )
-                    variables = self._init_variables(init_rng, features, labels)
-                else:
-                    like = jax.eval_shape(self._init_variables, init_rng, features, labels)
-                    variables = checkpoint.read_variables(path, like, broadcast_sharding(self._devices))
-                state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
-            if program is None:
-                step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
-                spec, jaxpr = trace_spec(step, state, features, labels)
-                rolled = rolls_well(jaxpr, self._devices)
-                full = Loop(step, self._devices, trains=False, rolled=rolled)
-                single = Loop(step, self._devices[:1], trains=False, rolled=False)
-                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
-                tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
-                program = self._programs[key] = _Program(full, tail, capacity, spec)
-            if fresh:
-                state = state._replace(variables=scaffold_variables(program.spec, state.variables))
-            if fresh or path is not None:
-                state = broadcast(state, self._devices)
-        return program, state
-
-    def _write_results(self, results: dict[str, Any], source: "_Source", writer: SummaryWriter) -> None:
+    def _write_results(self, results: dict[str, Any], source: Source, writer: SummaryWriter) -> None:
         step = source.step
         for key, value in results.items():
             if key == "global_step":
@@ -718,13 +614,6 @@ class TPUEstimator:
                 self._secs_elsewhere += time.monotonic() - began
 
 
-class _Source(NamedTuple):
-    """Which state a verb uses: of a checkpoint, or, where `path` is None, the live or else a fresh one."""
-
-    path: str | None
-    step: int
-
-
 _VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
 _SESSION_NAMES = {ModeKeys.EVAL: "evaluation", ModeKeys.PREDICT: "prediction"}
 _BATCH_SIZE_NAMES = {
@@ -742,19 +631,3 @@ def _flushed(logdir: str) -> Iterator[SummaryWriter]:
         yield writer
     finally:
         writer.flush()
-
-
-def _signature(mode: str, infeed: Infeed) -> Any:
-    """What a compiled program depends on: the mode and the shapes and dtypes of a full batch."""
-    assert infeed.first is not None
-    leaves, structure = jax.tree.flatten(infeed.first.data)
-    return mode, debugging(), infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
-
-
-def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:
-    """How many batches a dispatch takes: as many as keep its transfer and its outputs small."""
-    assert infeed.first is not None
-    inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
-    outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
-    fitting = min(_STACK_BYTES // inputs, _OUTPUT_BYTES // outputs, most or _MOST_BATCHES_A_STACK)
-    return max(1, fitting)

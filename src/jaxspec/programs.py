@@ -1,0 +1,184 @@
+"""What is compiled for an estimator: a program for each mode and kind of batch, and the states that they start from."""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import checkpoint
+from .debugging import debugging
+from .infeed import Infeed
+from .inference import TailLoop
+from .init import init_on_one_shard
+from .model import Model
+from .replicate import Loop, broadcast, broadcast_sharding, first_shard, rolls_well
+from .spec import ModeKeys, TPUEstimatorSpec
+from .steps import (
+    TrainState,
+    eval_step,
+    finish_train_state,
+    predict_step,
+    scaffold_variables,
+    shapes,
+    split_rng,
+    trace_spec,
+    trace_train_op,
+    train_step,
+)
+
+_logger = logging.getLogger("jaxspec")
+
+_STACK_BYTES = 4 << 20
+"""Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
+_OUTPUT_BYTES = 64 << 20
+"""The outputs that one dispatch may keep on a device."""
+_MOST_BATCHES_A_STACK = 100
+
+
+class Program(NamedTuple):
+    """What is compiled for one mode and one kind of batch."""
+
+    full: Loop
+    tail: TailLoop | None
+    capacity: int
+    spec: TPUEstimatorSpec
+    """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
+
+
+class Source(NamedTuple):
+    """Which state a verb uses: of a checkpoint, or, where `path` is None, the live or else a fresh one."""
+
+    path: str | None
+    step: int
+
+
+class Programs:
+    """Makes each program once.
+
+    Args:
+      model: the model_fn with its hyper-parameters.
+      init_fn: what makes the variables, or None.
+      devices: what is mapped over.
+      seed: of all randomness.
+      loop_steps: the most steps of a training loop; None: no limit.
+    """
+
+    def __init__(
+        self, model: Model, init_fn: Any, devices: Sequence[jax.Device], *, seed: int, loop_steps: int | None
+    ) -> None:
+        self._model, self._init_fn, self._devices = model, init_fn, tuple(devices)
+        self._seed, self._loop_steps = seed, loop_steps
+        self._made: dict[Any, Program] = {}
+
+    def __iter__(self) -> Any:
+        return iter(self._made.values())
+
+    def training(
+        self, infeed: Infeed, source: Source, live: TrainState | None
+    ) -> tuple[Program, Callable[[], TrainState]]:
+        """(the program for the batches of `infeed`, a function that gives the state to train).
+
+        Args:
+          source: where the state comes from.
+          live: the state in memory, if it is that.
+        """
+        features, labels = infeed.first_shard()
+        key = _signature(ModeKeys.TRAIN, infeed)
+        program = self._made.get(key)
+        if live is not None and program is not None:
+            return program, lambda: live
+        with jax.default_device(self._devices[0]):
+            init_rng, step_rng = self._rngs()
+            if live is not None:
+                variables = first_shard(live.variables) if debugging() else shapes(live.variables)
+            elif source.path is None or debugging():
+                variables = self._init_variables(init_rng, features, labels)
+            else:
+                variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
+            trace = trace_train_op(self._model, variables, step_rng, features, labels)
+            if program is None:
+                rolled = rolls_well(trace.jaxpr, self._devices)
+                loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
+                capacity = _capacity(infeed, trace.spec, self._loop_steps) if rolled else 1
+                program = self._made[key] = Program(loop, None, capacity, trace.spec)
+
+        def state() -> TrainState:
+            if live is not None:
+                return live
+            with jax.default_device(self._devices[0]):
+                if source.path is None:
+                    fresh: TrainState = broadcast(finish_train_state(trace, variables, step_rng), self._devices)
+                    return fresh
+                like = TrainState(None, variables, trace.opt_state, step_rng)
+                restored = checkpoint.read_state(source.path, like, broadcast_sharding(self._devices))
+            _logger.info("Restored step %d from %s.", source.step, source.path)
+            return restored
+
+        return program, state
+
+    def inference(
+        self, mode: str, infeed: Infeed, source: Source, state: TrainState | None
+    ) -> tuple[Program, TrainState]:
+        """(the program for the batches of `infeed`, the state to evaluate: `state`, or that of `source` without one)."""
+        features, labels = infeed.first_shard()
+        key = _signature(mode, infeed)
+        program = self._made.get(key)
+        path = source.path
+        fresh = state is None and path is None
+        with jax.default_device(self._devices[0]):
+            if state is None:
+                init_rng, step_rng = self._rngs()
+                if path is None:
+                    variables = self._init_variables(init_rng, features, labels)
+                else:
+                    like = jax.eval_shape(self._init_variables, init_rng, features, labels)
+                    variables = checkpoint.read_variables(path, like, broadcast_sharding(self._devices))
+                state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
+            if program is None:
+                step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
+                spec, jaxpr = trace_spec(step, state, features, labels)
+                rolled = rolls_well(jaxpr, self._devices)
+                full = Loop(step, self._devices, trains=False, rolled=rolled)
+                single = Loop(step, self._devices[:1], trains=False, rolled=False)
+                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
+                tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
+                program = self._made[key] = Program(full, tail, capacity, spec)
+            if fresh:
+                state = state._replace(variables=scaffold_variables(program.spec, state.variables))
+            if fresh or path is not None:
+                state = broadcast(state, self._devices)
+        return program, state
+
+    def _rngs(self) -> tuple[jax.Array, jax.Array]:
+        """(the key for init_fn, the key that the state carries)."""
+        return split_rng(jax.random.key(self._seed))
+
+    @functools.cached_property
+    def _init_variables(self) -> Any:
+        """`(rng, features, labels) -> variables`, compiled for each kind of batch once."""
+        if self._init_fn is None:
+            raise ValueError(
+                "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
+                "init_fn=...), a Flax Module or a function of rng and features."
+            )
+        return jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))
+
+
+def _signature(mode: str, infeed: Infeed) -> Any:
+    """What a program depends on: the mode and the shapes and dtypes of a full batch; and whether there is jit."""
+    assert infeed.first is not None
+    leaves, structure = jax.tree.flatten(infeed.first.data)
+    return mode, debugging(), infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
+
+
+def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:
+    """How many batches a dispatch takes: as many as keep its transfer and its outputs small."""
+    assert infeed.first is not None
+    inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
+    outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
+    fitting = min(_STACK_BYTES // inputs, _OUTPUT_BYTES // outputs, most or _MOST_BATCHES_A_STACK)
+    return max(1, fitting)
