@@ -215,17 +215,22 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                     "return {'accuracy': jaxspec.metrics.accuracy(labels, predictions)}."
                 )
         host_calls = () if self.host_call is None else (HostCallHook(self.host_call),)
-        return EstimatorSpec(
-            self.mode,
-            predictions=to_host(self.predictions),
-            loss=to_host(self.loss),
-            train_op=self.train_op,
-            eval_metric_ops=metrics,
-            export_outputs=to_host(self.export_outputs),
-            training_hooks=(*(self.training_hooks or ()), *host_calls),
-            scaffold=None if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
-            evaluation_hooks=(*(self.evaluation_hooks or ()), *host_calls),
-            prediction_hooks=self.prediction_hooks,
+        scaffold = Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn)
+        # Not its constructor: all this was checked when the user made the spec, and a run does it at every step.
+        return EstimatorSpec._make(
+            (
+                self.mode,
+                {} if self.predictions is None else to_host(self.predictions),
+                to_host(self.loss),
+                self.train_op,
+                {} if metrics is None else dict(metrics),
+                to_host(self.export_outputs),
+                (),
+                (*(self.training_hooks or ()), *host_calls),
+                scaffold,
+                (*(self.evaluation_hooks or ()), *host_calls),
+                tuple(self.prediction_hooks or ()),
+            )
         )
 
 
