@@ -1,6 +1,6 @@
 """What happens around the steps, and what it costs: host_call, the default hooks and logs, the progress bar.
 
-    python benchmarks/host_call.py [--pairs 9] [--steps 3000]
+    python benchmarks/host_call.py [--pairs 15] [--steps 1500]
 
 The MLP of benchmarks/train_loop.py through TPUEstimator, on one device, with and without the thing in question. Each
 pair runs both in turn, in one process that is warm, and gives one ratio of times; the median is the result. Timed is the
@@ -145,8 +145,8 @@ class OnTerminal:
 def main():
     """Runs everything."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
     # The lines are made, as for a user who looks at them, and go nowhere.
     logger = logging.getLogger("jaxspec")
@@ -158,6 +158,7 @@ def main():
     )
     batches = make_data()
     plain = Side(batches, **QUIET)
+    ratio("nothing (how far to trust the rest)", Side(batches, **QUIET), plain, args.pairs, args.steps)
     ratio("host_call, 3 scalars each step", Side(batches, host_call=True, **QUIET), plain, args.pairs, args.steps)
     default = Side(batches, progress_bar=False)
     ratio("default hooks, logs, summaries", default, plain, args.pairs, args.steps)

@@ -216,15 +216,16 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                 )
         host_calls = () if self.host_call is None else (HostCallHook(self.host_call),)
         scaffold = Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn)
+        predictions, loss, export_outputs = to_host((self.predictions, self.loss, self.export_outputs))
         # Not its constructor: all this was checked when the user made the spec, and a run does it at every step.
         return EstimatorSpec._make(
             (
                 self.mode,
-                {} if self.predictions is None else to_host(self.predictions),
-                to_host(self.loss),
+                {} if predictions is None else predictions,
+                loss,
                 self.train_op,
                 {} if metrics is None else dict(metrics),
-                to_host(self.export_outputs),
+                export_outputs,
                 (),
                 (*(self.training_hooks or ()), *host_calls),
                 scaffold,
