@@ -64,6 +64,7 @@ HOOKS = {
     "SecondOrStepTimer",
     "StepCounterHook",
     "StopAtStepHook",
+    "TrainingSession",
     "SummarySaverHook",
     "make_early_stopping_hook",
     "read_eval_metrics",

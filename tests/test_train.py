@@ -28,7 +28,7 @@ from tiny_models import (
 
 import jaxspec as js
 from jaxspec.checkpoint.directory import checkpoint_steps
-from jaxspec.loop import LoopClock, loop_length
+from jaxspec.loop_length import LoopClock, loop_length
 
 X, Y = data(rows=96)
 

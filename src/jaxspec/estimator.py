@@ -32,9 +32,10 @@ from .hooks.listener import check_listeners
 from .hooks.session_run_hook import check_hooks
 from .hostcall import on_host
 from .infeed import Infeed, call_input_fn
-from .inference import InferenceSession, run_batches
+from .inference import InferenceRun, run_batches
 from .init import as_init_fn
-from .loop import LoopClock, TrainSession
+from .loop import TrainingRun
+from .loop_length import LoopClock
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
 from .programs import Programs, Source
@@ -266,10 +267,10 @@ class TPUEstimator:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
             metrics = MetricsOfBatches(source.step)
             writer = create_file_writer(self.eval_dir(name))
-            with self._inference(ModeKeys.EVAL, source, infeed, hooks, writer, steps) as session:
-                while session.next_batch(metrics.add) is not None:
+            with self._inference(ModeKeys.EVAL, source, infeed, hooks, writer, steps) as run:
+                while run.next_batch(metrics.add) is not None:
                     pass
-                session.end()
+                run.end()
             results = metrics.compute()
         _logger.info(
             "Saving dict for global step %d: %s",
@@ -317,11 +318,11 @@ class TPUEstimator:
         with contextlib.closing(self._infeed(input_fn, ModeKeys.PREDICT)) as infeed:
             if infeed.first is None:
                 return
-            with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as session:
-                while (batch := session.next_batch(lambda spec, rows: None)) is not None:
+            with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as run:
+                while (batch := run.next_batch(lambda spec, rows: None)) is not None:
                     predictions = on_host(batch[0]).predictions
                     yield from examples(choose_keys(predictions, predict_keys), single)
-                session.end()
+                run.end()
 
     def export_saved_model(
         self,
@@ -478,7 +479,7 @@ class TPUEstimator:
             infeed.start(program.capacity)
             writer.begin_run(source.step)
             self._saver(os.path.abspath(self._model_dir)).claim(source.step)
-            session = TrainSession(
+            run = TrainingRun(
                 owner=self._owner,
                 loop=program.full,
                 shard=program.spec,
@@ -502,8 +503,8 @@ class TPUEstimator:
                 writer=writer,
                 interrupt=interrupt,
             )
-            session.run()
-        _logger.info("Loss for final step: %s.", session.loss)
+            run.run()
+        _logger.info("Loss for final step: %s.", run.loss)
 
     def _saver(self, checkpoint_dir: str) -> checkpoint.Saver:
         """The one saver of a directory."""
@@ -542,8 +543,8 @@ class TPUEstimator:
         hooks: tuple[SessionRunHook, ...],
         writer: SummaryWriter | None = None,
         limit: int | None = None,
-    ) -> Iterator[InferenceSession]:
-        """A session, while the state it needs is kept alive."""
+    ) -> Iterator[InferenceRun]:
+        """A run, while the state it needs is kept alive."""
         with contextlib.ExitStack() as stack:
             live = state = None
             if source.path is None and self._owner.state is not None:
@@ -565,7 +566,7 @@ class TPUEstimator:
                     self._owner.lend(live)
                 return state
 
-            yield InferenceSession(
+            yield InferenceRun(
                 batches,
                 hooks=calls,
                 step=source.step,

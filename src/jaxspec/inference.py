@@ -115,7 +115,7 @@ def run_batches(
         yield from pending.popleft()
 
 
-class InferenceSession:
+class InferenceRun:
     """Takes batches with the hooks around each.
 
     Args:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ import numpy as np
 from .checkpoint import Saver, state_arrays
 from .hooks.calls import HookCalls, SessionStopped
 from .hooks.nan import NanLossDuringTrainingError
-from .hooks.session import Session
+from .hooks.session import TrainingSession
 from .hooks.session_run_hook import SessionRunContext
 from .host_queue import PATIENCE_SECS, HostQueue
 from .hostcall import on_host, run_host_call, steps_of
 from .infeed import Batch, Infeed, Slice
+from .loop_length import LoopClock, loop_length
 from .outputs import StepOutputs, fetch_names
 from .ownership import StateOwner
 from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
@@ -31,43 +32,6 @@ from .summary.in_force import run_position
 _logger = logging.getLogger("jaxspec")
 
 
-def loop_length(step: int, *, iterations: int, stop: int | None, wanted: int | None) -> int:
-    """How many steps the next loop has: at most `iterations`, ending at the last step and where a hook wants it."""
-    return min([iterations, *(due - step for due in (stop, wanted) if due is not None)])
-
-
-class LoopClock:
-    """The number of steps of a loop: fixed, or so many as take a given time."""
-
-    def __init__(self, steps: int | None, seconds: float | None) -> None:
-        self._steps = steps
-        self._seconds = seconds
-        self._rate: float | None = None
-        self._compiled = False
-
-    @property
-    def iterations(self) -> int:
-        """The steps of the next loop. Where a time is asked for, the first two loops have one step."""
-        if self._steps is not None:
-            return self._steps
-        return 1 if self._rate is None else max(1, round(float(self._seconds or 0) * self._rate))
-
-    @property
-    def timed(self) -> bool:
-        """Whether loops take a given time."""
-        return self._steps is None
-
-    def is_up(self, seconds: float) -> bool:
-        """Whether a loop that has taken so long must end, where loops take a given time."""
-        return self._seconds is not None and seconds >= self._seconds
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Learns from a loop that has ended on the devices. The first one compiles, and teaches nothing."""
-        if self._compiled and seconds > 0:
-            self._rate = steps / seconds
-        self._compiled = True
-
-
 @dataclasses.dataclass
 class _Pending:
     """A dispatch whose results have not been looked at."""
@@ -78,37 +42,7 @@ class _Pending:
     stop: int
 
 
-class TrainingSession(Session):
-    """The session that hooks see in training: it can save, too."""
-
-    def __init__(
-        self,
-        save: Callable[[str], None],
-        finish_save: Callable[[str], None],
-        finish_steps: Callable[[], None],
-        **view: Any,
-    ) -> None:
-        super().__init__(**view)
-        self._save, self._finish_save, self._finish_steps = save, finish_save, finish_steps
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Starts to write a checkpoint of this step, unless there is one. The losses of all steps are looked at before.
-
-        Raises:
-          NanLossDuringTrainingError: for a NaN loss, or a weight that is not finite; nothing is written then.
-        """
-        self._save(checkpoint_dir)
-
-    def finish_checkpoint(self, checkpoint_dir: str) -> None:
-        """Waits until the last checkpoint is whole on disk."""
-        self._finish_save(checkpoint_dir)
-
-    def finish_steps(self) -> None:
-        """Waits until every step so far is done, and host_call has run for it; raises if a loss was NaN."""
-        self._finish_steps()
-
-
-class TrainSession:
+class TrainingRun:
     """Runs the steps of one call of train.
 
     Args:

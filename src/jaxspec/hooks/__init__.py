@@ -17,6 +17,7 @@ from .rates import ExamplesPerSecondHook as ExamplesPerSecondHook
 from .rates import Rates as Rates
 from .rates import StepCounterHook as StepCounterHook
 from .session import Session as Session
+from .session import TrainingSession as TrainingSession
 from .session_run_hook import SessionRunArgs as SessionRunArgs
 from .session_run_hook import SessionRunContext as SessionRunContext
 from .session_run_hook import SessionRunHook as SessionRunHook

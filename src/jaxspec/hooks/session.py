@@ -1,4 +1,4 @@
-"""What hooks and listeners see of a running session."""
+"""What hooks and listeners see of a run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -108,3 +108,33 @@ class Session:
         if outputs is None:
             raise ValueError(f"fetch {name!r}: there is no step yet. Ask in before_run, or from after_run on.")
         return outputs.fetch(name)
+
+
+class TrainingSession(Session):
+    """The session that hooks see in training: it can save, too."""
+
+    def __init__(
+        self,
+        save: Callable[[str], None],
+        finish_save: Callable[[str], None],
+        finish_steps: Callable[[], None],
+        **view: Any,
+    ) -> None:
+        super().__init__(**view)
+        self._save, self._finish_save, self._finish_steps = save, finish_save, finish_steps
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Starts to write a checkpoint of this step, unless there is one. The losses of all steps are looked at before.
+
+        Raises:
+          NanLossDuringTrainingError: for a NaN loss, or a weight that is not finite; nothing is written then.
+        """
+        self._save(checkpoint_dir)
+
+    def finish_checkpoint(self, checkpoint_dir: str) -> None:
+        """Waits until the last checkpoint is whole on disk."""
+        self._finish_save(checkpoint_dir)
+
+    def finish_steps(self) -> None:
+        """Waits until every step so far is done, and host_call has run for it; raises if a loss was NaN."""
+        self._finish_steps()
