@@ -449,3 +449,35 @@ def test_a_next_step_that_is_no_number(tmp_path):
 def test_one_name_is_a_list_of_one(tmp_path, logged):
     counting(tmp_path).train(counting_input(), steps=1, hooks=[js.hooks.LoggingTensorHook("loss", every_n_iter=1)])
     assert "loss = 0.0" in logged()
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda x: js.hooks.LoggingTensorHook({"loss": x}, every_n_iter=1), r"LoggingTensorHook: tensors\['loss'\]"),
+        (lambda x: js.hooks.LoggingTensorHook([x], every_n_iter=1), r"LoggingTensorHook: tensors\[0\]"),
+        (lambda x: js.hooks.SummarySaverHook(1, summary_op=x), "SummarySaverHook: summary_op"),
+        (js.hooks.NanTensorHook, "NanTensorHook: loss_tensor"),
+        (js.hooks.FinalOpsHook, "FinalOpsHook: final_ops"),
+    ],
+)
+def test_a_tensor_where_a_name_belongs(make, argument):
+    with pytest.raises(TypeError, match=rf"{argument} is an array, float32\[\]; hooks ask for tensors by name"):
+        make(jnp.float32(1))
+
+
+def test_an_unknown_fetch_names_who_asked(tmp_path):
+    class Asks(js.hooks.SessionRunHook):
+        def before_run(self, run_context):
+            return js.hooks.SessionRunArgs("los")
+
+    with pytest.raises(ValueError, match="unknown fetch 'los'") as caught:
+        counting(tmp_path).train(counting_input(), steps=1, hooks=[Asks()])
+    assert caught.value.__notes__ == ["asked for by Asks.before_run, in training"]
+
+
+def test_more_arguments_that_cannot_work(tmp_path):
+    with pytest.raises(TypeError, match="batch_size must be int"):
+        js.hooks.ExamplesPerSecondHook("a")
+    with pytest.raises(ValueError, match="max_steps_without_decrease should be > 0, got -3"):
+        js.hooks.stop_if_no_decrease_hook(counting(tmp_path), "loss", -3)

@@ -5,7 +5,9 @@ import signal
 import threading
 import time
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
@@ -361,3 +363,58 @@ def test_the_checkpoint_of_another_run_is_replaced(tmp_path, caplog):
     train(tmp_path / "second", 10)
     assert "is of another run; it is replaced" in caplog.text
     assert js.checkpoint.read_array(str(there / "model.ckpt-4"), "params/w") == 14
+
+
+def test_an_error_of_a_listener_names_the_listener(tmp_path):
+    class Listens(js.hooks.CheckpointSaverListener):
+        def after_save(self, session, global_step):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        counting(tmp_path).train(counting_input(), steps=1, saving_listeners=[Listens()])
+    assert caught.value.__notes__[0] == "raised by Listens.after_save"
+
+
+def test_a_nan_is_nobodys_error(tmp_path):
+    with pytest.raises(js.hooks.NanLossDuringTrainingError) as caught:
+        counting(tmp_path, save=5).train(nan_input(at=3), steps=10)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_an_exporter_that_fails_is_named(tmp_path):
+    with pytest.raises(NotImplementedError, match="define export_saved_model in a class derived from") as caught:
+        js.train_and_evaluate(
+            counting(tmp_path),
+            js.TrainSpec(counting_input(), max_steps=1),
+            js.EvalSpec(counting_input(1), exporters=js.BestExporter("best", lambda: None)),
+        )
+    assert "raised by exporter 'best' (BestExporter)" in caught.value.__notes__
+
+
+def test_a_signal_is_acknowledged(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        counting(tmp_path).train(slow_input(0.01, interrupt_at=20), steps=1000)
+    assert "Interrupted by a signal: saving step" in caplog.text
+
+
+def test_a_model_fn_that_forgets_the_variables(tmp_path, caplog):
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, loss=features["x"].mean(), train_op=js.minimize(optax.sgd(0.1)))
+
+    js.TPUEstimator(
+        model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(num_shards=1)
+    ).train(counting_input(), steps=1)
+    assert caplog.text.count("model_fn does not name `variables`") == 1
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("prediction", [lambda x: x.mean(), lambda x: jnp.ones(7)])
+def test_predictions_that_are_not_one_for_each_example(tmp_path, shards, prediction):
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, predictions={"a": prediction(features["x"])})
+
+    estimator = js.TPUEstimator(
+        model_fn, counting_init, model_dir=tmp_path, predict_batch_size=8, config=run_config(num_shards=shards)
+    )
+    with pytest.raises(ValueError, match=r"predictions\['a'\] has \d+ entries for a batch of 8 examples"):
+        list(estimator.predict(counting_input(2, rows=8)))

@@ -411,3 +411,8 @@ def test_host_call_scaffold_fn_and_hooks_are_searched_too():
     for text, fields in cases.items():
         with pytest.raises(ValueError, match=text):
             jax.jit(lambda x, fields=fields: js.TPUEstimatorSpec("eval", loss=x, **fields(x)))(1.0)
+
+
+def test_what_is_no_tensor_of_a_host_function():
+    with pytest.raises(TypeError, match=r"host_call\[1\]\['name'\] must be an array or a number, given: 'x'. Bind"):
+        js.TPUEstimatorSpec("train", loss=jnp.zeros(()), host_call=(lambda name: None, {"name": "x"}))

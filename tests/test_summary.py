@@ -654,3 +654,8 @@ def test_what_was_written_behind_the_checkpoint_of_a_restart_is_not_shown(tmp_pa
     train(8)
     # The second run began its input anew, at 5.
     assert scalars(tmp_path, "loss") == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 0), (7, 1), (8, 2)]
+
+
+def test_a_name_that_is_none(writer):
+    with pytest.raises(TypeError, match="summary.scalar: the name must be a str, got ndarray. The name comes first"):
+        js.summary.scalar(np.ones(2), "x", step=0)

@@ -173,7 +173,7 @@ class NamedExporter(Exporter):
     ("make", "error", "message"),
     [
         (lambda: TrainSpec(), TypeError, r"`input_fn` must be callable, given: None. Write TrainSpec\(input_fn"),
-        (lambda: TrainSpec("text"), TypeError, "`input_fn` must be callable, given: text. Write TrainSpec"),
+        (lambda: TrainSpec("text"), TypeError, "`input_fn` must be callable, given: 'text'. Write TrainSpec"),
         (lambda: TrainSpec(lambda features: 0), ValueError, r"not expected args: \['features'\]"),
         (lambda: TrainSpec(list, max_steps=-1), ValueError, "Must specify max_steps > 0, given: -1"),
         (lambda: TrainSpec(list, max_steps="5"), TypeError, "Train max_steps must be int"),

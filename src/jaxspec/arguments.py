@@ -23,7 +23,7 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{verb} {name} must be int, got {type(value)}")
+            raise TypeError(f"{verb} {name} must be int, got {type(value)}: {value!r}")
         if value <= 0:
             raise ValueError(f"Must specify {name} > 0, given: {value}")
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -35,7 +36,10 @@ def check_arguments(
 ) -> None:
     """Raises ValueError unless `fn` names only `allowed` arguments, `required` among them."""
     if not callable(fn):
-        raise TypeError(f"{role} must be callable, given: {fn!r}")
+        mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)." * (
+            role == "input_fn"
+        )
+        raise TypeError(f"{role} must be callable, given: {reprlib.repr(fn)}.{mend}")
     names, takes_any = argument_names(fn)
     unexpected = [name for name in names if name not in allowed]
     if unexpected:

@@ -321,7 +321,7 @@ class TPUEstimator:
             with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as run:
                 while (batch := run.next_batch(lambda spec, rows: None)) is not None:
                     predictions = on_host(batch[0]).predictions
-                    yield from examples(choose_keys(predictions, predict_keys), single)
+                    yield from examples(choose_keys(predictions, predict_keys), single, batch[1])
                 run.end()
 
     def export_saved_model(
@@ -332,7 +332,10 @@ class TPUEstimator:
         checkpoint_path: str | None = None,
     ) -> str:
         """Not built yet; raises NotImplementedError."""
-        raise NotImplementedError("export_saved_model is not built yet.")
+        raise NotImplementedError(
+            "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, or define "
+            "export_saved_model in a class derived from TPUEstimator."
+        )
 
     # Where the state comes from.
 

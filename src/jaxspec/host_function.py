@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .arrays import is_array
 from .callables import argument_names, describe
 from .captures import refuse_captured_tracers
 from .hooks.session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
@@ -31,6 +32,12 @@ def check_host_function(name: str, pair: Any) -> HostFunction | None:
         raise ValueError(
             f"{name}[1] should be tuple or list, or dict, given: {type(tensors).__name__}. Write {example}."
         )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
+        if not is_array(leaf) and not isinstance(leaf, bool | int | float):
+            raise TypeError(
+                f"{name}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other things to "
+                "the function: functools.partial(fn, ...)."
+            )
     if not isinstance(tensors, dict):
         _check_count(name, fn, len(tensors))
     if name == "eval_metrics":

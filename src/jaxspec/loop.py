@@ -128,6 +128,10 @@ class TrainingRun:
         self._hooks.after_create_session(self._session)
         try:
             self._run_loops()
+            if self._interrupted():
+                _logger.warning(
+                    "Interrupted by a signal: saving step %d. Another one does not wait for it.", self._step
+                )
             self._finish_steps()
             self._hooks.end(self._session)
         except KeyboardInterrupt:

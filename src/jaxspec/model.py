@@ -25,6 +25,7 @@ class Model:
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
+        self.takes_variables = takes_any or "variables" in names
         self.model_fn = model_fn
         self.params = params
         self.config = config

@@ -74,12 +74,13 @@ def choose_keys(predictions: Any, keys: Any) -> Any:
     return chosen
 
 
-def examples(predictions: Any, single: bool) -> Iterator[Any]:
-    """The predictions of a batch one example at a time, or as they are; ValueError if their lengths differ."""
+def examples(predictions: Any, single: bool, rows: int) -> Iterator[Any]:
+    """The predictions of a batch of `rows` examples, one at a time or as they are; ValueError for other lengths."""
     if not single:
         yield predictions
         return
     if not isinstance(predictions, Mapping):
+        _check_length("predictions", len(predictions), rows)
         yield from predictions
         return
     sizes = {key: len(value) for key, value in predictions.items()}
@@ -90,5 +91,14 @@ def examples(predictions: Any, single: bool) -> Iterator[Any]:
                 f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
                 "Give every prediction a leading batch axis, or use yield_single_examples=False."
             )
+    _check_length(f"predictions[{next(iter(sizes))!r}]", length, rows)
     for i in range(length):
         yield {key: value[i] for key, value in predictions.items()}
+
+
+def _check_length(name: str, length: int, rows: int) -> None:
+    if length != rows:
+        raise ValueError(
+            f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. Give it "
+            "a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
+        )

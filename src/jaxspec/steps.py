@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from .model import Model
 from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
 from .train_op import as_train_ops
 from .trainable import merge, select
+
+_logger = logging.getLogger("jaxspec")
 
 
 class TrainState(NamedTuple):
@@ -98,6 +101,11 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
     def init_opt_state(variables: Any, rng: Any, features: Any, labels: Any) -> Any:
         spec = model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
         ops = as_train_ops(spec.train_op)
+        if not model.takes_variables and any(op.loss is None and op.grads is None for op in ops):
+            _logger.warning(
+                "model_fn does not name `variables`, so its loss cannot depend on them, and nothing will be learnt. Write "
+                "def model_fn(variables, features, ...) and use them: module.apply(variables, features)."
+            )
         specs.append(shapes(leaving_device(spec)))
         states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
         return strong_arrays(states[0] if len(ops) == 1 else states)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import reprlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -118,10 +119,10 @@ def train_and_evaluate(
             raise TypeError(f"`{name}` must have type `jaxspec.{expected.__name__}`. Got: {type(given)}")
     config = estimator.config
     _logger.info(
-        "Start train and evaluate loop. The evaluate will happen after every checkpoint. Checkpoint frequency is determined "
-        "based on RunConfig arguments: save_checkpoints_steps %s or save_checkpoints_secs %s.",
-        config.save_checkpoints_steps,
-        config.save_checkpoints_secs,
+        "Start train and evaluate loop. The evaluate will happen after every checkpoint, but not within %s seconds of the last "
+        "one. Checkpoint frequency is determined based on RunConfig arguments: save_checkpoints_steps %s or "
+        "save_checkpoints_secs %s.",
+        *(eval_spec.throttle_secs, config.save_checkpoints_steps, config.save_checkpoints_secs),
     )
     listener = _EvaluatingListener(estimator, eval_spec, train_spec.max_steps, clock)
     estimator.train(
@@ -175,16 +176,21 @@ class _EvaluatingListener(CheckpointSaverListener):
         spec = self._spec
         self.metrics = self._estimator.evaluate(spec.input_fn, steps=spec.steps, hooks=spec.hooks, name=spec.name)
         is_final = self._max_steps is not None and self.metrics["global_step"] >= self._max_steps
-        self.exports = [
-            exporter.export(
+        self.exports = [self._export(exporter, path, is_final) for exporter in _exporters(spec)]
+
+    def _export(self, exporter: Exporter, path: str, is_final: bool) -> Any:
+        assert self.metrics is not None
+        try:
+            return exporter.export(
                 estimator=self._estimator,
                 export_path=os.path.join(self._estimator.model_dir, "export", exporter.name),
                 checkpoint_path=path,
                 eval_result=self.metrics,
                 is_the_final_export=is_final,
             )
-            for exporter in _exporters(spec)
-        ]
+        except BaseException as error:
+            error.add_note(f"raised by exporter {exporter.name!r} ({type(exporter).__name__})")
+            raise
 
 
 def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
@@ -195,7 +201,7 @@ def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
 def _check_input_fn(input_fn: Any, spec: str) -> None:
     if not callable(input_fn):
         raise TypeError(
-            f"`input_fn` must be callable, given: {input_fn}. Write {spec}(input_fn, ...) with a function that returns an "
+            f"`input_fn` must be callable, given: {reprlib.repr(input_fn)}. Write {spec}(input_fn, ...) with a function that returns an "
             "iterable of batches."
         )
     check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..config import check_number
+from .nan import NanLossDuringTrainingError
 from .session import Session
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -86,7 +87,11 @@ class HookCalls:
             raise TypeError(
                 f"{type(hook).__name__}.before_run returned {args!r}; return SessionRunArgs('loss'), or None."
             )
-        context.session.check_fetches(args.fetches)
+        try:
+            context.session.check_fetches(args.fetches)
+        except Exception as error:
+            error.add_note(f"asked for by {type(hook).__name__}.before_run, {self._where}")
+            raise
         return args.fetches
 
     def _run(self, hook: SessionRunHook, method: str, context: SessionRunContext, *args: Any) -> Any:
@@ -99,6 +104,8 @@ class HookCalls:
         try:
             return getattr(hook, method)(*args)
         except BaseException as error:
+            if isinstance(error, NanLossDuringTrainingError):
+                raise  # whatever looked at the loss
             at = "" if session is None else f", at global step {session.global_step}"
             error.add_note(f"raised by {type(hook).__name__}.{method}, {self._where}{at}")
             raise

@@ -63,7 +63,7 @@ class CheckpointSaverHook(SessionRunHook):
         self._saved_step: int | None = None
         self._saved_at = self._clock()
         for listener in self._listeners:
-            listener.begin()
+            _call(listener, "begin")
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         self._save(session)
@@ -77,7 +77,7 @@ class CheckpointSaverHook(SessionRunHook):
         if step != self._saved_step:
             self._save(session)
         for listener in self._listeners:
-            listener.end(session, step)
+            _call(listener, "end", session, step)
 
     def next_step(self, global_step: int) -> int | None:
         return None if self._steps is None or self._saved_step is None else self._saved_step + self._steps
@@ -96,10 +96,18 @@ class CheckpointSaverHook(SessionRunHook):
         step = session.global_step
         session.finish_steps()
         for listener in self._listeners:
-            listener.before_save(session, step)
+            _call(listener, "before_save", session, step)
         session.save_checkpoint(self._checkpoint_dir)
         self._saved_step, self._saved_at = step, self._clock()
         if self._listeners:
             session.finish_checkpoint(self._checkpoint_dir)
-        answers = [listener.after_save(session, step) for listener in self._listeners]
+        answers = [_call(listener, "after_save", session, step) for listener in self._listeners]
         return any(answers)
+
+
+def _call(listener: CheckpointSaverListener, method: str, *args: Any) -> Any:
+    try:
+        return getattr(listener, method)(*args)
+    except BaseException as error:
+        error.add_note(f"raised by {type(listener).__name__}.{method}")
+        raise

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..callables import describe
+from ..config import check_number
 from ..event_files import read_scalars
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
 from .timer import LoopTimer
@@ -305,6 +306,8 @@ def _threshold(
 def _no_improvement(
     metric_name: str, max_steps: int, is_better: Callable[[Any, Any], bool], change: str
 ) -> Callable[[_Evaluations], str | None]:
+    check_number(f"max_steps_without_{change}", max_steps, above=0, whole=True)
+
     def decide(values: _Evaluations) -> str | None:
         best: np.float32 | None = None
         best_step = 0

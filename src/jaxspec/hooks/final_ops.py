@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .session import refuse_arrays
 from .session_run_hook import SessionRunHook
 
 
@@ -16,6 +17,7 @@ class FinalOpsHook(SessionRunHook):
     def __init__(self, final_ops: Any, final_ops_feed_dict: Any = None) -> None:
         if final_ops_feed_dict is not None:
             raise ValueError("FinalOpsHook: there is nothing to feed here; leave final_ops_feed_dict out.")
+        refuse_arrays("FinalOpsHook: final_ops", final_ops)
         self._final_ops = final_ops
         self.final_ops_values: Any = None
 

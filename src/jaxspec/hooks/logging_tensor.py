@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .session import refuse_arrays
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from .timer import SessionTimers
 
@@ -50,6 +51,7 @@ class LoggingTensorHook(SessionRunHook):
             )
         if every_n_iter is not None and every_n_iter <= 0:
             raise ValueError(f"invalid every_n_iter={every_n_iter}. It must be positive.")
+        refuse_arrays("LoggingTensorHook: tensors", tensors)
         self._tensors = (
             {tag: tensors[tag] for tag in sorted(tensors)}
             if isinstance(tensors, Mapping)

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from .session import refuse_arrays
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")
@@ -30,6 +31,7 @@ class NanTensorHook(SessionRunHook):
     after_host_calls = False
 
     def __init__(self, loss_tensor: str, fail_on_nan_loss: bool = True) -> None:
+        refuse_arrays("NanTensorHook: loss_tensor", loss_tensor)
         self._name, self._fail = loss_tensor, fail_on_nan_loss
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..config import check_positive_int
 from ..summary import SummaryWriter, create_file_writer
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
 from .timer import SessionTimers
@@ -100,6 +101,7 @@ class ExamplesPerSecondHook(StepCounterHook):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(every_n_steps, every_n_secs, output_dir, summary_writer, clock=clock)
+        check_positive_int("batch_size", batch_size)
         self._batch_size, self._clock = batch_size, clock
         self._result: Rates | None = None
 

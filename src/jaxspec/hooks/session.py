@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from ..arrays import describe_array, is_array
+
 
 class Outputs(Protocol):
     """The outputs of one step."""
@@ -138,3 +140,13 @@ class TrainingSession(Session):
     def finish_steps(self) -> None:
         """Waits until every step so far is done, and host_call has run for it; raises if a loss was NaN."""
         self._finish_steps()
+
+
+def refuse_arrays(argument: str, fetches: Any) -> None:
+    """Raises TypeError for an array where a fetch name belongs."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fetches):
+        if is_array(leaf):
+            raise TypeError(
+                f"{argument}{jax.tree_util.keystr(path)} is an array, {describe_array(leaf)}; hooks ask for tensors by name: "
+                "write 'loss', or give the tensor a name with host_call=(fn, {'name': tensor}) and write 'name'."
+            )

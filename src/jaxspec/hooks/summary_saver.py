@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..summary import SummaryWriter, create_file_writer
+from .session import refuse_arrays
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from .timer import SessionTimers
 
@@ -45,6 +46,7 @@ class SummarySaverHook(SessionRunHook):
         if scaffold is not None:
             raise ValueError("SummarySaverHook: a Scaffold holds no summaries here; write summary_op={'tag': 'loss'}.")
         self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
+        refuse_arrays("SummarySaverHook: summary_op", summary_op)
         names = summary_op if isinstance(summary_op, Mapping | list | tuple) else [summary_op]
         self._tensors = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
         self._given_writer = summary_writer

@@ -85,8 +85,13 @@ def destination(function: str, name: str, step: Any = None) -> "tuple[SummaryWri
       step: as the user gave it; None: that of the run.
 
     Raises:
+      TypeError: if the name is no str.
       ValueError: if there is no writer or no step.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
+        )
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
         return None
