@@ -325,6 +325,30 @@ def test_log_records_have_their_own_line(open_bar, terminal, clock, caplog):
             owner.removeHandler(handler)
 
 
+def test_records_of_other_loggers_have_their_own_line_too(open_bar, terminal, clock):
+    root, handler = logging.getLogger(), logging.StreamHandler(terminal.stream)
+    handler.addFilter(lambda record: "secret" not in record.getMessage())
+    root.addHandler(handler)
+    try:
+        bar = open_bar()
+        advance(bar, clock, [1], 1)
+        logging.getLogger("mine").warning("of my own")
+        root.warning("a secret")
+        root.warning("of the root")
+        *above, line = terminal.lines()
+        assert above == ["of my own", "of the root"]
+        assert re.match(r"train ━+ 1/1000", line)
+        bar.pause()
+        assert len(handler.filters) == 1
+        bar.resume()
+        bar.close()
+        assert len(handler.filters) == 1
+        root.warning("after")
+        assert terminal.lines()[-2:] == ["after", ""]
+    finally:
+        root.removeHandler(handler)
+
+
 def test_records_in_a_row_cost_no_new_line_each(open_bar, terminal, clock, caplog):
     bar, logger = open_bar(), logging.getLogger("jaxspec")
     advance(bar, clock, [1, 2], 0.1)

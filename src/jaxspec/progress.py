@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -26,8 +27,8 @@ _STYLES = {"step": "green", "left": "cyan"}
 class ProgressBar:
     """A line at the bottom of the output, drawn over again in place. Made by `open_progress`.
 
-    It is drawn by the threads that call it and has none of its own. Records of the logger `jaxspec` appear above it. A
-    terminal that goes away does no harm. It never hides the cursor nor changes the terminal's settings, so there is
+    It is drawn by the threads that call it and has none of its own. Records of the logger `jaxspec`, and those of others
+    that come to the handlers of the root logger, appear above it. A terminal that goes away does no harm. It never hides the cursor nor changes the terminal's settings, so there is
     nothing to restore after an error or a kill.
     """
 
@@ -51,6 +52,7 @@ class ProgressBar:
         self._lock = threading.RLock()  # reentrant: a signal handler may log while a line is drawn
         self._logging = 0
         self._shown = self._closed = False
+        self._handled: list[tuple[logging.Handler, Any]] = []
         self.resume()
 
     def update(self, step: int, loss: float | None = None) -> None:
@@ -73,7 +75,7 @@ class ProgressBar:
         """Erases the line, until `resume`. The time between counts for no rate."""
         with self._lock:
             if self._shown:
-                _logger.removeFilter(self._log_above)
+                self._remove_filters()
                 self._write(self._erasure())
                 self._shown = False
 
@@ -83,8 +85,7 @@ class ProgressBar:
             if not self._shown and not self._closed:
                 self._shown = True
                 self._samples.clear()
-                # Last among the filters: see `_log_above`.
-                _logger.addFilter(self._log_above)
+                self._add_filters()
                 self._refresh()
 
     def close(self) -> None:
@@ -98,7 +99,7 @@ class ProgressBar:
             self._refresh()
             self._write("\n")
             self._shown, self._closed = False, True
-            _logger.removeFilter(self._log_above)
+            self._remove_filters()
 
     def __enter__(self) -> Self:
         return self
@@ -106,18 +107,49 @@ class ProgressBar:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _log_above(self, record: logging.LogRecord) -> bool:
-        """A filter that lets the handlers write where the line was, and draws it again below.
+    # Records appear above the line. Only a filter is called before a handler writes, and nothing after it. So filters,
+    # the last ones among those there are, let it write themselves and then reject the record, which has been handled.
 
-        Only a filter runs before all handlers, those of the root logger included, and nothing is called after them. So
-        it calls them itself and then rejects the record, which has been handled.
-        """
+    def _add_filters(self) -> None:
+        _logger.addFilter(self._log_above)
+        # For the other loggers, whose records come to the handlers of the root.
+        for handler in logging.getLogger().handlers:
+            handled = functools.partial(self._handle_above, handler)
+            self._handled.append((handler, handled))
+            handler.addFilter(handled)
+
+    def _remove_filters(self) -> None:
+        _logger.removeFilter(self._log_above)
+        for handler, handled in self._handled:
+            handler.removeFilter(handled)
+        self._handled.clear()
+
+    def _log_above(self, record: logging.LogRecord) -> bool:
+        self._above(functools.partial(_logger.callHandlers, record))
+        return False
+
+    def _handle_above(self, handler: logging.Handler, record: logging.LogRecord) -> bool:
+        if record.name == _logger.name:
+            return True  # it comes from `_log_above`
+
+        def emit() -> None:
+            handler.acquire()
+            try:
+                handler.emit(record)
+            finally:
+                handler.release()
+
+        self._above(emit)
+        return False
+
+    def _above(self, write: Callable[[], None]) -> None:
+        """Lets something be written where the line was, and draws it again below."""
         with self._lock:
             self._logging += 1
             if self._shown:
                 self._write(self._erasure())
         try:
-            _logger.callHandlers(record)  # without our lock: handlers have their own
+            write()  # without our lock: handlers have their own
         finally:
             with self._lock:
                 self._logging -= 1
@@ -126,7 +158,6 @@ class ProgressBar:
                     self._refresh()
                 else:
                     self._draw()
-        return False
 
     def _measure(self) -> None:
         # Steps count from the first update on, for the time before it went into compilation.
