@@ -187,7 +187,7 @@ def test_promise_1_with_a_convolution_which_runs_outside_a_loop_on_a_cpu(tmp_pat
             model_fn, Conv(), model_dir=tmp_path / f"{every}", train_batch_size=16, config=config
         )
         estimator.train(js.inputs.numpy_input_fn(X, Y, num_epochs=None), steps=9)
-        (program,) = estimator._programs
+        (program,) = estimator._programs._made.values()
         assert not program.full.rolled
         states.append(final(estimator))
     for state in states[1:]:

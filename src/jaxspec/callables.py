@@ -62,34 +62,23 @@ def call_by_name(fn: Callable[..., Any], available: Mapping[str, Any]) -> Any:
     return fn(**{name: value for name, value in available.items() if takes_any or name in names})
 
 
-Methods = tuple[tuple[str, tuple[str, ...]], ...]
-"""Names of methods with the arguments they are called with, by position."""
+def check_methods(value: Any, base: type, methods: Mapping[str, Collection[str]]) -> None:
+    """Raises TypeError unless every method that the class of `value` overrides takes its arguments, by position.
 
-
-def check_methods(value: Any, base: type, methods: Methods) -> None:
-    """Raises TypeError unless every one of `methods` that the class of `value` overrides takes its arguments."""
-    cls: Any = type(value)  # hashable, whatever mypy says of types
-    problem = _misfit(cls, base, methods)
-    if problem is not None:
-        raise TypeError(problem)
-
-
-@functools.lru_cache(maxsize=256)  # a spec and its hooks are checked again at every step of a run
-def _misfit(cls: type, base: type, methods: Methods) -> str | None:
-    """The first method of a class that does not fit, in words; None if all do."""
-    for name, arguments in methods:
-        method = getattr(cls, name)
+    Args:
+      methods: the arguments that each is called with.
+    """
+    for name, arguments in methods.items():
+        method = getattr(type(value), name)
         if method is getattr(base, name):
             continue
-        is_plain = inspect.isfunction(inspect.getattr_static(cls, name))
         try:
-            inspect.signature(method).bind(*(("self",) if is_plain else ()), *arguments)
+            inspect.signature(getattr(value, name)).bind(*arguments)
         except TypeError as error:
             takes = ", ".join(["self", *arguments])
-            return (
-                f"{cls.__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
+            raise TypeError(
+                f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
                 f"with {len(arguments)} arguments: write def {name}({takes})."
-            )
+            ) from None
         except ValueError:  # some callables written in C do not tell
-            continue
-    return None
+            pass

@@ -45,9 +45,7 @@ from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
 from .spec import ModeKeys
-from .steps import (
-    TrainState,
-)
+from .steps import TrainState
 from .summary import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")

@@ -1,5 +1,6 @@
 """The outputs of one step by fetch name."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,10 +41,18 @@ class StepOutputs:
     """
 
     def __init__(self, spec: TPUEstimatorSpec, shard: TPUEstimatorSpec, read: Callable[[Any], np.ndarray]) -> None:
-        self._spec, self._read = spec, read
-        self._leaves = named_outputs(spec)
-        self._scalars = {name for name, leaf in named_outputs(shard).items() if leaf.shape == ()}
+        self._spec, self._shard, self._read = spec, shard, read
         self._values: dict[str, np.ndarray] = {}
+
+    # Made when somebody asks: there are outputs at every dispatch, and mostly nobody does.
+
+    @functools.cached_property
+    def _leaves(self) -> dict[str, Any]:
+        return named_outputs(self._spec)
+
+    @functools.cached_property
+    def _scalars(self) -> set[str]:
+        return {name for name, leaf in named_outputs(self._shard).items() if leaf.shape == ()}
 
     def names(self) -> list[str]:
         """The fetch names."""

@@ -74,9 +74,6 @@ class Programs:
         self._seed, self._loop_steps = seed, loop_steps
         self._made: dict[Any, Program] = {}
 
-    def __iter__(self) -> Any:
-        return iter(self._made.values())
-
     def training(
         self, infeed: Infeed, source: Source, live: TrainState | None
     ) -> tuple[Program, Callable[[], TrainState]]:

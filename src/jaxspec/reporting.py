@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .hooks.rates import record_rate
 from .hooks.timer import LoopTimer
 from .progress import ProgressBar
 from .summary import SummaryWriter
@@ -51,7 +52,7 @@ class TrainingReport:
             return
         due = timer.due_steps(end)
         timer.update_last_triggered_step(end)
-        if "loss" not in getattr(self._writer, "user_tags", ()):
+        if "loss" not in self._writer.user_tags:
             for step in due:
                 self._writer.scalar("loss", float(losses[step - 1 - first]), step)
 
@@ -70,14 +71,10 @@ class TrainingReport:
         _logger.info("loss = %.6g, step = %d%s", loss, step, took)
         # The first interval, which compiles, is left out.
         if seconds and steps:
-            self._rate("global_step/sec", steps / seconds, step)
+            writer = None if self._summary_timer is None else self._writer
+            record_rate(writer, "global_step/sec", steps / seconds, step)
             if self._rows is not None:
-                self._rate("examples/sec", self._rows * steps / seconds, step)
-
-    def _rate(self, tag: str, rate: float, step: int) -> None:
-        _logger.info("%s: %g", tag, rate)
-        if self._summary_timer is not None:
-            self._writer.scalar(tag, rate, step)
+                record_rate(writer, "examples/sec", self._rows * steps / seconds, step)
 
 
 def _timer(every: float | None, step: int, clock: Callable[[], float]) -> LoopTimer | None:

@@ -91,8 +91,8 @@ def train_and_evaluate(
     """Trains, and evaluates at the checkpoints on the way: the state in memory, without reading them.
 
     The checkpoint at the start of the call is not evaluated; after it, each one that comes `throttle_secs` or more after
-    the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM ends the run. How often checkpoints are written is for `RunConfig`
-    to say.
+    the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM ends the run. How often
+    checkpoints are written is for `RunConfig` to say.
 
     Args:
       estimator: it goes on from its latest checkpoint.

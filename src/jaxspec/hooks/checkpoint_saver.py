@@ -7,7 +7,7 @@ from typing import Any
 
 from .listener import CheckpointSaverListener, check_listeners
 from .session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
-from .timer import check_one_of
+from .timer import SecondOrStepTimer, check_one_of
 
 
 class CheckpointSaverHook(SessionRunHook):
@@ -50,7 +50,8 @@ class CheckpointSaverHook(SessionRunHook):
             if given != only:
                 raise ValueError(f"CheckpointSaverHook: {name} must be {only!r} here, got {given!r}; leave it out.")
         self._given_dir = None if checkpoint_dir is None else os.path.abspath(os.fspath(checkpoint_dir))
-        self._secs, self._steps, self._clock = save_secs, save_steps, clock
+        self._steps = save_steps
+        self._timer = SecondOrStepTimer(save_secs, save_steps, clock=clock)
         self._own_listeners = self._listeners = check_listeners(listeners)
 
     def start(self, model_dir: str, listeners: tuple[CheckpointSaverListener, ...] = ()) -> str:
@@ -60,8 +61,7 @@ class CheckpointSaverHook(SessionRunHook):
         return self._checkpoint_dir
 
     def begin(self) -> None:
-        self._saved_step: int | None = None
-        self._saved_at = self._clock()
+        self._timer.reset()
         for listener in self._listeners:
             _call(listener, "begin")
 
@@ -69,25 +69,20 @@ class CheckpointSaverHook(SessionRunHook):
         self._save(session)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        if self._due(run_context.session.global_step) and self._save(run_context.session):
+        is_due = self._timer.should_trigger_for_step(run_context.session.global_step)
+        if is_due and self._save(run_context.session):
             run_context.request_stop()
 
     def end(self, session: Any) -> None:
         step = session.global_step
-        if step != self._saved_step:
+        if step != self._timer.last_triggered_step():
             self._save(session)
         for listener in self._listeners:
             _call(listener, "end", session, step)
 
     def next_step(self, global_step: int) -> int | None:
-        return None if self._steps is None or self._saved_step is None else self._saved_step + self._steps
-
-    def _due(self, step: int) -> bool:
-        assert self._saved_step is not None
-        if self._steps is not None:
-            return step >= self._saved_step + self._steps
-        assert self._secs is not None
-        return self._clock() - self._saved_at >= self._secs
+        saved = self._timer.last_triggered_step()
+        return None if self._steps is None or saved is None else saved + self._steps
 
     def _save(self, session: Any) -> bool:
         """Writes a checkpoint; returns whether a listener asks to stop."""
@@ -98,7 +93,7 @@ class CheckpointSaverHook(SessionRunHook):
         for listener in self._listeners:
             _call(listener, "before_save", session, step)
         session.save_checkpoint(self._checkpoint_dir)
-        self._saved_step, self._saved_at = step, self._clock()
+        self._timer.update_last_triggered_step(step)
         if self._listeners:
             session.finish_checkpoint(self._checkpoint_dir)
         answers = [_call(listener, "after_save", session, step) for listener in self._listeners]

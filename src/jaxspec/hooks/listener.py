@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ..callables import Methods, check_methods
+from ..callables import check_methods
 
 
 class CheckpointSaverListener:
@@ -27,12 +27,12 @@ class CheckpointSaverListener:
         """Called after the last checkpoint of a run that ends without an error."""
 
 
-_METHODS: Methods = (
-    ("begin", ()),
-    ("before_save", ("session", "global_step")),
-    ("after_save", ("session", "global_step")),
-    ("end", ("session", "global_step")),
-)
+_METHODS = {
+    "begin": (),
+    "before_save": ("session", "global_step"),
+    "after_save": ("session", "global_step"),
+    "end": ("session", "global_step"),
+}
 
 
 def check_listeners(listeners: Any) -> tuple[CheckpointSaverListener, ...]:

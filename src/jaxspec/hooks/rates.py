@@ -60,12 +60,14 @@ class StepCounterHook(SessionRunHook):
             self._writer.flush()
 
     def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
-        self._record("global_step/sec", elapsed_steps / elapsed_time, global_step)
+        record_rate(self._writer, "global_step/sec", elapsed_steps / elapsed_time, global_step)
 
-    def _record(self, tag: str, rate: float, step: int) -> None:
-        _logger.info("%s: %g", tag, rate)
-        if self._writer is not None:
-            self._writer.scalar(tag, rate, step)
+
+def record_rate(writer: SummaryWriter | None, tag: str, rate: float, step: int) -> None:
+    """Logs a rate, and writes it if there is a writer."""
+    _logger.info("%s: %g", tag, rate)
+    if writer is not None:
+        writer.scalar(tag, rate, step)
 
 
 class Rates(NamedTuple):
@@ -150,4 +152,4 @@ class ExamplesPerSecondHook(StepCounterHook):
 
     def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
         super()._log_and_record(elapsed_steps, elapsed_time, global_step)
-        self._record("examples/sec", self._batch_size * elapsed_steps / elapsed_time, global_step)
+        record_rate(self._writer, "examples/sec", self._batch_size * elapsed_steps / elapsed_time, global_step)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ..callables import Methods, check_methods
+from ..callables import check_methods
 
 
 class SessionRunArgs(NamedTuple):
@@ -80,15 +80,15 @@ class SessionRunHook:
         return None
 
 
-_METHODS: Methods = (
-    ("begin", ()),
-    ("after_create_session", ("session", "coord")),
-    ("before_run", ("run_context",)),
-    ("after_run", ("run_context", "run_values")),
-    ("end", ("session",)),
-    ("abort", ()),
-    ("next_step", ("global_step",)),
-)
+_METHODS = {
+    "begin": (),
+    "after_create_session": ("session", "coord"),
+    "before_run": ("run_context",),
+    "after_run": ("run_context", "run_values"),
+    "end": ("session",),
+    "abort": (),
+    "next_step": ("global_step",),
+}
 
 
 def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
