@@ -529,12 +529,16 @@ def test_ctrl_c_between_two_loops_saves_and_training_goes_on(tmp_path, hears_ctr
 
         return counting_model_fn(variables, features, mode)._replace(host_call=(host_call, [features["x"]]))
 
+    class KeepsHostCallsInStep(js.hooks.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            """Called when host_call has run for the loop; without it training runs ahead of the interrupt."""
+
     estimator = js.TPUEstimator(
         model_fn, counting_init, model_dir=tmp_path, train_batch_size=4, config=run_config(save=100, every=2)
     )
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        estimator.train(counting_input(), steps=50)
+        estimator.train(counting_input(), steps=50, hooks=[KeepsHostCallsInStep()])
     assert signal.getsignal(signal.SIGINT) is before
     stopped = checkpoint_steps(tmp_path)[-1]
     assert 6 <= stopped <= 10
