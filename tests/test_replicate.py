@@ -237,8 +237,8 @@ def test_three_thousand_steps_on_eight_devices_do_not_deadlock():
         assert int(state.step) == 3000, state.step
         estimator = js.TPUEstimator(counting_model_fn, counting_init, config=run_config(every=1), train_batch_size=8)
         estimator.train(counting_input(rows=8), steps=3000)
-        with estimator._owner.borrow() as state:
-            assert state.variables["params"]["w"] == 3000
+        with estimator._owner.lease() as lease:
+            assert lease.state.variables["params"]["w"] == 3000
         print("done", len(jax.devices()))
     """
     ran = subprocess.run(

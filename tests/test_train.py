@@ -153,8 +153,8 @@ def net(model_dir, shards=None, save=1000, every=7, **kwargs):
 
 
 def final(estimator):
-    with estimator._owner.borrow() as state:
-        return jax.device_get(state._replace(rng=jax.random.key_data(state.rng)))
+    with estimator._owner.lease() as lease:
+        return jax.device_get(lease.state._replace(rng=jax.random.key_data(lease.state.rng)))
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -201,12 +201,12 @@ def test_promise_2_and_6_one_state_and_an_exact_resume(tmp_path):
     resumed = net(tmp_path / "b")
     with pytest.raises(RuntimeError, match="stop here"):
         resumed.train(_failing(input_fn, 1), max_steps=20)
-    with resumed._owner.borrow() as state:
-        assert_same_on_all_devices(state, 4)
+    with resumed._owner.lease() as lease:
+        assert_same_on_all_devices(lease.state, 4)
     fresh = net(tmp_path / "b").train(input_fn, max_steps=20)
     assert_trees_equal(final(undisturbed), final(fresh))
-    with fresh._owner.borrow() as state:
-        assert_same_on_all_devices(state, 4)
+    with fresh._owner.lease() as lease:
+        assert_same_on_all_devices(lease.state, 4)
 
 
 def _failing(input_fn, after):
@@ -679,9 +679,9 @@ def test_names_and_values(tmp_path):
     names = estimator.get_variable_names()
     assert names == sorted(names)
     assert {"params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean", "global_step", "opt_state/0/count"} <= set(names)
-    with estimator._owner.borrow() as state:
+    with estimator._owner.lease() as lease:
         np.testing.assert_array_equal(
-            estimator.get_variable_value("params/Dense_0/kernel"), state.variables["params"]["Dense_0"]["kernel"]
+            estimator.get_variable_value("params/Dense_0/kernel"), lease.state.variables["params"]["Dense_0"]["kernel"]
         )
     assert estimator.get_variable_value("opt_state/0/count") == 2
     with pytest.raises(ValueError, match="'w' is not a variable; the names are"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from .callables import argument_names, describe
 from .config import InputPipelineConfig, RunConfig
+from .paths import absolute_path
 
 _logger = logging.getLogger("jaxspec")
 
@@ -48,19 +49,22 @@ def check_params(model_fn: Any, params: Any) -> None:
 
 
 def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
-    """The directory of the constructor or of the config, which must not disagree; a temporary one without either."""
+    """The absolute path of the directory of the constructor or of the config, which must not disagree.
+
+    Without either it is a temporary directory.
+    """
     if model_dir is not None:
         model_dir = os.fspath(model_dir)
         if not model_dir:
             raise ValueError("model_dir should be non-empty.")
-        if config.model_dir is not None and config.model_dir != model_dir:
+        if config.model_dir is not None and absolute_path(config.model_dir) != absolute_path(model_dir):
             raise ValueError(
                 "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
                 f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
             )
-        return str(model_dir)
+        return absolute_path(model_dir)
     if config.model_dir is not None:
-        return config.model_dir
+        return absolute_path(config.model_dir)
     made = tempfile.mkdtemp()
     _logger.warning("Using temporary folder as model directory: %s", made)
     return made

@@ -38,12 +38,13 @@ from .loop import TrainingRun
 from .loop_length import LoopClock
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
-from .programs import Programs, Source
+from .programs import Programs
 from .progress import ProgressBar, open_progress
 from .replicate import choose_devices, describe_devices, first_shard
 from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
+from .sources import Source, Sources
 from .spec import ModeKeys
 from .steps import TrainState
 from .summary import SummaryWriter, create_file_writer
@@ -118,7 +119,7 @@ class TPUEstimator:
             )
         check_supported(self._config)
         self._owner = StateOwner()
-        self._expects_checkpoint = False
+        self._sources = Sources(self._model_dir, self._owner)
         self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
         self._bar: ProgressBar | None = None
@@ -161,23 +162,25 @@ class TPUEstimator:
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
-        return sorted(self._trained()[1])
+        with contextlib.closing(self._trained()) as source:
+            return sorted(_arrays(source))
 
     def get_variable_value(self, name: str) -> np.ndarray:
         """One array of the trained state (the live one, or the latest checkpoint), by its name, on the host."""
-        path, arrays = self._trained()
-        if name not in arrays:
-            raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
-        return np.array(first_shard(arrays[name])) if path is None else checkpoint.read_array(path, name)
+        with contextlib.closing(self._trained()) as source:
+            arrays = _arrays(source)
+            if name not in arrays:
+                raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
+            return (
+                np.array(first_shard(arrays[name])) if source.path is None else checkpoint.read_array(source.path, name)
+            )
 
-    def _trained(self) -> tuple[str | None, dict[str, Any]]:
-        """(the checkpoint, or None for the live state; its arrays by name, of a checkpoint their shapes and dtypes)."""
-        path = self._source().path
-        if path is not None:
-            return path, checkpoint.array_names(path)
-        if self._owner.state is None:
+    def _trained(self) -> Source:
+        """The live state, or the latest checkpoint."""
+        source = self._source()
+        if source.live is None and source.path is None:
             raise ValueError(f"Could not find trained model in model_dir: {self._model_dir}.")
-        return None, checkpoint.state_arrays(self._owner.state)
+        return source
 
     # The verbs.
 
@@ -216,18 +219,22 @@ class TPUEstimator:
         if not self._training.acquire(blocking=False):
             raise RuntimeError("train was called while this estimator is training.")
         try:
-            source = self._source(starts_training=True)
-            if max_steps is not None and source.step >= max_steps:
-                _logger.info("Skipping training since max_steps has already saved.")
-                return self
-            self._announce()
-            stop = max_steps if steps is None else source.step + steps
-            # The first batch is fetched before signals are put off: until then there is nothing to save.
-            with (
-                contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
-                signals_put_off() as interrupt,
-            ):
-                self._train(infeed, source, stop, interrupt, hooks, listeners)
+            with contextlib.closing(self._sources.current(training=False)) as source:
+                if max_steps is not None and source.step >= max_steps:
+                    _logger.warning(
+                        "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, raise "
+                        "max_steps or pass steps=; to begin anew, use another model_dir.",
+                        *(max_steps, source.path or "the state in memory", source.step),
+                    )
+                    return self
+                self._announce()
+                stop = max_steps if steps is None else source.step + steps
+                # The first batch is fetched before signals are put off: until then there is nothing to save.
+                with (
+                    contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
+                    signals_put_off() as interrupt,
+                ):
+                    self._train(infeed, source, stop, interrupt, hooks, listeners)
         finally:
             self._training.release()
         return self
@@ -258,9 +265,11 @@ class TPUEstimator:
             raise TypeError(f"evaluate: name must be a string, got {name!r}.")
         hooks = check_hooks(hooks)
         self._checked_batch_size(ModeKeys.EVAL)
-        source = self._source(checkpoint_path)
         self._announce()
-        with contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed:
+        with (
+            contextlib.closing(self._source(checkpoint_path)) as source,
+            contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed,
+        ):
             if infeed.first is None:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
             metrics = MetricsOfBatches(source.step)
@@ -311,9 +320,11 @@ class TPUEstimator:
     def _predict(
         self, input_fn: Any, predict_keys: Any, hooks: tuple[SessionRunHook, ...], path: str | None, single: bool
     ) -> Iterator[Any]:
-        source = self._source(path)
         self._announce()
-        with contextlib.closing(self._infeed(input_fn, ModeKeys.PREDICT)) as infeed:
+        with (
+            contextlib.closing(self._source(path)) as source,
+            contextlib.closing(self._infeed(input_fn, ModeKeys.PREDICT)) as infeed,
+        ):
             if infeed.first is None:
                 return
             with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as run:
@@ -337,28 +348,9 @@ class TPUEstimator:
 
     # Where the state comes from.
 
-    def _source(self, path: str | None = None, *, starts_training: bool = False) -> Source:
-        """Which state a verb uses: a checkpoint, the live one, or a fresh one."""
-        if path is not None:
-            return Source(os.path.abspath(os.fspath(path)), checkpoint.checkpoint_step(path))
-        live = self._owner.state
-        if live is not None and self._training.locked() and not starts_training:
-            return Source(None, int(live.step))  # asked by a hook: the checkpoint of this step may not be whole yet
-        latest = checkpoint.latest_checkpoint(self._model_dir)
-        step = checkpoint.checkpoint_step(latest) if latest else 0
-        if live is not None:
-            live_step = int(live.step)
-            if latest is None and self._expects_checkpoint:
-                _logger.info("model_dir %s was cleared: the state in memory is given up.", self._model_dir)
-                self._owner.state, self._expects_checkpoint = None, False
-            elif step > live_step:
-                _logger.info(
-                    "model_dir holds step %d, newer than the state in memory (%d): it is used.", step, live_step
-                )
-                self._owner.state = None
-            else:
-                return Source(None, live_step)
-        return Source(latest, step)
+    def _source(self, path: str | os.PathLike[str] | None = None) -> Source:
+        """What a verb other than train uses."""
+        return self._sources.of_checkpoint(path) if path else self._sources.current(training=self._training.locked())
 
     def _announce(self) -> None:
         if not self._announced:
@@ -441,7 +433,7 @@ class TPUEstimator:
             position = checkpoint.read_position(source.path)
         else:
             # A state that was lost takes its position with it: a fresh one begins the input again.
-            position = None if self._owner.state is None else self._owner.position
+            position = None if source.live is None else source.live.position
         infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit, position=position)
         if infeed.first is None and position is not None:
             # The run before this one used up its input: a new run begins it again.
@@ -463,8 +455,7 @@ class TPUEstimator:
         hooks: tuple[SessionRunHook, ...],
         listeners: tuple[CheckpointSaverListener, ...],
     ) -> None:
-        live = self._owner.state
-        program, state = self._programs.training(infeed, source, live)
+        program, state = self._programs.training(infeed, source)
         hooks, checkpoint_dirs = self._with_saver((*hooks, *(program.spec.training_hooks or ())), listeners)
         calls = HookCalls(hooks, "in training")
         config = self._config
@@ -473,13 +464,16 @@ class TPUEstimator:
             calls.begun(),
             self._progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
         ):
-            if live is None:
-                self._owner.put(state(), None if source.path is None else infeed.position)
-            del live, state  # the owner alone keeps arrays alive
-            self._expects_checkpoint = os.path.abspath(self._model_dir) in checkpoint_dirs
+            if source.live is None:
+                self._owner.put(state(), source.step, None if source.path is None else infeed.position)
+            else:
+                self._owner.reinstate(source.live)
+            source.close()
+            del state  # the owner alone keeps arrays alive
+            self._sources.expects_checkpoint = self._model_dir in checkpoint_dirs
             infeed.start(program.capacity)
             writer.begin_run(source.step)
-            self._saver(os.path.abspath(self._model_dir)).claim(source.step)
+            self._saver(self._model_dir).claim(source.step)
             run = TrainingRun(
                 owner=self._owner,
                 loop=program.full,
@@ -547,13 +541,13 @@ class TPUEstimator:
     ) -> Iterator[InferenceRun]:
         """A run, while the state it needs is kept alive."""
         with contextlib.ExitStack() as stack:
-            live = state = None
-            if source.path is None and self._owner.state is not None:
-                live = stack.enter_context(self._owner.borrow())
-                state = live._replace(opt_state=None)
-            elif source.path is None:
-                _logger.info("Could not find trained model in model_dir: %s, running initialization.", self._model_dir)
-            program, state = self._programs.inference(mode, infeed, source, state)
+            if source.live is None and source.path is None:
+                _logger.warning(
+                    "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
+                    "check model_dir, or train first.",
+                    self._model_dir,
+                )
+            program, state = self._programs.inference(mode, infeed, source)
             assert program.tail is not None
             spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
             calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
@@ -563,8 +557,8 @@ class TPUEstimator:
             stack.enter_context(contextlib.closing(batches))
 
             def lend() -> TrainState:
-                if live is not None:
-                    self._owner.lend(live)
+                if source.live is not None:
+                    source.live.keep()
                 return state
 
             yield InferenceRun(
@@ -623,6 +617,14 @@ _BATCH_SIZE_NAMES = {
     ModeKeys.EVAL: "eval_batch_size",
     ModeKeys.PREDICT: "predict_batch_size",
 }
+
+
+def _arrays(source: Source) -> dict[str, Any]:
+    """The arrays of a trained state by name: those of the live state, or the shapes and dtypes in a checkpoint."""
+    if source.path is not None:
+        return checkpoint.array_names(source.path)
+    assert source.live is not None
+    return checkpoint.state_arrays(source.live.state)
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ class TrainingRun:
             lambda checkpoint_dir: savers[checkpoint_dir].wait(),
             self._finish_steps,
             global_step=lambda: self._step,
-            state=lambda: owner.lend(owner.state),
+            state=self._kept_state,
             arrays=self._arrays,
             names=fetch_names(shard),
             outputs=lambda: self._last,
@@ -210,10 +210,15 @@ class TrainingRun:
             # One batch of its own size, on one device: a stack of capacity one.
             item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
         state = self._owner.take()
-        state, spec = self._loop(state, item.data, item.start, item.stop)
-        self._pending.append(_Pending(self._step, spec, item.start, item.stop))
-        self._step += item.stop - item.start
-        self._owner.put(state, item.position)
+        try:
+            state, spec = self._loop(state, item.data, item.start, item.stop)
+            self._pending.append(_Pending(self._step, spec, item.start, item.stop))
+            self._step += item.stop - item.start
+            self._owner.put(state, self._step, item.position)
+        except BaseException:
+            del state
+            self._owner.give_back()
+            raise
         self._last = StepOutputs(spec, self._shard, functools.partial(_whole_batch, index=item.stop - 1))
         while len(self._pending) > self._most_pending:
             self._look_at_first()
@@ -259,7 +264,7 @@ class TrainingRun:
         try:
             spec = jax.device_get(dispatch.spec if wanted else replaced(dispatch.spec, host_call=None))
         except Exception:
-            self._owner.state = None  # what went wrong on the device has gone into the state
+            self._owner.discard()  # what went wrong on the device has gone into the state
             raise
         losses = spec.loss[dispatch.start : dispatch.stop]
         bad = _first_nan(losses)
@@ -305,8 +310,13 @@ class TrainingRun:
 
     def _raise_if_diverged(self) -> None:
         if self._diverged is not None:
-            self._owner.state = None  # the next call starts from the latest checkpoint
+            self._owner.discard()  # the next call starts from the latest checkpoint
             raise self._diverged
+
+    def _kept_state(self) -> Any:
+        """The state for a hook, which may hold it for as long as it likes."""
+        lease = self._owner.lease()
+        return None if lease is None else lease.keep()
 
     def _arrays(self) -> Mapping[str, Any]:
         return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
@@ -318,7 +328,7 @@ class TrainingRun:
         try:
             self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
-            self._owner.state = None
+            self._owner.discard()
             raise
 
 

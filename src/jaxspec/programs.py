@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from .inference import TailLoop
 from .init import init_on_one_shard
 from .model import Model
 from .replicate import Loop, broadcast, broadcast_sharding, first_shard, rolls_well
-from .spec import ModeKeys, TPUEstimatorSpec
+from .sources import Source
+from .spec import ModeKeys, TPUEstimatorSpec, replaced
 from .steps import (
     TrainState,
     eval_step,
@@ -48,12 +50,10 @@ class Program(NamedTuple):
     spec: TPUEstimatorSpec
     """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
 
-
-class Source(NamedTuple):
-    """Which state a verb uses: of a checkpoint, or, where `path` is None, the live or else a fresh one."""
-
-    path: str | None
-    step: int
+    def with_hooks_of(self, spec: TPUEstimatorSpec) -> "Program":
+        """The program with the hooks that another trace of model_fn has made."""
+        names = ("training_hooks", "evaluation_hooks", "prediction_hooks")
+        return self._replace(spec=replaced(self.spec, **{name: getattr(spec, name) for name in names}))
 
 
 class Programs:
@@ -73,20 +73,19 @@ class Programs:
         self._model, self._init_fn, self._devices = model, init_fn, tuple(devices)
         self._seed, self._loop_steps = seed, loop_steps
         self._made: dict[Any, Program] = {}
+        self._last_read: tuple[Any, TrainState] | None = None
 
-    def training(
-        self, infeed: Infeed, source: Source, live: TrainState | None
-    ) -> tuple[Program, Callable[[], TrainState]]:
+    def training(self, infeed: Infeed, source: Source) -> tuple[Program, Callable[[], TrainState]]:
         """(the program for the batches of `infeed`, a function that gives the state to train).
 
-        Args:
-          source: where the state comes from.
-          live: the state in memory, if it is that.
+        The hooks of the program's spec are new ones at each call: model_fn is traced again where it makes any.
         """
+        self._last_read = None  # from now on there is a live state
         features, labels = infeed.first_shard()
         key = _signature(ModeKeys.TRAIN, infeed)
         program = self._made.get(key)
-        if live is not None and program is not None:
+        live: TrainState | None = None if source.live is None else source.live.state
+        if live is not None and program is not None and not program.spec.training_hooks:
             return program, lambda: live
         with jax.default_device(self._devices[0]):
             init_rng, step_rng = self._rngs()
@@ -102,6 +101,7 @@ class Programs:
                 loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
                 capacity = _capacity(infeed, trace.spec, self._loop_steps) if rolled else 1
                 program = self._made[key] = Program(loop, None, capacity, trace.spec)
+            program = program.with_hooks_of(trace.spec)
 
         def state() -> TrainState:
             if live is not None:
@@ -117,26 +117,26 @@ class Programs:
 
         return program, state
 
-    def inference(
-        self, mode: str, infeed: Infeed, source: Source, state: TrainState | None
-    ) -> tuple[Program, TrainState]:
-        """(the program for the batches of `infeed`, the state to evaluate: `state`, or that of `source` without one)."""
+    def inference(self, mode: str, infeed: Infeed, source: Source) -> tuple[Program, TrainState]:
+        """(the program for the batches of `infeed`, the state of `source`, without its optimizer state).
+
+        Hooks as in `training`.
+        """
         features, labels = infeed.first_shard()
         key = _signature(mode, infeed)
         program = self._made.get(key)
-        path = source.path
-        fresh = state is None and path is None
+        fresh = source.live is None and source.path is None
         with jax.default_device(self._devices[0]):
-            if state is None:
+            if source.live is not None:
+                state: TrainState = source.live.state._replace(opt_state=None)
+            elif source.path is not None:
+                state = self._read(source, features, labels)
+            else:
                 init_rng, step_rng = self._rngs()
-                if path is None:
-                    variables = self._init_variables(init_rng, features, labels)
-                else:
-                    like = jax.eval_shape(self._init_variables, init_rng, features, labels)
-                    variables = checkpoint.read_variables(path, like, broadcast_sharding(self._devices))
+                variables = self._init_variables(init_rng, features, labels)
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
+            step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
             if program is None:
-                step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
                 spec, jaxpr = trace_spec(step, state, features, labels)
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Loop(step, self._devices, trains=False, rolled=rolled)
@@ -144,11 +144,27 @@ class Programs:
                 capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
                 tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
                 program = self._made[key] = Program(full, tail, capacity, spec)
+            elif program.spec.evaluation_hooks or program.spec.prediction_hooks:
+                program = program.with_hooks_of(trace_spec(step, state, features, labels)[0])
             if fresh:
                 state = state._replace(variables=scaffold_variables(program.spec, state.variables))
-            if fresh or path is not None:
                 state = broadcast(state, self._devices)
         return program, state
+
+    def _read(self, source: Source, features: Any, labels: Any) -> TrainState:
+        """The state of a checkpoint, which is read once as long as the calls ask for the same one."""
+        assert source.path is not None
+        found = os.stat(source.path)
+        key = (source.path, found.st_ino, found.st_mtime_ns)
+        last = self._last_read
+        if last is None or last[0] != key:
+            self._last_read = None  # its memory goes before more is needed
+            init_rng, step_rng = self._rngs()
+            like = jax.eval_shape(self._init_variables, init_rng, features, labels)
+            variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
+            state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
+            last = self._last_read = (key, broadcast(state, self._devices))
+        return last[1]
 
     def _rngs(self) -> tuple[jax.Array, jax.Array]:
         """(the key for init_fn, the key that the state carries)."""

@@ -3,18 +3,20 @@
 import os
 import re
 
+from ..paths import absolute_path
+
 _NAME = re.compile(r"model\.ckpt-(\d+)")
 
 
 def checkpoint_path(model_dir: str, step: int) -> str:
     """Where the checkpoint of a step is."""
-    return os.path.join(os.path.abspath(model_dir), f"model.ckpt-{step}")
+    return os.path.join(absolute_path(model_dir), f"model.ckpt-{step}")
 
 
 def checkpoint_steps(model_dir: str) -> list[int]:
     """The steps of the checkpoints, ascending. One that is still being written does not count."""
     try:
-        names = os.listdir(model_dir)
+        names = os.listdir(absolute_path(model_dir))
     except FileNotFoundError:
         return []
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
