@@ -34,6 +34,11 @@ class HostQueue:
         self.failed = False
         """Whether a job has failed."""
 
+    @property
+    def thread(self) -> int | None:
+        """The identifier of the helper thread; None before the first job."""
+        return None if self._thread is None else self._thread.ident
+
     def put(self, job: Callable[[], None], *, wait: bool = True) -> None:
         """Adds a job, and waits until no more than `max_waiting` wait. It is added even if the waiting is interrupted."""
         if not self._threaded:

@@ -89,7 +89,8 @@ class TrainingRun:
         self._report, self._writer, self._interrupt = report, writer, interrupt
         self._pending: collections.deque[_Pending] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
-        self._seen_step = step
+        self._seen_step = self._first_step = step
+        self._in_step_seen = False
         self._last: StepOutputs | None = None
         self._diverged: NanLossDuringTrainingError | None = None
         self._in_haste = False
@@ -209,6 +210,7 @@ class TrainingRun:
         if isinstance(item, Batch):
             # One batch of its own size, on one device: a stack of capacity one.
             item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
+        self._keep_host_calls_in_step()
         state = self._owner.take()
         try:
             state, spec = self._loop(state, item.data, item.start, item.stop)
@@ -222,6 +224,16 @@ class TrainingRun:
         self._last = StepOutputs(spec, self._shard, functools.partial(_whole_batch, index=item.stop - 1))
         while len(self._pending) > self._most_pending:
             self._look_at_first()
+
+    def _keep_host_calls_in_step(self) -> None:
+        """Waits for the host calls so far where host_call reads the state: it shall find that of its own dispatch.
+
+        Whether it does shows in the first dispatch, which is therefore waited for in any case.
+        """
+        is_second = self._step > self._first_step and not self._in_step_seen
+        if self._host_call_every and (is_second or self._owner.was_read_by(self._host.thread)):
+            self._in_step_seen = True
+            self._finish_host_calls()
 
     def _settle(self, error: BaseException) -> None:
         """Looks at what was dispatched before `error`: those steps have happened, and the state may be used again."""

@@ -62,6 +62,7 @@ class StateOwner:
         self._held: _Held | None = None
         self._taken: _Held | None = None
         self._lock = threading.Condition()
+        self._readers: set[int] = set()
 
     @property
     def state(self) -> Any:
@@ -78,8 +79,13 @@ class StateOwner:
     def lease(self) -> Lease | None:
         """The live state, to be read; None where there is none."""
         with self._lock:
+            self._readers.add(threading.get_ident())
             self._lock.wait_for(lambda: self._taken is None)
             return None if self._held is None else Lease(self._held, self._lock)
+
+    def was_read_by(self, thread: int | None) -> bool:
+        """Whether the thread with this identifier has ever asked for the state."""
+        return thread in self._readers
 
     def put(self, state: Any, step: int, position: str | None = None) -> None:
         """Makes `state`, behind `step` updates, the live one. Leases of the one before stay good."""

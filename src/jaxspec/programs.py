@@ -75,6 +75,7 @@ class Programs:
         self._made: dict[Any, Program] = {}
         self._last_read: tuple[Any, TrainState] | None = None
 
+    @jax.transfer_guard("allow")  # a caller's guard is about his own code: what a program needs is meant to be sent
     def training(self, infeed: Infeed, source: Source) -> tuple[Program, Callable[[], TrainState]]:
         """(the program for the batches of `infeed`, a function that gives the state to train).
 
@@ -103,6 +104,7 @@ class Programs:
                 program = self._made[key] = Program(loop, None, capacity, trace.spec)
             program = program.with_hooks_of(trace.spec)
 
+        @jax.transfer_guard("allow")
         def state() -> TrainState:
             if live is not None:
                 return live
@@ -117,6 +119,7 @@ class Programs:
 
         return program, state
 
+    @jax.transfer_guard("allow")
     def inference(self, mode: str, infeed: Infeed, source: Source) -> tuple[Program, TrainState]:
         """(the program for the batches of `infeed`, the state of `source`, without its optimizer state).
 

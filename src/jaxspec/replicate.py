@@ -73,7 +73,10 @@ class Loop:
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, stop)
-        new_state, loss, spec = self._program(state, batches, np.int32(start), np.int32(stop))
+        with jax.transfer_guard(
+            "allow"
+        ):  # the batch has to reach the devices, whatever the caller forbids his own code
+            new_state, loss, spec = self._program(state, batches, np.int32(start), np.int32(stop))
         return new_state, replaced(spec, loss=loss)
 
     def _run_eagerly(self, state: Any, batches: Any, start: int, stop: int) -> tuple[Any, TPUEstimatorSpec]:

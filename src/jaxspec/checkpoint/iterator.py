@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+from ..paths import absolute_path
 from .directory import latest_checkpoint
 
 _logger = logging.getLogger("jaxspec")
@@ -50,7 +51,7 @@ def checkpoints_iterator(
             f"checkpoints_iterator: timeout_fn must be callable, got {timeout_fn!r}. Write a function without arguments "
             "that returns whether to end."
         )
-    return _new_checkpoints(os.fspath(model_dir), min_interval_secs, timeout, timeout_fn, clock, sleep)
+    return _new_checkpoints(absolute_path(model_dir), min_interval_secs, timeout, timeout_fn, clock, sleep)
 
 
 def _new_checkpoints(

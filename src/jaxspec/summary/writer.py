@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..paths import absolute_path
 from . import protos
 from .in_force import default_writer
 
@@ -208,7 +209,7 @@ def create_file_writer(logdir: Any, max_queue: int | None = None, flush_millis: 
         raise ValueError(f"create_file_writer: max_queue is {max_queue}; expected 1 or more, or None for no limit.")
     if flush_millis is not None and flush_millis < 0:
         raise ValueError(f"create_file_writer: flush_millis is {flush_millis}; expected 0 or more, in milliseconds.")
-    logdir = os.path.abspath(os.fspath(logdir))
+    logdir = absolute_path(logdir)
     with _lock:
         writer = _writers.pop(logdir, None) or SummaryWriter(logdir)
         _writers[logdir] = writer  # the last used is the last in the dict

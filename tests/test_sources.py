@@ -1,0 +1,223 @@
+"""Which state a verb uses, and what is said when that would surprise."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_models import counting_init, counting_input, counting_model_fn, run_config
+
+import jaxspec as js
+
+
+def counting(model_dir, fn=counting_model_fn, init_fn=counting_init, **run):
+    return js.TPUEstimator(
+        fn,
+        init_fn,
+        model_dir=model_dir,
+        config=run_config(**{"save": 1000, **run}),
+        train_batch_size=4,
+        eval_batch_size=4,
+        predict_batch_size=4,
+    )
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_relative_model_dir_means_the_same_after_chdir(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    estimator = counting("runs/x").train(counting_input(), steps=3)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert estimator.evaluate(counting_input(1))["global_step"] == 3
+    estimator.train(counting_input(), steps=3)
+    assert estimator.get_variable_value("global_step") == 6
+    assert estimator.model_dir == estimator.config.model_dir == str(tmp_path / "runs" / "x")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_one_directory_may_be_named_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    estimator = js.TPUEstimator(
+        counting_model_fn, counting_init, model_dir="run/", config=js.RunConfig(model_dir=str(tmp_path / "run"))
+    )
+    assert estimator.model_dir == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host:9000/run", "file:///tmp/run"])
+def test_a_remote_directory_is_refused_by_all_that_take_one(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: js.TPUEstimator(counting_model_fn, counting_init, model_dir=address),
+        lambda: js.TPUEstimator(counting_model_fn, counting_init, config=js.RunConfig(model_dir=address)),
+        lambda: js.load_global_step(address),
+        lambda: js.checkpoint.latest_checkpoint(address),
+        lambda: js.checkpoints_iterator(address),
+        lambda: js.summary.create_file_writer(address),
+    ):
+        with pytest.raises(
+            ValueError, match="is a remote address, and only local directories are supported yet. Write to"
+        ):
+            call()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cleared_model_dir_discards_the_state_in_memory_with_a_warning(tmp_path, caplog):
+    estimator = counting(tmp_path).train(counting_input(), steps=3)
+    shutil.rmtree(tmp_path)
+    assert estimator.evaluate(counting_input(1))["global_step"] == 0
+    said = warnings_of(caplog)
+    assert f"model_dir {tmp_path} was cleared: the state in memory, of step 3, is discarded" in said[0]
+    assert f"Could not find trained model in model_dir: {tmp_path}" in said[1]
+
+
+def test_a_newer_checkpoint_discards_the_state_in_memory_with_a_warning(tmp_path, caplog):
+    estimator = counting(tmp_path).train(counting_input(), steps=3)
+    counting(tmp_path).train(counting_input(), steps=2)
+    assert estimator.evaluate(counting_input(1))["global_step"] == 5
+    assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in warnings_of(caplog)[0]
+
+
+def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
+    counting(tmp_path).train(counting_input(), max_steps=3)
+    counting(tmp_path).train(counting_input(), max_steps=2)
+    assert warnings_of(caplog) == [
+        "Skipping training since max_steps has already saved. max_steps=2, and "
+        f"{tmp_path / 'model.ckpt-3'} is at step 3: to train on, raise max_steps or pass steps=; to begin anew, use another model_dir."
+    ]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_fresh_weights_are_told_with_no_logging_set_up(tmp_path, verb):
+    program = f"""
+from tiny_models import *
+estimator = js.TPUEstimator(counting_model_fn, counting_init, model_dir={str(tmp_path)!r}, eval_batch_size=4, predict_batch_size=4)
+print("done", len(list(estimator.{verb}(counting_input(1)))))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=120
+    )
+    assert "done" in ran.stdout, ran.stderr
+    told = [line for line in ran.stderr.splitlines() if str(tmp_path) in line]
+    assert told == [
+        f"Could not find trained model in model_dir: {tmp_path}, running initialization. The results are those of fresh "
+        "weights; check model_dir, or train first."
+    ]
+
+
+def test_a_checkpoint_is_read_once_while_it_is_the_latest(tmp_path, monkeypatch):
+    counting(tmp_path).train(counting_input(), steps=3)
+    estimator, read, real = counting(tmp_path), [], js.checkpoint.read_variables
+
+    def counted(path, *args):
+        read.append(os.path.basename(path))
+        return real(path, *args)
+
+    monkeypatch.setattr(js.checkpoint, "read_variables", counted)
+    for _ in range(3):
+        assert [example["w"] for example in estimator.predict(counting_input(1))] == [3] * 4
+        assert estimator.evaluate(counting_input(1))["global_step"] == 3
+    assert read == ["model.ckpt-3"]
+    counting(tmp_path).train(counting_input(), steps=2)
+    assert [example["w"] for example in estimator.predict(counting_input(1))] == [5] * 4
+    assert read == ["model.ckpt-3", "model.ckpt-5"]
+    old = estimator.predict(counting_input(1), checkpoint_path=str(tmp_path / "model.ckpt-3"))
+    assert [example["w"] for example in old] == [3] * 4
+
+
+def test_a_checkpoint_that_is_written_anew_is_read_anew(tmp_path):
+    counting(tmp_path).train(counting_input(), steps=3)
+    estimator = counting(tmp_path)
+    assert next(estimator.predict(counting_input(1)))["w"] == 3
+    shutil.rmtree(tmp_path)
+    counting(tmp_path, init_fn=lambda: {"params": {"w": jnp.float32(10)}}).train(counting_input(), steps=3)
+    assert next(estimator.predict(counting_input(1)))["w"] == 13
+
+
+def test_nothing_is_compiled_after_the_first_predict(tmp_path):
+    counting(tmp_path).train(counting_input(), steps=3)
+    estimator, compiled = counting(tmp_path), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    for call in range(3):
+        compiled.clear()
+        assert len(list(estimator.predict(counting_input(2)))) == 8
+        assert bool(compiled) == (call == 0)
+
+
+def test_the_hooks_of_a_spec_are_made_anew_for_each_call(tmp_path):
+    made = []
+
+    class Noted(js.hooks.SessionRunHook):
+        def __init__(self):
+            made.append(self)
+
+    def fn(variables, features, mode):
+        spec = counting_model_fn(variables, features, mode)
+        if mode == js.ModeKeys.TRAIN:
+            return spec._replace(training_hooks=[js.hooks.StopAtStepHook(num_steps=5)])
+        return spec._replace(**{f"{'evaluation' if mode == 'eval' else 'prediction'}_hooks": [Noted()]})
+
+    estimator = counting(tmp_path, fn)
+    for call in (1, 2, 3):
+        estimator.train(counting_input())
+        assert estimator.get_variable_value("global_step") == 5 * call
+    for verb in (estimator.evaluate, lambda input_fn: list(estimator.predict(input_fn))):
+        made.clear()
+        verb(counting_input(1))
+        first = list(made)
+        made.clear()
+        verb(counting_input(1))
+        assert first
+        assert made
+        assert not set(map(id, first)) & set(map(id, made))
+
+
+def test_a_run_makes_no_transfer_that_a_transfer_guard_disallows(tmp_path):
+    def fn(variables, features, labels, mode):
+        if mode == js.ModeKeys.PREDICT:
+            return js.TPUEstimatorSpec(mode, predictions={"x": features})
+        loss = ((features @ variables["params"]["w"] - labels) ** 2).mean()
+        return js.TPUEstimatorSpec(
+            mode,
+            loss=loss,
+            train_op=js.minimize(optax.adam(0.1)),
+            eval_metrics=(lambda x: {"m": js.metrics.mean(x)}, [labels]),
+            host_call=js.summary.host_call(loss=loss),
+        )
+
+    x = np.random.default_rng(0).normal(size=(22, 3)).astype(np.float32)
+    for shards in (1, 4):
+        estimator = js.TPUEstimator(
+            fn,
+            lambda rng: {"params": {"w": jax.random.normal(rng, (3,))}},
+            model_dir=tmp_path / str(shards),
+            config=run_config(save=2, num_shards=shards),
+            train_batch_size=8,
+            eval_batch_size=8,
+            predict_batch_size=8,
+        )
+        input_fn = js.inputs.numpy_input_fn(x, x[:, 0])
+        with jax.transfer_guard("disallow"):
+            estimator.train(input_fn, steps=2)
+            estimator.evaluate(input_fn)
+            assert len(list(estimator.predict(input_fn))) == 22
+            estimator.get_variable_value("params/w")
+            again = js.TPUEstimator(
+                fn,
+                lambda rng: {"params": {"w": jax.random.normal(rng, (3,))}},
+                model_dir=tmp_path / str(shards),
+                config=run_config(save=2, num_shards=shards),
+                train_batch_size=8,
+                eval_batch_size=8,
+            )
+            again.evaluate(input_fn)
+            again.train(input_fn, steps=1)
