@@ -1,8 +1,10 @@
 """A step mapped over devices: one state, whole batches, bounded work in flight."""
 
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,19 @@ from tiny_models import (
     Net,
     assert_same_on_all_devices,
     assert_trees_equal,
+    counting_init,
+    counting_input,
+    counting_model_fn,
     data,
     linear_init,
     linear_model_fn,
     net_model_fn,
+    run_config,
 )
 
 import jaxspec as js
 from jaxspec.model import Model
-from jaxspec.replicate import Loop, broadcast, choose_devices, describe_devices
+from jaxspec.replicate import Loop, broadcast, choose_devices, describe_devices, map_over_devices
 from jaxspec.steps import eval_step, train_step
 
 X, Y = data(rows=16)
@@ -249,3 +255,54 @@ def test_three_thousand_steps_on_eight_devices_do_not_deadlock():
         timeout=300,
     )
     assert ran.stdout == "done 8\n", ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_the_mapping_is_that_of_pmap_bit_for_bit(shards):
+    """A loop with a dynamic trip count, collectives and random keys in its body."""
+    devices = jax.devices()[:shards]
+
+    def run(state, batches, start, stop):
+        def body(i, carry):
+            w, key, losses = carry
+            key, used = jax.random.split(key)
+            x = jax.lax.dynamic_index_in_dim(batches, i, keepdims=False)
+            x = x + jax.random.normal(jax.random.fold_in(used, jax.lax.axis_index(js.SHARD_AXIS)), x.shape)
+            loss, grad = jax.value_and_grad(lambda w: jnp.sin(x @ w).mean())(w)
+            w = w - jax.lax.pmean(grad, js.SHARD_AXIS)
+            return w, key, losses.at[i].set(loss)
+
+        w, key, losses = jax.lax.fori_loop(start, stop, body, (*state, jnp.zeros(5)))
+        return (w, key), losses
+
+    axes = {"in_axes": (None, 1, None, None), "out_axes": (None, 1)}
+    batches = np.random.default_rng(0).normal(size=(5, shards, 3, 2)).astype(np.float32)
+    results = []
+    for program in (
+        map_over_devices(run, devices, **axes),
+        jax.pmap(run, axis_name=js.SHARD_AXIS, devices=devices, **axes),
+    ):
+        state = (jnp.ones(2), jax.random.key(7))
+        for start, stop in ((0, 2), (2, 5)):
+            state, losses = program(state, batches, np.int32(start), np.int32(stop))
+        assert losses.shape == (5, shards)
+        results.append((state, losses))
+    assert_trees_equal(*results)
+
+
+def test_a_dropped_estimator_gives_its_memory_back(tmp_path):
+    estimator = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        config=run_config(save=1000),
+        train_batch_size=4,
+        eval_batch_size=4,
+    )
+    estimator.train(counting_input(), steps=2)
+    estimator.evaluate(counting_input(1))
+    programs = [weakref.ref(program.full) for program in estimator._programs._made.values()]
+    assert len(programs) == 2
+    del estimator
+    gc.collect()
+    assert [program() for program in programs] == [None, None]

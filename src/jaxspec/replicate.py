@@ -1,4 +1,4 @@
-"""A pure step mapped over devices. The only file that says pmap."""
+"""A pure step mapped over devices. The only file that says shard_map."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -19,18 +19,49 @@ MAX_IN_FLIGHT = 2
 
 
 def map_over_devices(
-    fn: Callable[..., Any], devices: Sequence[jax.Device], *, in_axes: Any, out_axes: Any, donate_argnums: Any = ()
+    fn: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    *,
+    in_axes: Sequence[int | None],
+    out_axes: Sequence[int | None],
+    donate_argnums: Any = (),
 ) -> Callable[..., Any]:
-    """`fn` compiled for all `devices`, with `SHARD_AXIS` bound. Axes as in `jax.pmap`; None means broadcast."""
-    program: Callable[..., Any] = jax.pmap(
-        fn,
-        axis_name=SHARD_AXIS,
-        in_axes=in_axes,
-        out_axes=out_axes,
-        devices=list(devices),
-        donate_argnums=donate_argnums,
-    )
+    """`fn` compiled for all `devices`, with `SHARD_AXIS` bound: `jax.pmap`, whose cache would keep every program for ever.
+
+    Args:
+      fn: returns a tuple.
+      in_axes: for each argument the axis that is mapped over, of every leaf; None means broadcast.
+      out_axes: likewise for each entry of the tuple; None means the same on all devices.
+      donate_argnums: as in `jax.jit`.
+    """
+    mesh = _mesh(devices)
+
+    def one_shard(*args: Any) -> tuple[Any, ...]:
+        out = fn(*map(_without_axis, args, in_axes))
+        return tuple(map(_with_axis, out, out_axes))
+
+    in_specs, out_specs = tuple(map(_partition, in_axes)), tuple(map(_partition, out_axes))
+    # A step says itself what is the same on all devices, as under pmap.
+    mapped = jax.shard_map(one_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    in_shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in in_specs)
+    program: Callable[..., Any] = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
     return program
+
+
+def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
+    return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
+
+
+def _without_axis(tree: Any, axis: int | None) -> Any:
+    return tree if axis is None else jax.tree.map(lambda x: jax.lax.squeeze(x, [axis]), tree)
+
+
+def _with_axis(tree: Any, axis: int | None) -> Any:
+    return tree if axis is None else jax.tree.map(lambda x: jax.lax.expand_dims(x, [axis]), tree)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
 
 
 class Loop:
@@ -219,8 +250,7 @@ def broadcast(state: Any, devices: Sequence[jax.Device]) -> Any:
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     """The layout of a state that is the same on all `devices`."""
-    mesh = jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
 
 
 def first_shard(state: Any) -> Any:
