@@ -21,14 +21,29 @@ def is_key(value: Any) -> bool:
     return bool(jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
+def key_name(key: Any) -> str:
+    """One key of a path, as text."""
+    return jax.tree_util.keystr((key,), simple=True)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path as `params/Dense_0/kernel`."""
-    return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return "/".join(map(key_name, path))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path names, in tree order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The leaves of a tree by their path names, in tree order.
+
+    Where two paths have one name (`{"a/b": x, "a": {"b": y}}`), a slash within a key is written `%2F` in all of them.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {path_name(path): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        named = {
+            "/".join(key_name(key).replace("%", "%25").replace("/", "%2F") for key in path): leaf
+            for path, leaf in leaves
+        }
+    return named
 
 
 def describe_array(value: Any) -> str:

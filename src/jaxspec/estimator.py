@@ -473,7 +473,8 @@ class TPUEstimator:
             self._sources.expects_checkpoint = self._model_dir in checkpoint_dirs
             infeed.start(program.capacity)
             writer.begin_run(source.step)
-            self._saver(self._model_dir).claim(source.step)
+            for checkpoint_dir in {self._model_dir, *checkpoint_dirs}:
+                self._saver(checkpoint_dir).begin(source.step if checkpoint_dir == self._model_dir else None)
             run = TrainingRun(
                 owner=self._owner,
                 loop=program.full,

@@ -97,7 +97,7 @@ class TrainingRun:
         self.loss: float | None = None
         self._session = TrainingSession(
             self._save,
-            lambda checkpoint_dir: savers[checkpoint_dir].wait(),
+            self._finish_save,
             self._finish_steps,
             global_step=lambda: self._step,
             state=self._kept_state,
@@ -332,6 +332,9 @@ class TrainingRun:
 
     def _arrays(self) -> Mapping[str, Any]:
         return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
+
+    def _finish_save(self, checkpoint_dir: str) -> None:
+        self._savers[checkpoint_dir].wait()
 
     def _save(self, checkpoint_dir: str) -> None:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.

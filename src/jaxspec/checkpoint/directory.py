@@ -1,11 +1,14 @@
 """Which checkpoints a model_dir holds."""
 
+import logging
 import os
 import re
 
 from ..paths import absolute_path
+from . import manifest
 
-_NAME = re.compile(r"model\.ckpt-(\d+)")
+_logger = logging.getLogger("jaxspec")
+_NAME = re.compile(r"model\.ckpt-(0|[1-9][0-9]*)")
 
 
 def checkpoint_path(model_dir: str, step: int) -> str:
@@ -28,15 +31,52 @@ def latest_checkpoint(model_dir: str) -> str | None:
     return checkpoint_path(model_dir, steps[-1]) if steps else None
 
 
+def latest_whole_checkpoint(model_dir: str) -> str | None:
+    """The path of the checkpoint with the highest step that is as it was written, or None where there is none at all.
+
+    Damaged ones are passed over, each with a warning. Every byte of the one that is found has been read.
+
+    Raises:
+      DamagedCheckpointError: of the highest step, if all are damaged.
+    """
+    first: manifest.DamagedCheckpointError | None = None
+    for step in reversed(checkpoint_steps(model_dir)):
+        path = checkpoint_path(model_dir, step)
+        try:
+            manifest.verify(path, step)
+        except FileNotFoundError:
+            # A trainer has removed it, and written a newer one before.
+            if checkpoint_steps(model_dir)[-1:] > [step]:
+                return latest_whole_checkpoint(model_dir)
+        except manifest.DamagedCheckpointError as error:
+            _logger.warning("%s", error)
+            first = first or error
+        else:
+            return path
+    if first is not None:
+        raise first
+    return None
+
+
 def checkpoint_step(path: str) -> int:
-    """The step of the checkpoint at `path`; ValueError if there is none."""
+    """The step of the checkpoint at `path`.
+
+    Raises:
+      ValueError: if the name is not that of a checkpoint.
+      FileNotFoundError: if there is no such directory; a ValueError, too.
+    """
     path = os.fspath(path)
     match = _NAME.fullmatch(os.path.basename(os.path.normpath(path)))
     if match is None or not os.path.isdir(path):
         found = checkpoint_steps(os.path.dirname(os.path.normpath(path)) or ".")
-        raise ValueError(
+        problem = (
             f"The passed save_path is not a valid checkpoint: {path}. Expected a directory named model.ckpt-STEP"
             + (f"; the steps there are {found}." if found else ".")
+        )
+        if match is None:
+            raise ValueError(problem)
+        raise manifest.MissingCheckpointError(
+            f"{problem} It may have been removed by a trainer that keeps few checkpoints."
         )
     return int(match[1])
 

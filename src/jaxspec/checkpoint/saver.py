@@ -2,10 +2,8 @@
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +12,11 @@ from ..arrays import named_leaves
 from ..hooks.nan import NanLossDuringTrainingError
 from ..steps import TrainState
 from .directory import checkpoint_path, checkpoint_steps
-from .store import write_async
+from .leftovers import remove, remove_leftovers, removed_path
+from .manifest import KEPT
+from .writing import Writing
 
 _logger = logging.getLogger("jaxspec")
-_KEPT = "kept"
-"""The file that marks a checkpoint as one to keep for ever."""
 
 
 class Saver:
@@ -45,16 +43,22 @@ class Saver:
         self._clock = clock
         self._own_steps: set[int] = set()
         self._started = clock()
-        self._writing: Any = None
+        self._writing: tuple[int, Writing] | None = None
 
-    def claim(self, step: int) -> None:
-        """Says that a checkpoint of `step`, if it is there, holds the state of this run: it was restored from it."""
-        self._own_steps.add(step)
+    def begin(self, step: int | None) -> None:
+        """Begins a run, and removes what killed runs left.
+
+        Args:
+          step: a checkpoint of this step, if it is there, holds the state that the run begins with; None: none does.
+        """
+        self._own_steps = set() if step is None else {step}
+        remove_leftovers(self.model_dir)
 
     def save(self, state: TrainState, position: str | None = None) -> None:
-        """Writes a checkpoint of the state, unless it has one of this step; returns when the state may be donated.
+        """Begins a checkpoint of the state, unless it has one of this step; returns when the state may be donated.
 
-        A checkpoint of another run is replaced, with a warning.
+        One that is still being written is waited for before. A checkpoint of another run is replaced, with a warning. An
+        interrupt leaves what is being written alone: it goes on, and `wait` waits for it.
 
         Args:
           state: on one device.
@@ -62,6 +66,7 @@ class Saver:
 
         Raises:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
+          OSError: if the checkpoint before could not be written.
         """
         self.wait()
         step = int(state.step)
@@ -73,17 +78,31 @@ class Saver:
         if exists:
             _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
         _logger.info("Saving checkpoint for %d into %s.", step, path)
-        os.makedirs(self.model_dir, exist_ok=True)
-        self._own_steps.add(step)
-        self._writing = write_async(path, state, position)
+        self._writing = (step, Writing(path, step, state, position))
+        self._writing[1].wait_for_copy()
 
-    def wait(self) -> None:
-        """Waits until the last checkpoint is whole, and removes those that are too old."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the last checkpoint is whole, at most `timeout` seconds, and removes those that are too old.
+
+        Returns:
+          Whether it is whole. After an interrupt or a timeout it may be waited for again.
+
+        Raises:
+          OSError: if it could not be written; once.
+        """
         if self._writing is None:
-            return
-        writing, self._writing = self._writing, None
-        writing.result()
+            return True
+        step, writing = self._writing
+        try:
+            if not writing.wait(timeout):
+                return False
+        except OSError:
+            self._writing = None
+            raise
+        self._own_steps.add(step)
         self._remove_old()
+        self._writing = None
+        return True
 
     def _refuse_non_finite(self, state: TrainState, step: int) -> None:
         """Weights must be finite; other collections may hold infinities (a running minimum, a mask), but no NaN."""
@@ -108,18 +127,20 @@ class Saver:
     def _remove_old(self) -> None:
         if not self._keep_max:
             return
-        paths = [checkpoint_path(self.model_dir, step) for step in checkpoint_steps(self.model_dir)]
-        kept = [path for path in paths if os.path.exists(os.path.join(path, _KEPT))]
+        # Later ones are damaged or of another run: they do not take the place of ours.
+        newest = max(self._own_steps)
+        steps = [step for step in checkpoint_steps(self.model_dir) if step <= newest]
+        paths = [checkpoint_path(self.model_dir, step) for step in steps]
+        kept = [path for path in paths if os.path.exists(os.path.join(path, KEPT))]
         others = [path for path in paths if path not in kept]
-        last_kept = max((os.path.getmtime(os.path.join(path, _KEPT)) for path in kept), default=self._started)
+        last_kept = max((os.path.getmtime(os.path.join(path, KEPT)) for path in kept), default=self._started)
         for path in others[: -self._keep_max]:
             if self._clock() - last_kept >= self._keep_seconds:
                 last_kept = self._clock()
-                with open(os.path.join(path, _KEPT), "w", encoding="utf-8") as file:
+                with open(os.path.join(path, KEPT), "w", encoding="utf-8") as file:
                     file.write("kept by keep_checkpoint_every_n_hours\n")
             else:
-                # Renamed first, so that a reader never sees half of it.
-                shutil.rmtree(_renamed(path), ignore_errors=True)
+                _remove_whole(path)
 
 
 @jax.jit
@@ -127,7 +148,12 @@ def _health(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
     return [jnp.isfinite(x).all() for x in leaves], [~jnp.isnan(x).any() for x in leaves]
 
 
-def _renamed(path: str) -> str:
-    gone = f"{path}.removed"
-    os.replace(path, gone)
-    return gone
+def _remove_whole(path: str) -> None:
+    """Removes a checkpoint at once for readers; a failure is a warning."""
+    gone = removed_path(path)
+    try:
+        os.replace(path, gone)
+    except OSError as error:
+        _logger.warning("The checkpoint %s could not be removed: %s. Training goes on.", path, error)
+    else:
+        remove(gone)

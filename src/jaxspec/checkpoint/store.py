@@ -1,45 +1,48 @@
-"""What one checkpoint holds, and how a state becomes that. The only file that says orbax.
+"""What one checkpoint holds, and how a state becomes that.
 
 The parts are `variables`, `opt_state`, `step` (with the key), `input` (a position for each process) and `meta`. A tree
 is stored as nested dicts of names, whatever its nodes are, so a part can be read by its names alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import describe_array, is_key, named_leaves, path_name
+from ..arrays import describe_array, is_key, named_leaves
 from ..steps import TrainState
+from . import backend, manifest
+from .directory import checkpoint_step
+from .names import decoded, encoded_path, is_plain, nested
 
-FORMAT = 1
-_ROOT = "value"
-"""The name of a tree that is one array."""
+FORMAT = 2
 
 
-def write_async(path: str, state: TrainState, position: str | None) -> Any:
-    """Starts to write a checkpoint; returns when the state has been copied to the host.
+def write(path: str, state: TrainState, position: str | None, copied: Callable[[], None]) -> None:
+    """Writes the parts of a state, and waits until they are whole.
 
     Args:
-      path: the directory to make. It appears whole or not at all.
+      path: the directory to make.
       state: on one device.
       position: of this process's input, encoded, or None.
-
-    Returns:
-      An object whose `result()` waits for the files and raises what went wrong.
+      copied: called when the state has been copied to the host.
     """
-    parts = {
-        "variables": _nested(state.variables),
-        "opt_state": _nested(state.opt_state),
-        "step": _nested({"global_step": state.step, "rng": state.rng}),
-        # As bytes: orbax merges the files of array parts only, and warns about any other part.
-        "input": {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)},
-        "meta": {"format": FORMAT, "rng_impl": str(jax.random.key_impl(state.rng))},
+    step = {"global_step": state.step, "rng": state.rng}
+    trees = {"variables": state.variables, "opt_state": state.opt_state, "step": step}
+    stored = {part: nested(_key_data(tree)) for part, tree in trees.items()}
+    parts: dict[str, Any] = {part: _without_empty(tree) for part, tree in stored.items()}
+    # As bytes: orbax merges the files of array parts only, and warns about any other part.
+    parts["input"] = {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)}
+    parts["meta"] = {
+        "format": FORMAT,
+        "rng_impl": str(jax.random.key_impl(state.rng)),
+        # Arrays of no elements, which orbax does not write.
+        "empty": {part: _empty_leaves(tree) for part, tree in stored.items()},
+        "variables_are_plain": int(is_plain(state.variables)),  # orbax takes a bool for an array
     }
-    return _orbax().save_checkpointables_async(
-        path, {name: part for name, part in parts.items() if part}, overwrite=True
-    )
+    backend.save(path, {name: part for name, part in parts.items() if part}, copied)
 
 
 def read_variables(path: str, like: Any, sharding: Any) -> Any:
@@ -51,27 +54,39 @@ def read_variables(path: str, like: Any, sharding: Any) -> Any:
 
     Raises:
       ValueError: naming the leaves that differ from the checkpoint's.
+      DamagedCheckpointError: if a file is not as it was written.
+      FileNotFoundError: if the checkpoint was removed.
     """
     return _read(path, {"variables": like}, sharding)["variables"]
 
 
 def read_state(path: str, like: TrainState, sharding: Any) -> TrainState:
-    """The whole state, on the devices. Arguments as in `read_variables`; of `like`, `rng` must be a key."""
-    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
+    """The whole state, on the devices. Arguments as in `read_variables`; the key is of the kind that was stored."""
+    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": _stored_key(path)}
     parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
     return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
+
+
+def stored_variables(path: str) -> Any:
+    """The shapes and dtypes of the variables of a checkpoint, as they were: for models whose init_fn cannot say.
+
+    None where they were not nested dicts with strings for keys: their form is not stored then.
+    """
+    parts = _parts(path)
+    if not parts["meta"]["variables_are_plain"]:
+        return None
+    return decoded(parts["variables"])
 
 
 def read_position(path: str) -> str | None:
     """The position of this process's input, encoded, or None."""
     name = f"process_{jax.process_index()}"
-    stored = _metadata(path)["input"]
+    stored = _parts(path)["input"]
     if name not in stored:
         return None
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored)
-    stored = _orbax().load_checkpointables(path, {"input": like})["input"][name]
-    return np.asarray(stored).tobytes().decode().strip() or None
+    like = _with_sharding(stored, _on_one_device())
+    found = _load(path, {"input": like})["input"][name]
+    return np.asarray(found).tobytes().decode().strip() or None
 
 
 def array_names(path: str) -> dict[str, Any]:
@@ -79,90 +94,177 @@ def array_names(path: str) -> dict[str, Any]:
 
     The values have `shape` and `dtype`.
     """
-    parts = _metadata(path)
-    return _array_names(parts.get("variables", {}), parts.get("opt_state", {}), parts["step"]["global_step"])
+    parts = _parts(path)
+    return _array_names(decoded(parts["variables"]), decoded(parts["opt_state"]), parts["step"]["global_step"])
 
 
 def state_arrays(state: TrainState) -> dict[str, Any]:
     """The arrays of a state under the names that `array_names` gives them in a checkpoint."""
-    return _array_names(_nested(state.variables), _nested(state.opt_state), state.step)
+    variables, opt_state = (decoded(nested(_key_data(tree))) for tree in (state.variables, state.opt_state))
+    return _array_names(variables, opt_state, state.step)
 
 
 def _array_names(variables: Any, opt_state: Any, step: Any) -> dict[str, Any]:
-    optimizer = {f"opt_state/{name}": leaf for name, leaf in named_leaves(opt_state).items()}
-    return {**named_leaves(variables), **optimizer, "global_step": step}
+    """Names that are apart from each other, even if a collection is called as a part of the state."""
+    clash = {"opt_state", "global_step"} & set(variables)
+    where = {"variables": variables} if clash else variables
+    return named_leaves({**where, "opt_state": opt_state, "global_step": step})
 
 
 def read_array(path: str, name: str) -> np.ndarray:
     """One array of a checkpoint, by its name in `array_names`, on the host."""
-    part, key = ("variables", name)
-    if name == "global_step":
-        part = "step"
-    elif name.startswith("opt_state/"):
-        part, key = "opt_state", name.removeprefix("opt_state/")
-    ocp = _orbax()
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    parts = _parts(path)
+    trees = {part: parts[part] for part in ("variables", "opt_state", "step")}
+    # The same tree with, for each array, where it is.
+    places = {
+        part: jax.tree_util.tree_map_with_path(lambda key_path, _, part=part: _Place(part, key_path), tree)
+        for part, tree in trees.items()
+    }
+    names = _array_names(decoded(places["variables"]), decoded(places["opt_state"]), places["step"]["global_step"])
+    if name not in names:
+        raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(names)}.")
+    place = names[name]
+    leaf = _at(trees[place.part], place.key_path)
+    if 0 in leaf.shape:
+        return np.zeros(leaf.shape, leaf.dtype)
+    sharding = _on_one_device()
 
-    def wanted(p: Any, leaf: Any) -> Any:
-        if path_name(p) != key:
-            return ocp.PLACEHOLDER
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def load() -> Any:
+        tree = _without_empty(trees[place.part])
+        return backend.load_one(
+            path,
+            place.part,
+            tree,
+            lambda key_path: key_path == place.key_path,
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        )
 
-    abstract = jax.tree_util.tree_map_with_path(wanted, _metadata(path)[part])
-    loaded = ocp.load_checkpointables(path, {part: abstract})[part]
-    return np.array(named_leaves(loaded)[key])
+    return np.array(_at(_guarded(path, load), place.key_path))
+
+
+class _Place:
+    """Where an array is stored; a leaf."""
+
+    def __init__(self, part: str, key_path: Any) -> None:
+        self.part, self.key_path = part, key_path
+
+
+def _at(tree: Any, key_path: Any) -> Any:
+    for key in key_path:
+        tree = tree[key.key]
+    return tree
 
 
 def _read(path: str, parts: dict[str, Any], sharding: Any) -> dict[str, Any]:
-    stored = _metadata(path)
+    stored = _parts(path)
     problems: list[str] = []
     for part, like in parts.items():
-        problems += _differences(named_leaves(_nested(like)), named_leaves(stored.get(part, {})), part)
+        problems += _differences(like, stored[part], part)
     if problems:
         raise ValueError(
             f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
             "optimizer that wrote it; to start from its weights alone, load them in Scaffold(init_fn=...)."
         )
-    abstract = {
-        part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _nested(like))
-        for part, like in parts.items()
-    }
-    loaded = _orbax().load_checkpointables(path, {part: like for part, like in abstract.items() if like})
-    return {part: _restored(like, named_leaves(loaded.get(part, {}))) for part, like in parts.items()}
+    wanted = {part: _without_empty(nested(_key_data(like))) for part, like in parts.items()}
+    loaded = _load(path, {part: _with_sharding(like, sharding) for part, like in wanted.items() if like})
+    return {part: _restored(like, loaded.get(part, {}), sharding) for part, like in parts.items()}
 
 
-def _restored(like: Any, leaves: dict[str, Any]) -> Any:
-    """The tree of `like` with leaves from a checkpoint, by name."""
+def _restored(like: Any, loaded: Any, sharding: Any) -> Any:
+    """The tree of `like` with the leaves of nested dicts."""
 
     def one(path: Any, leaf: Any) -> Any:
-        found = leaves[path_name(path) or _ROOT]
+        if 0 in leaf.shape:
+            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), sharding)
+        found = loaded
+        for name in encoded_path(path):
+            found = found[name]
         return jax.random.wrap_key_data(found, impl=_key_impl(leaf)) if is_key(leaf) else found
 
     return jax.tree_util.tree_map_with_path(one, like)
 
 
-def _differences(want: dict[str, Any], have: dict[str, Any], part: str) -> list[str]:
+def _differences(like: Any, stored: Any, part: str) -> list[str]:
     where = "" if part == "variables" else f"{part}/"
+    keys = named_leaves(decoded(nested(like)))
+    want, have = named_leaves(decoded(nested(_key_data(like)))), named_leaves(decoded(stored))
     out = [f"{where}{name} is not in the checkpoint" for name in want if name not in have]
     out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
-    out += [
-        f"{where}{name} is {describe_array(have[name])} in the checkpoint, {describe_array(want[name])} in the model"
-        for name in want
-        if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype)
+    for name in want:
+        if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
+            is_random_key = "the data of a random key, " if is_key(keys[name]) else ""
+            mend = " (of another kind: see jax_default_prng_impl)" if is_random_key else ""
+            out.append(
+                f"{where}{name} is {is_random_key}{describe_array(have[name])} in the checkpoint, "
+                f"{describe_array(want[name])} in the model{mend}"
+            )
+    return out
+
+
+def _parts(path: str) -> dict[str, Any]:
+    """The parts of a whole checkpoint with shapes and dtypes for arrays, those of no elements among them; `meta` as JSON."""
+    stored: dict[str, Any] = _guarded(path, lambda: dict(backend.metadata(path)))
+    stored["meta"] = _load(path, {"meta": None})["meta"]
+    for part in ("variables", "opt_state", "step"):
+        tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored.get(part) or {})
+        for names, shape, dtype in stored["meta"]["empty"][part]:
+            node = tree
+            for name in names[:-1]:
+                node = node.setdefault(name, {})
+            node[names[-1]] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+        stored[part] = tree
+    return stored
+
+
+def _load(path: str, parts: dict[str, Any]) -> dict[str, Any]:
+    loaded: dict[str, Any] = _guarded(path, lambda: backend.load(path, parts))
+    return loaded
+
+
+def _guarded(path: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns, from files that are as they were written; its errors name the checkpoint."""
+    manifest.verify(path, checkpoint_step(path))
+    try:
+        return read()
+    except Exception as error:
+        # Whatever it is: the removal of the files beneath it has many faces.
+        manifest.raise_if_gone(path, error)
+        raise RuntimeError(
+            f"the checkpoint {path} is whole, but could not be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _empty_leaves(tree: Any) -> list[Any]:
+    return [
+        [[key.key for key in path], list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if 0 in leaf.shape
     ]
-    return out
 
 
-def _nested(tree: Any) -> dict[str, Any]:
-    """A tree as nested dicts of its path's names; keys as their data."""
-    out: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, last = [path_name((key,)) for key in path] or [_ROOT]
-        node = out
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = _key_data(leaf) if is_key(leaf) else leaf
-    return out
+def _without_empty(tree: Any) -> Any:
+    """Nested dicts without their arrays of no elements, and without dicts that hold nothing else."""
+    if not isinstance(tree, dict):
+        return tree
+    kept = {name: _without_empty(value) for name, value in tree.items()}
+    return {
+        name: value
+        for name, value in kept.items()
+        if not (value == {} if isinstance(value, dict) else 0 in value.shape)
+    }
+
+
+def _with_sharding(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _on_one_device() -> Any:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _stored_key(path: str) -> Any:
+    impl = _load(path, {"meta": None})["meta"]["rng_impl"]
+    return jax.eval_shape(lambda: jax.random.key(0, impl=impl))
 
 
 def _key_impl(key: Any) -> Any:
@@ -171,16 +273,13 @@ def _key_impl(key: Any) -> Any:
     return impls[0]
 
 
-def _key_data(key: Any) -> Any:
-    is_abstract = isinstance(key, jax.ShapeDtypeStruct)
-    return jax.eval_shape(jax.random.key_data, key) if is_abstract else jax.random.key_data(key)
+def _key_data(tree: Any) -> Any:
+    """The tree with the data of its random keys in their place."""
 
+    def one(leaf: Any) -> Any:
+        if not is_key(leaf):
+            return leaf
+        is_abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.eval_shape(jax.random.key_data, leaf) if is_abstract else jax.random.key_data(leaf)
 
-def _metadata(path: str) -> Any:
-    return _orbax().checkpointables_metadata(path).metadata
-
-
-def _orbax() -> Any:
-    import orbax.checkpoint.experimental.v1 as ocp
-
-    return ocp
+    return jax.tree.map(one, tree)
