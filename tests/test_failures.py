@@ -257,14 +257,16 @@ def test_the_state_of_an_evaluation_may_be_kept(tmp_path):
 
 
 def test_the_users_error_is_raised_although_a_checkpoint_fails_too(tmp_path, monkeypatch):
-    estimator = counting(tmp_path, save=2)
+    estimator, wait = counting(tmp_path, save=2), js.checkpoint.Saver.wait
+
+    def failing_wait(saver, timeout=None):
+        wait(saver, timeout)
+        raise OSError("disk full")
 
     class Fails(SessionRunHook):
         def after_run(self, run_context, run_values):
             if run_context.last_step >= 2:
-                monkeypatch.setattr(
-                    js.checkpoint.Saver, "wait", lambda self: (_ for _ in ()).throw(OSError("disk full"))
-                )
+                monkeypatch.setattr(js.checkpoint.Saver, "wait", failing_wait)
                 raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine") as caught:

@@ -49,9 +49,11 @@ class Saver:
         """Begins a run, and removes what killed runs left.
 
         Args:
-          step: a checkpoint of this step, if it is there, holds the state that the run begins with; None: none does.
+          step: a checkpoint of this step, if it is there, holds the state that the run begins with, and later ones do not;
+            None: nothing is known.
         """
-        self._own_steps = set() if step is None else {step}
+        if step is not None:
+            self._own_steps = {own for own in self._own_steps if own < step} | {step}
         remove_leftovers(self.model_dir)
 
     def save(self, state: TrainState, position: str | None = None) -> None:
