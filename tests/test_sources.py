@@ -221,3 +221,38 @@ def test_a_run_makes_no_transfer_that_a_transfer_guard_disallows(tmp_path):
             )
             again.evaluate(input_fn)
             again.train(input_fn, steps=1)
+
+
+def labelled_model(variables, features, labels, mode):
+    y = features @ variables["params"]["w"]
+    if mode == js.ModeKeys.PREDICT:
+        return js.TPUEstimatorSpec(mode, predictions=y)
+    return js.TPUEstimatorSpec(mode, loss=((y - labels) ** 2).mean(), train_op=js.minimize(optax.sgd(0.1)))
+
+
+@pytest.mark.parametrize("later_init", ["needs labels", None])
+def test_a_checkpoint_is_enough_where_init_fn_cannot_say(tmp_path, later_init):
+    def init_fn(rng, features, labels):
+        return {"params": {"w": jnp.ones((features.shape[-1], labels.shape[-1]))}}
+
+    x, y = np.ones((8, 3), np.float32), np.full((8, 2), 3, np.float32)
+    counting(tmp_path, labelled_model, init_fn).train(js.inputs.numpy_input_fn(x, y), steps=2)
+    again = counting(tmp_path, labelled_model, init_fn if later_init else None)
+    np.testing.assert_array_equal(list(again.predict(js.inputs.numpy_input_fn(x))), np.full((8, 2), 3))
+    again.train(js.inputs.numpy_input_fn(x, y), steps=1)
+    assert again.get_variable_value("global_step") == 3
+
+
+def test_an_init_fn_that_fails_is_itself_where_the_form_of_the_variables_is_not_stored(tmp_path):
+    def init_fn(features, labels):
+        return {"params": [jnp.ones((features.shape[-1], labels.shape[-1]))]}
+
+    def model_fn(variables, features, labels, mode):
+        return labelled_model({"params": {"w": variables["params"][0]}}, features, labels, mode)._replace(
+            **({} if mode == "infer" else {"train_op": js.minimize(optax.sgd(0.1))})
+        )
+
+    x, y = np.ones((8, 3), np.float32), np.full((8, 2), 3, np.float32)
+    counting(tmp_path, model_fn, init_fn).train(js.inputs.numpy_input_fn(x, y), steps=2)
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'shape'"):
+        list(counting(tmp_path, model_fn, init_fn).predict(js.inputs.numpy_input_fn(x)))

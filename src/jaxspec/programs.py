@@ -95,7 +95,7 @@ class Programs:
             elif source.path is None or debugging():
                 variables = self._init_variables(init_rng, features, labels)
             else:
-                variables = jax.eval_shape(self._init_variables, init_rng, features, labels)
+                variables = self._variables_like(source.path, init_rng, features, labels)
             trace = trace_train_op(self._model, variables, step_rng, features, labels)
             if program is None:
                 rolled = rolls_well(trace.jaxpr, self._devices)
@@ -163,11 +163,24 @@ class Programs:
         if last is None or last[0] != key:
             self._last_read = None  # its memory goes before more is needed
             init_rng, step_rng = self._rngs()
-            like = jax.eval_shape(self._init_variables, init_rng, features, labels)
+            like = self._variables_like(source.path, init_rng, features, labels)
             variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
             state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             last = self._last_read = (key, broadcast(state, self._devices))
         return last[1]
+
+    def _variables_like(self, path: str, rng: jax.Array, features: Any, labels: Any) -> Any:
+        """The structure of the variables that a checkpoint is read into: what init_fn makes, or else what is stored.
+
+        init_fn may need what this verb's input has not, such as labels in predict.
+        """
+        try:
+            return jax.eval_shape(self._init_variables, rng, features, labels)
+        except Exception:
+            stored = checkpoint.stored_variables(path)
+            if stored is None:
+                raise
+            return stored
 
     def _rngs(self) -> tuple[jax.Array, jax.Array]:
         """(the key for init_fn, the key that the state carries)."""
