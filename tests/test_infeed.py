@@ -17,7 +17,9 @@ X, Y = data(rows=24)
 
 
 def infeed(source, mode="train", num_shards=1, batch_size=4, ragged=False, capacity=2, **kwargs):
-    feed = Infeed(source, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged, **kwargs)
+    made = [source]
+    del source  # so that nobody but the infeed holds it
+    feed = Infeed(made.pop, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged, **kwargs)
     feed.start(capacity)
     return feed
 
@@ -115,14 +117,12 @@ def test_slices_of_a_stack_and_ragged_batches_keep_their_order():
 
 
 def test_positions_are_those_of_the_last_batch_taken():
-    batches = js.inputs.numpy_input_fn(X, num_epochs=None)({"batch_size": 4}, "train")
-    feed = infeed(batches, capacity=8)
+    feed = infeed(js.inputs.numpy_input_fn(X, num_epochs=None)({"batch_size": 4}, "train"), capacity=8)
     while (taken := feed.take(1)).stop != 3:
         assert decode_position(taken.position)["rows"] == 4 * taken.stop
     feed.close()
     for rows, position in ((X[12:16], taken.position), (X[:4], encode_position({"rows": 12, "of": 7, "seed": None}))):
-        batches = js.inputs.numpy_input_fn(X, num_epochs=None)({"batch_size": 4}, "train")
-        again = infeed(batches, position=position)
+        again = infeed(js.inputs.numpy_input_fn(X, num_epochs=None)({"batch_size": 4}, "train"), position=position)
         np.testing.assert_array_equal(again.take(1).data[0][0, 0], rows)
         again.close()
 
@@ -172,7 +172,7 @@ def test_ragged_batches_are_copied_too():
 def test_batches_without_rows_are_passed_over_in_evaluation():
     source = [X[:0], X[:4], X[:0], X[:2], X[:0]]
     assert [len(b[0]) for b in everything(infeed(source, mode="eval", ragged=True))] == [4, 2]
-    feed = Infeed([X[:0]], mode="eval", num_shards=1, batch_size=4, ragged=True)
+    feed = Infeed(lambda: [X[:0]], mode="eval", num_shards=1, batch_size=4, ragged=True)
     assert feed.first is None
     feed.close()
 

@@ -31,7 +31,7 @@ from .hooks.calls import HookCalls
 from .hooks.listener import check_listeners
 from .hooks.session_run_hook import check_hooks
 from .hostcall import on_host
-from .infeed import Infeed, call_input_fn
+from .infeed import Infeed
 from .inference import InferenceRun, run_batches
 from .init import as_init_fn
 from .loop import TrainingRun
@@ -44,6 +44,7 @@ from .replicate import choose_devices, describe_devices, first_shard
 from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
+from .source import InputMemory
 from .sources import Source, Sources
 from .spec import ModeKeys
 from .steps import TrainState
@@ -119,6 +120,7 @@ class TPUEstimator:
             )
         check_supported(self._config)
         self._owner = StateOwner()
+        self._input_memory = InputMemory()
         self._sources = Sources(self._model_dir, self._owner)
         self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
@@ -191,19 +193,29 @@ class TPUEstimator:
         steps: int | None = None,
         max_steps: int | None = None,
         saving_listeners: Any = None,
+        *,
+        resume_input: bool | None = None,
     ) -> Self:
         """Trains from where the live state or the latest checkpoint stands.
 
         Args:
           input_fn: names any of `params`, `mode`, `config`; returns an iterable of batches of
-            `params["batch_size"]` rows, or one batch. The end of the input ends training. Input whose iterator has
-            `get_state` and `set_state` (Grain, `numpy_input_fn`) goes on where the state left it, in this process or
-            after a restart; any other input begins again at each call.
+            `params["batch_size"]` rows, or one batch. The end of the input ends training. All of it runs in one
+            thread, in a copy of the caller's context. Input whose iterator has `get_state` and `set_state` (Grain,
+            `numpy_input_fn`) goes on where the state left it, in this process or after a restart. An iterator that the
+            caller made before and holds on to goes on where it stands, and is not closed. Any other input begins again
+            at each call.
           hooks: `hooks.SessionRunHook`s. They are called after the checkpoint saver and before those of the spec. The
             hooks of a spec are made when it is compiled, and used again by later calls.
           steps: updates to make.
           max_steps: the global step to reach; if it is reached already, input_fn is not called.
           saving_listeners: `hooks.CheckpointSaverListener`s, called around every checkpoint.
+          resume_input: whether the input goes on at the position that was saved with the state. None: if it is the
+            input that the position came from, else it begins at its beginning, with a warning. It is recognised by the
+            type of its iterator, the structure, dtypes and shapes of its batches (not the number of rows), and what
+            the iterator's method `fingerprint` returns; where there is none, by the name of input_fn and the values of
+            the arrays that are attributes of the iterator. A `set_state` that raises ValueError refuses a position, too. True: go on there, whatever the
+            input is. False: begin.
 
         Returns:
           The estimator. A checkpoint of the last step is written, unless checkpoints are off.
@@ -231,7 +243,7 @@ class TPUEstimator:
                 stop = max_steps if steps is None else source.step + steps
                 # The first batch is fetched before signals are put off: until then there is nothing to save.
                 with (
-                    contextlib.closing(self._training_infeed(input_fn, source, stop)) as infeed,
+                    contextlib.closing(self._training_infeed(input_fn, source, stop, resume_input)) as infeed,
                     signals_put_off() as interrupt,
                 ):
                     self._train(infeed, source, stop, interrupt, hooks, listeners)
@@ -405,9 +417,7 @@ class TPUEstimator:
         rows: int = int(size) // jax.process_count()
         return rows
 
-    def _infeed(
-        self, input_fn: Callable[..., Any], mode: str, *, limit: int | None = None, position: Any = None
-    ) -> Infeed:
+    def _infeed(self, input_fn: Callable[..., Any], mode: str, *, limit: int | None = None, **training: Any) -> Infeed:
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         batch_size = self._checked_batch_size(mode)
         context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
@@ -416,29 +426,35 @@ class TPUEstimator:
         params = {**self.params, "context": context}
         if batch_size is not None:
             params["batch_size"] = batch_size
-        source = call_input_fn(input_fn, {"params": params, "mode": mode, "config": self._config})
         return Infeed(
-            source,
+            input_fn,
+            {"params": params, "mode": mode, "config": self._config},
             mode=mode,
             num_shards=len(self._devices) // jax.process_count(),
             batch_size=batch_size if self._use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self._use_tpu,
             limit=limit,
-            position=position,
+            memory=self._input_memory,
+            **training,
         )
 
-    def _training_infeed(self, input_fn: Callable[..., Any], source: Source, stop: int | None) -> Infeed:
-        limit = None if stop is None else stop - source.step
+    def _training_infeed(
+        self, input_fn: Callable[..., Any], source: Source, stop: int | None, resume: bool | None
+    ) -> Infeed:
         if source.path is not None:
             position = checkpoint.read_position(source.path)
         else:
             # A state that was lost takes its position with it: a fresh one begins the input again.
-            position = None if source.live is None else source.live.position
-        infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit, position=position)
-        if infeed.first is None and position is not None:
-            # The run before this one used up its input: a new run begins it again.
-            infeed.close()
-            infeed = self._infeed(input_fn, ModeKeys.TRAIN, limit=limit)
+            position = None if self._owner.state is None else self._owner.position
+        infeed = self._infeed(
+            input_fn,
+            ModeKeys.TRAIN,
+            limit=None if stop is None else stop - source.step,
+            position=position,
+            resume=resume,
+            step=source.step,
+            restarted=source.path is not None,
+        )
         if infeed.first is None:
             infeed.close()
             raise ValueError(no_batch_message(input_fn, "Training"))

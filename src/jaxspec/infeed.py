@@ -1,35 +1,32 @@
-"""Batches in: what input_fn yields, checked, converted and stacked for the devices."""
+"""Batches in: one thread calls input_fn, checks what it yields, and stacks it for the devices."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from .arrays import describe_array, named_leaves, path_name
-from .callables import call_by_name, describe
-from .position import decode_position, encode_position
+from .batch import Batch as Batch
+from .batch import BatchChecker
+from .callables import describe
+from .source import InputMemory, InputSource
 from .spec import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
 _PREFETCHED_STACKS = 2
 _PATIENCE_SECS = 0.02
 """How long a full stack is waited for before one that is not full is taken."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One checked batch: (features, labels) with NumPy leaves `[rows, ...]`."""
-
-    data: tuple[Any, Any]
-    rows: int
-    position: str | None
-    """What the input's `get_state` said after this batch, encoded; None where it has none."""
+_JOIN_SECS = 10
+_LONG_SECS = 60
+"""After so long an evaluation of all batches says that it is still under way."""
 
 
 @dataclasses.dataclass
@@ -53,24 +50,35 @@ class Slice:
 
 
 class Infeed:
-    """The batches of one call of input_fn. A helper thread prepares them ahead.
+    """The batches of one call of input_fn, all of which runs in a thread of its own: the call, each `next`, the close.
 
-    The first batch is fetched at once: `first` is None when there is none. `start` begins the prefetching, `take`
-    gives what to run next.
+    The thread has a copy of the caller's context. The first batch is waited for: `first` is None when there is none.
+    `start` begins the prefetching, `take` gives what to run next.
+
+    An iterator that somebody else holds, too, when input_fn returns it is *lent*. It is not closed, it is read no further
+    than `take` asks, and batches that were read and not taken are kept in `memory` for the next call.
 
     Args:
-      source: what input_fn returned.
+      input_fn: names any of `available`.
+      available: the arguments by name.
       mode: a `ModeKeys` value.
       num_shards: the devices that this process feeds.
       batch_size: rows this process must yield; None: as many as the first batch has.
       ragged: whether batches of another size are allowed (never so in training on several shards).
       limit: the most batches to ask for; None: all.
       position: where to go on, for a source that has `get_state` and `set_state`.
+      resume: None: go on at the position if the input is the one that it came from; True: whatever the input is;
+        False: never.
+      step: the global step that training goes on at.
+      restarted: whether the state comes from a checkpoint.
+      memory: of the calls before.
+      clock: seconds.
     """
 
     def __init__(
         self,
-        source: Any,
+        input_fn: Callable[..., Any],
+        available: dict[str, Any] | None = None,
         *,
         mode: str,
         num_shards: int,
@@ -78,29 +86,66 @@ class Infeed:
         ragged: bool,
         limit: int | None = None,
         position: str | None = None,
+        resume: bool | None = None,
+        step: int = 0,
+        restarted: bool = False,
+        memory: InputMemory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.position = position
-        self._iterator, self._reporter = _iterate(source)
-        if position is not None and self._reporter is not None:
-            self._reporter.set_state(decode_position(position))
-        self._mode, self._num_shards, self._ragged = mode, num_shards, ragged
-        self._left = limit
-        self._number = 0
-        self._narrowed: set[str] = set()
-        self._reference: dict[str, np.ndarray] | None = None
-        self._structure: Any = None
-        self.batch_size = batch_size
+        self.first: Batch | None = None
+        self._training, self._evaluating = mode == ModeKeys.TRAIN, mode == ModeKeys.EVAL
+        self._name, self._num_shards, self._limit, self._step = describe(input_fn), num_shards, limit, step
+        self._memory, self._clock = InputMemory() if memory is None else memory, clock
+        self._source = InputSource(
+            input_fn,
+            available or {},
+            functools.partial(BatchChecker, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged),
+            ragged=ragged,
+            training=self._training,
+            endless=not self._evaluating,
+            limit=limit,
+            position=position,
+            resume=resume,
+            step=step,
+            restarted=restarted,
+            memory=self._memory,
+        )
         self._items: queue.Queue[Any] = queue.Queue(_PREFETCHED_STACKS)
-        self._stop = threading.Event()
+        self._opened, self._started, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._capacity = 1
         self._filling: Stack | None = None
         self._lock = threading.Lock()  # of `_filling`
-        self._thread: threading.Thread | None = None
         self._current: Any = None
+        self._taken = self._asked = 0
+        self._asking = threading.Condition()  # of `_asked`
+        self._unused: list[Stack | Batch] = []
+        self._failure: BaseException | None = None
+        self._close_error: BaseException | None = None
+        self._long_at: float | None = None
+        self._ended = False
+        run = functools.partial(contextvars.copy_context().run, _with_jax_settings(self._run))
+        self._thread = threading.Thread(target=run, name="jaxspec-infeed", daemon=True)
         try:
-            self.first = self._fetch()
+            self._thread.start()
+            while not self._opened.wait(1.0):  # a wait with an end can be interrupted everywhere
+                pass
+            if self._failure is not None:
+                raise self._failure
         except BaseException:
-            self._close_source()
+            self.close()
             raise
+        finally:
+            self._failure = None  # it holds this frame
+
+    @property
+    def position(self) -> str | None:
+        """Where the input goes on; None: at its beginning, or where it stands."""
+        return self._source.position
+
+    @property
+    def batch_size(self) -> int | None:
+        """The rows of a full batch of this process; None before the first."""
+        return self._source.checker.batch_size
 
     @property
     def rows_per_shard(self) -> int:
@@ -122,15 +167,23 @@ class Infeed:
 
     def start(self, capacity: int) -> None:
         """Begins to prepare stacks of `capacity` batches."""
-        self._thread = threading.Thread(target=self._produce, args=(capacity,), name="jaxspec-infeed", daemon=True)
-        self._thread.start()
+        self._capacity = capacity
+        if self._evaluating and self._limit is None:
+            self._long_at = self._clock() + _LONG_SECS
+        self._started.set()
 
     def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> "Slice | Batch | None":
         """Up to `most` full batches that lie in one stack; or one ragged batch; or None at the end of the input.
 
         Waits for the input, but no longer than until `give_up()`; then it gives None too. An exception in the input is raised here, when the batches before it have been taken.
         """
+        if self._source.lent:
+            most = most if self._training else 1  # what would run ahead in evaluation may never be used
+            with self._asking:
+                self._asked = self._taken + most
+                self._asking.notify()
         while self._current is None:
+            self._tell_if_long()
             try:
                 self._current = self._items.get(timeout=_PATIENCE_SECS)
             except queue.Empty:
@@ -141,16 +194,47 @@ class Infeed:
         if isinstance(self._current, BaseException):
             raise self._current
         if self._current is _END:
+            self._tell_if_short()
+            self._ended = True
             return None
         if isinstance(self._current, Batch):
             batch, self._current = self._current, None
+            self._taken += 1
             return batch
         stack = self._current
         start, stop = stack.taken, min(stack.taken + most, stack.count)
         stack.taken = stop
+        self._taken += stop - start
         if stop == stack.count:
             self._current = None
         return Slice(stack.data, start, stop, stack.positions[stop - 1])
+
+    def _tell_if_long(self) -> None:
+        if self._long_at is not None and self._clock() >= self._long_at:
+            self._long_at = None
+            _logger.warning(
+                "This evaluation has taken %d batches in %d s and goes on to the end of its input, as steps=None asks for. If the "
+                "input repeats for ever, give evaluate (or EvalSpec) a number of steps, or an input_fn of one epoch.",
+                self._taken,
+                _LONG_SECS,
+            )
+
+    def _tell_if_short(self) -> None:
+        if self._ended or self._limit is None or self._taken >= self._limit:
+            return
+        if self._training:
+            _logger.warning(
+                "The input has ended before the steps or max_steps of train: input_fn (%s) gave %d batches of the %d that were asked "
+                "for, and training ends at global step %d. For more, let it repeat: numpy_input_fn(..., num_epochs=None), or a loop "
+                "`while True:` in a generator.",
+                *(self._name, self._taken, self._limit, self._step + self._taken),
+            )
+        else:
+            _logger.warning(
+                "The input has ended before the steps of evaluate: input_fn (%s) gave %d batches of the %d that were asked for. All "
+                "of them count. steps=None takes what there is.",
+                *(self._name, self._taken, self._limit),
+            )
 
     def _unfinished_stack(self) -> Stack | None:
         with self._lock:
@@ -161,52 +245,103 @@ class Infeed:
         return stack
 
     def close(self) -> None:
-        """Stops the thread and closes the input. Batches not taken are lost."""
+        """Stops the thread, which closes the input. Batches not taken are lost, but for those of a lent iterator."""
         self._stop.set()
-        if self._thread is None:
-            self._close_source()
-        else:
-            self._thread.join(timeout=10)
-            if self._thread.is_alive():
-                _logger.warning(
-                    "input_fn has been busy for 10 s and cannot be interrupted; its thread is left to finish."
-                )
+        self._started.set()
+        with self._asking:
+            self._asking.notify()
+        if self._thread is threading.current_thread() or self._thread.ident is None:
+            return  # collected as garbage within the thread, or never started
+        self._thread.join(timeout=_JOIN_SECS)
+        if self._thread.is_alive():
+            _logger.warning(
+                "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish.", _JOIN_SECS
+            )
+            return
+        self._memory.used_up = self._ended if self._training else self._memory.used_up
+        self._source.remember(self._left_over())
+        if self._close_error is not None:
+            error, self._close_error = self._close_error, None
+            _logger.warning(
+                "input_fn (%s): closing the input failed: %s: %s",
+                self._name,
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
 
-    def _close_source(self) -> None:
-        close = getattr(self._iterator, "close", None)
-        if callable(close):
-            close()
+    def _left_over(self) -> list[Batch]:
+        """The batches that were fetched and not taken, in order, once."""
+        items, self._current = [self._current], None
+        with contextlib.suppress(queue.Empty):
+            while True:
+                items.append(self._items.get_nowait())
+        items += self._unused
+        self._unused = []
+        batches = []
+        for item in items:
+            if isinstance(item, Batch):
+                batches.append(item)
+            elif isinstance(item, Stack):
+                for i in range(item.taken, item.count):
+                    data = jax.tree.map(lambda x, i=i: x[i].reshape(-1, *x.shape[3:]), item.data)
+                    batches.append(Batch(data, self.batch_size or 0, item.positions[i]))
+        return batches
 
-    # What follows runs in the helper thread, but for the first batch.
+    # What follows runs in the thread.
 
-    def _produce(self, capacity: int) -> None:
+    def _run(self) -> None:
         end: Any = _END
-        batch = self.first
+        batch = None
         try:
+            batch = self.first = self._source.open()
+            self._opened.set()
+            self._started.wait()
+            self._wait_for_asking(1)
+            fetched = 1
             while batch is not None and not self._stop.is_set():
                 if batch.rows != self.batch_size:
                     self._put_filling()
                     # A copy, as for stacks: the input may use its buffer again.
-                    self._put(dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data)))
-                elif self._stacked(batch, capacity) == capacity:
+                    self._put(_copied(batch))
+                elif self._stacked(batch) == self._capacity:
                     self._put_filling()
-                batch = self._fetch()
-        except BaseException as error:
-            end = error
-        try:
-            self._close_source()
+                batch = None
+                self._wait_for_asking(fetched + 1)
+                if not self._stop.is_set():
+                    batch = self._source.fetch()
+                    fetched += 1
         except BaseException as error:
             end = error
         self._put_filling()
+        if batch is not None:
+            self._unused.append(_copied(batch))
+        another = self._source.close()
+        if another is not None and isinstance(end, BaseException):
+            end.add_note(f"and then, in closing the input: {type(another).__name__}: {another}")
+        else:
+            self._close_error = another
+        if not self._opened.is_set():
+            self._failure = end
+            self._opened.set()
         self._put(end)
 
-    def _stacked(self, batch: Batch, capacity: int) -> int:
+    def _wait_for_asking(self, count: int) -> None:
+        """Waits until a lent iterator is to give so many batches in all."""
+        if not self._source.lent:
+            return
+        if self._asked < count:
+            self._put_filling()  # whoever asked for them is waiting
+        with self._asking:
+            self._asking.wait_for(lambda: self._stop.is_set() or self._asked >= count)
+
+    def _stacked(self, batch: Batch) -> int:
         """Copies a full batch into the stack that is being filled; returns how many that holds."""
         with self._lock:
             if self._filling is None:
-                self._filling = Stack(self._empty_stack(batch, capacity), 0, [])
+                self._filling = Stack(self._empty_stack(batch), 0, [])
             stack = self._filling
-            jax.tree.map(functools.partial(self._copy, index=stack.count), stack.data, batch.data)
+            jax.tree.map(functools.partial(_copy, index=stack.count), stack.data, batch.data)
             stack.positions.append(batch.position)
             stack.count += 1
             return stack.count
@@ -227,138 +362,13 @@ class Infeed:
             except queue.Full:
                 continue
             return
+        self._unused.append(item)
 
-    def _empty_stack(self, batch: Batch, capacity: int) -> tuple[Any, Any]:
-        lead = (capacity, self._num_shards, self.rows_per_shard)
+    def _empty_stack(self, batch: Batch) -> tuple[Any, Any]:
+        lead = (self._capacity, self._num_shards, self.rows_per_shard)
         # A new one each time: a device may still read the last one, on a CPU without a copy of its own.
         data: tuple[Any, Any] = jax.tree.map(lambda x: np.zeros((*lead, *x.shape[1:]), x.dtype), batch.data)
         return data
-
-    @staticmethod
-    def _copy(to: np.ndarray, x: np.ndarray, *, index: int) -> None:
-        to[index] = x.reshape(to.shape[1:])
-
-    def _fetch(self) -> Batch | None:
-        if self._left == 0:
-            return None
-        batch = None
-        while batch is None or (batch.rows == 0 and self._ragged):  # a filter may leave nothing of a batch
-            try:
-                element = next(self._iterator)
-            except StopIteration:
-                return None
-            except BaseException as error:
-                error.add_note(f"raised by input_fn at batch {self._number} (counted from 0)")
-                raise
-            # At once, and as text: the next batch will change it.
-            position = encode_position(self._reporter.get_state()) if self._reporter is not None else None
-            batch = self._check(element, position)
-            self._number += 1
-        if self._left is not None:
-            self._left -= 1
-        return batch
-
-    def _check(self, element: Any, position: str | None) -> Batch:
-        features, labels = split_element(element)
-        if self._mode == ModeKeys.PREDICT:
-            labels = None
-        data = jax.tree_util.tree_map_with_path(self._convert, {"features": features, "labels": labels})
-        if self._number == 0 and self._narrowed:
-            _logger.warning(
-                "input_fn yields 64-bit arrays, which become 32-bit: %s. Enable jax_enable_x64 to keep them.",
-                ", ".join(sorted(self._narrowed)),
-            )
-        leaves = named_leaves(data)
-        if not leaves:
-            raise ValueError(f"{self._where()}: no array in it; yield features, or (features, labels).")
-        sizes = {name: leaf.shape[0] for name, leaf in leaves.items()}
-        if len(set(sizes.values())) != 1:
-            shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
-            raise ValueError(f"{self._where()}: leaves disagree in their leading size, the batch: {shown}.")
-        rows = next(iter(sizes.values()))
-        if rows == 0 and self._ragged:
-            return Batch((data["features"], data["labels"]), rows, position)
-        if self._reference is None:
-            self._set_reference(leaves, jax.tree.structure(data), rows)
-        else:
-            self._compare(leaves, jax.tree.structure(data))
-        if rows != self.batch_size:
-            self._check_size(rows)
-        return Batch((data["features"], data["labels"]), rows, position)
-
-    def _where(self) -> str:
-        return f"batch {self._number} of input_fn (counted from 0)"
-
-    def _set_reference(self, leaves: dict[str, np.ndarray], structure: Any, rows: int) -> None:
-        self._reference, self._structure = leaves, structure
-        if self.batch_size is None:
-            self.batch_size = rows
-        if self.batch_size % self._num_shards:
-            raise ValueError(
-                f"{self._where()} has {rows} rows, which {self._num_shards} shards do not divide. Yield a multiple of "
-                f"{self._num_shards} rows."
-            )
-
-    def _compare(self, leaves: dict[str, np.ndarray], structure: Any) -> None:
-        assert self._reference is not None
-        problems = [
-            f"{name}: {describe_array(leaf)}, was {describe_array(self._reference[name])}"
-            for name, leaf in leaves.items()
-            if name in self._reference
-            and (leaf.dtype, leaf.shape[1:]) != (self._reference[name].dtype, self._reference[name].shape[1:])
-        ]
-        problems += [f"{name}: not in the first batch" for name in leaves if name not in self._reference]
-        problems += [f"{name}: missing" for name in self._reference if name not in leaves]
-        if not problems and structure != self._structure:
-            problems = [f"structure {structure}, was {self._structure}"]
-        if problems:
-            raise ValueError(
-                f"{self._where()} differs from the first batch: {'; '.join(problems)}. All batches must have the same "
-                "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction."
-            )
-
-    def _check_size(self, rows: int) -> None:
-        assert self.batch_size is not None
-        assert self._reference is not None
-        if not self._ragged:
-            raise ValueError(
-                f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {next(iter(self._reference))}). In "
-                "training every batch must have params['batch_size'] rows: leave out a short last batch "
-                "(drop_remainder), as numpy_input_fn does."
-            )
-        if rows > self.batch_size and self._num_shards > 1:
-            raise ValueError(
-                f"{self._where()} has {rows} rows. The real batch size should not be greater than batch_size, "
-                f"{self.batch_size}: yield at most params['batch_size'] rows."
-            )
-
-    def _convert(self, path: Any, leaf: Any) -> np.ndarray:
-        name = path_name(path)
-        if hasattr(leaf, "toarray") and not hasattr(leaf, "dtype"):
-            raise TypeError(f"{self._where()}: {name} is sparse ({type(leaf).__name__}); make it dense first.")
-        array = np.asarray(leaf)
-        if array.dtype.kind in "OSUMm":
-            raise TypeError(
-                f"{self._where()}: {name} has dtype {array.dtype} ({type(leaf).__name__}); devices take numbers only. "
-                "Map strings to integer ids, pad ragged rows and make sparse matrices dense in input_fn."
-            )
-        if array.ndim == 0:
-            raise ValueError(
-                f"{self._where()}: {name} is a scalar ({leaf!r}); every leaf needs a leading batch axis. Put constants "
-                "into params."
-            )
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        if dtype == array.dtype:
-            return array
-        self._narrowed.add(name)
-        if array.dtype.kind in "iu" and array.size:
-            info = np.iinfo(dtype)
-            if array.max() > info.max or array.min() < info.min:
-                raise OverflowError(
-                    f"{self._where()}: {name} is {array.dtype} and holds values that {dtype} cannot. Enable "
-                    "jax_enable_x64, or map the values to a smaller range."
-                )
-        return array.astype(dtype)
 
 
 class _End:
@@ -368,41 +378,21 @@ class _End:
 _END = _End()
 
 
-def split_element(element: Any) -> tuple[Any, Any]:
-    """(features, labels) of one element: a plain tuple of two is that pair, anything else is features."""
-    if type(element) is tuple:
-        if len(element) != 2:
-            raise ValueError(
-                f"input_fn should return (features, labels) as a len 2 tuple, got a tuple of {len(element)}. Put several "
-                "features into a dict."
-            )
-        return element
-    return element, None
+def _copy(to: np.ndarray, x: np.ndarray, *, index: int) -> None:
+    to[index] = x.reshape(to.shape[1:])
 
 
-def _iterate(source: Any) -> tuple[Iterator[Any], Any]:
-    """(an iterator over the elements, the object that reports the position or None)."""
-    if source is None:
-        raise ValueError("input_fn returned None; return an iterable of batches, or one batch.")
-    if hasattr(source, "as_numpy_iterator"):
-        source = source.as_numpy_iterator()
-    is_batch = isinstance(source, dict | np.ndarray | jax.Array | np.generic) or type(source) is tuple
-    if is_batch or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
-        if not is_batch and np.asarray(source).dtype == object:
-            raise TypeError(
-                f"input_fn returned {type(source).__name__}; return an iterable of batches, or one batch (an array, a dict "
-                "or a (features, labels) tuple)."
-            )
-        return iter([source]), None
-    iterator = iter(source)
-    reports = hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
-    return iterator, iterator if reports else None
+def _copied(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data))
 
 
-def call_input_fn(input_fn: Callable[..., Any], available: dict[str, Any]) -> Any:
-    """Calls input_fn with what it names of `params`, `mode` and `config`; its exception comes back as itself."""
-    try:
-        return call_by_name(input_fn, available)
-    except BaseException as error:
-        error.add_note(f"raised by input_fn ({describe(input_fn)})")
-        raise
+def _with_jax_settings(run: Callable[[], None]) -> Callable[[], None]:
+    """`run` with the caller's settings of JAX that concern arrays of the host: these belong to a thread, not to a context."""
+    config: Any = jax.config
+    x64, device = config.jax_enable_x64, config.jax_default_device
+
+    def with_settings() -> None:
+        with jax.enable_x64(x64), jax.default_device(device):
+            run()
+
+    return with_settings

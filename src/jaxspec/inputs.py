@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from .arrays import describe_array, named_leaves
+from .position import arrays_fingerprint
 from .spec import ModeKeys
 
 
@@ -31,7 +32,10 @@ def numpy_input_fn(
 
     Returns:
       An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
-      run that is killed and started again goes on with the example that follows.
+      run that is killed and started again goes on with the example that follows. Another data set, or another order,
+      begins at its beginning: a position counts for arrays of the same structure, dtypes, shapes and values (of arrays
+      of more than 1 MiB, 1,024 rows spread over the whole are compared) in the same order. batch_size and num_epochs
+      may change.
     """
     x, y = jax.tree.map(np.asarray, (x, y))
     sizes = {name: np.shape(leaf)[:1] for name, leaf in named_leaves((x, y)).items()}
@@ -47,7 +51,14 @@ def numpy_input_fn(
             raise ValueError(
                 "numpy_input_fn: no batch size: pass batch_size=, or give the estimator the batch size of this mode."
             )
+        examples = next(iter(sizes.values()))[0]
         drop = mode == ModeKeys.TRAIN
+        if drop and num_epochs is not None and 0 < num_epochs * examples < size:
+            raise ValueError(
+                f"numpy_input_fn: {examples} examples, given {num_epochs} times, are fewer than the {size} rows of one "
+                "batch, and training leaves out a short batch: nothing would be trained. Choose a smaller batch size, or "
+                "num_epochs=None to repeat the examples."
+            )
         return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop)
 
     return input_fn
@@ -74,21 +85,30 @@ class NumpyBatches(Iterator[Any]):
         self._next_row = 0
         self._order: tuple[int, Any] = (-1, None)
 
+    @property
+    def endless(self) -> bool:
+        """Whether there is always another batch."""
+        return self._total is None and self._size > 0
+
     def __next__(self) -> Any:
         start, stop = self._next_row, self._next_row + self._batch_size
         if self._total is not None and stop > self._total:
             stop = start if self._drop_remainder else self._total
-        if start == stop or not self._size:
+        if start >= stop or not self._size:
             raise StopIteration
         self._next_row = stop
-        first_epoch, first = divmod(start, self._size)
+        first = start % self._size
         if self._seed is None and first + (stop - start) <= self._size:
             # Rows that lie together need no index.
             return jax.tree.map(lambda a: a[first : first + stop - start], self._data)
-        epochs = range(first_epoch, (stop - 1) // self._size + 1)
-        order = np.concatenate([self._epoch(epoch) for epoch in epochs])
-        rows = order[first : first + stop - start]
-        return jax.tree.map(lambda a: a[rows], self._data)
+        parts = []
+        while start < stop:
+            epoch, first = divmod(start, self._size)
+            rows = min(stop - start, self._size - first)
+            parts.append(self._epoch(epoch)[first : first + rows])
+            start += rows
+        order = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return jax.tree.map(lambda a: a[order], self._data)
 
     def _epoch(self, epoch: int) -> Any:
         if self._seed is None:
@@ -98,11 +118,28 @@ class NumpyBatches(Iterator[Any]):
             self._order = (epoch, rng.permutation(self._size))
         return self._order[1]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """By what the data and their order are recognised: of large arrays a sample, so that it takes no time."""
+        return {"seed": self._seed, "arrays": arrays_fingerprint(self._data)}
+
     def get_state(self) -> dict[str, int | None]:
         """The position: how many rows were given, and of what."""
         return {"rows": self._next_row, "of": self._size, "seed": self._seed}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind that position; at the beginning, if it is that of other data."""
-        if (state["of"], state["seed"]) == (self._size, self._seed):
-            self._next_row = state["rows"]
+        """Goes on behind that position.
+
+        Raises:
+          ValueError: if it is a position in another number of examples or in another order.
+        """
+        if not isinstance(state, Mapping) or not {"rows", "of", "seed"} <= set(state):
+            raise ValueError(f"the position {state!r} is not one of numpy_input_fn.")
+        if (state["of"], state["seed"]) != (self._size, self._seed):
+            raise ValueError(
+                f"the position is one in {_order(state['of'], state['seed'])}, the input has {_order(self._size, self._seed)}."
+            )
+        self._next_row = state["rows"]
+
+
+def _order(size: int, seed: int | None) -> str:
+    return f"{size} examples " + ("in order" if seed is None else f"shuffled with seed {seed}")

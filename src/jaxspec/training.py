@@ -36,6 +36,8 @@ class TrainSpec:
     """Kept as a tuple."""
     saving_listeners: Iterable[CheckpointSaverListener] | None = None
     """Called before the evaluation of a checkpoint. Kept as a tuple."""
+    resume_input: bool | None = None
+    """Whether the input goes on at the saved position; None: if it is the input that the position came from."""
 
     def __post_init__(self) -> None:
         _check_input_fn(self.input_fn, "TrainSpec")
@@ -130,6 +132,7 @@ def train_and_evaluate(
         hooks=train_spec.hooks,
         max_steps=train_spec.max_steps,
         saving_listeners=[*(train_spec.saving_listeners or ()), listener],
+        resume_input=train_spec.resume_input,
     )
     return listener.metrics, listener.exports
 
