@@ -169,11 +169,10 @@ def test_an_interrupted_run_does_not_wait_for_a_host_call_that_hangs(tmp_path, m
             thread.join(10)
 
 
-def slow_input(seconds, first=0.0, interrupt_at=None):
+def slow_input(seconds, interrupt_at=None):
     """The counting input, so many seconds a batch; at one of them there is an interrupt."""
 
     def input_fn():
-        time.sleep(first)
         for i, batch in enumerate(counting_input()()):
             if i == interrupt_at:
                 send_interrupt()
@@ -213,10 +212,20 @@ def test_a_loop_of_some_seconds_does_not_take_many_more(tmp_path):
 
 def test_an_interrupt_before_the_first_batch_is_heard_at_once(tmp_path, interrupt):
     interrupt(0.3)
+    busy = threading.Event()
+
+    def input_fn():
+        assert busy.wait(20)  # nobody can interrupt another thread
+        yield from ()
+
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        counting(tmp_path).train(slow_input(0, first=20), steps=1)
+        counting(tmp_path).train(input_fn, steps=1)
     assert time.monotonic() - began < 10
+    busy.set()
+    for thread in threading.enumerate():
+        if thread.name == "jaxspec-infeed":
+            thread.join(10)
 
 
 def test_a_signal_leaves_out_the_last_evaluation(tmp_path, caplog):

@@ -34,6 +34,7 @@ from .hostcall import on_host
 from .infeed import Infeed
 from .inference import InferenceRun, run_batches
 from .init import as_init_fn
+from .input_source import InputMemory
 from .loop import TrainingRun
 from .loop_length import LoopClock
 from .model import MODEL_FN_ARGUMENTS, Model
@@ -44,7 +45,6 @@ from .replicate import choose_devices, describe_devices, first_shard
 from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, signals_put_off
-from .source import InputMemory
 from .sources import Source, Sources
 from .spec import ModeKeys
 from .steps import TrainState
@@ -214,8 +214,8 @@ class TPUEstimator:
             input that the position came from, else it begins at its beginning, with a warning. It is recognised by the
             type of its iterator, the structure, dtypes and shapes of its batches (not the number of rows), and what
             the iterator's method `fingerprint` returns; where there is none, by the name of input_fn and the values of
-            the arrays that are attributes of the iterator. A `set_state` that raises ValueError refuses a position, too. True: go on there, whatever the
-            input is. False: begin.
+            the arrays that are attributes of the iterator. A `set_state` that raises ValueError refuses a position,
+            too. True: go on there, whatever the input is. False: begin.
 
         Returns:
           The estimator. A checkpoint of the last step is written, unless checkpoints are off.
@@ -445,7 +445,7 @@ class TPUEstimator:
             position = checkpoint.read_position(source.path)
         else:
             # A state that was lost takes its position with it: a fresh one begins the input again.
-            position = None if self._owner.state is None else self._owner.position
+            position = None if source.live is None else source.live.position
         infeed = self._infeed(
             input_fn,
             ModeKeys.TRAIN,

@@ -17,7 +17,7 @@ import numpy as np
 from .batch import Batch as Batch
 from .batch import BatchChecker
 from .callables import describe
-from .source import InputMemory, InputSource
+from .input_source import InputMemory, InputSource
 from .spec import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
@@ -25,6 +25,8 @@ _PREFETCHED_STACKS = 2
 _PATIENCE_SECS = 0.02
 """How long a full stack is waited for before one that is not full is taken."""
 _JOIN_SECS = 10
+_INTERRUPTED_JOIN_SECS = 1
+"""Before the first batch there is nothing to save: an interrupt is answered at once."""
 _LONG_SECS = 60
 """After so long an evaluation of all batches says that it is still under way."""
 
@@ -132,7 +134,7 @@ class Infeed:
             if self._failure is not None:
                 raise self._failure
         except BaseException:
-            self.close()
+            self.close(_INTERRUPTED_JOIN_SECS)
             raise
         finally:
             self._failure = None  # it holds this frame
@@ -244,7 +246,7 @@ class Infeed:
             stack, self._filling = self._filling, None
         return stack
 
-    def close(self) -> None:
+    def close(self, patience_secs: float = _JOIN_SECS) -> None:
         """Stops the thread, which closes the input. Batches not taken are lost, but for those of a lent iterator."""
         self._stop.set()
         self._started.set()
@@ -252,10 +254,11 @@ class Infeed:
             self._asking.notify()
         if self._thread is threading.current_thread() or self._thread.ident is None:
             return  # collected as garbage within the thread, or never started
-        self._thread.join(timeout=_JOIN_SECS)
+        self._thread.join(timeout=patience_secs)
         if self._thread.is_alive():
             _logger.warning(
-                "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish.", _JOIN_SECS
+                "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish.",
+                patience_secs,
             )
             return
         self._memory.used_up = self._ended if self._training else self._memory.used_up

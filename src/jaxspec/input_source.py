@@ -271,14 +271,18 @@ def _difference(saved: dict[str, Any] | None, here: dict[str, Any]) -> str | Non
     if saved is None:
         return None
     for key, value in here.items():
-        was = saved.get(key)
-        if key in saved and was == value:
-            continue
-        if isinstance(value, dict) and isinstance(was, dict):
-            names = sorted(name for name in {*value, *was} if value.get(name) != was.get(name))
-            return f"other {key}: " + ", ".join(f"{n}: {value.get(n)}, was {was.get(n)}" for n in names[:3])
-        return f"other {key}: {value}, was {was}"
+        if (differing := _differing(saved.get(key), value)) is not None:
+            return f"{key}{differing}"
     return None
+
+
+def _differing(was: Any, value: Any) -> str | None:
+    if was == value:
+        return None
+    if isinstance(value, dict) and isinstance(was, dict):
+        inner = {key: _differing(was.get(key), value.get(key)) for key in (*value, *was)}
+        return next(f"/{key}{text}" for key, text in inner.items() if text is not None)
+    return f": {value}, was {was}"
 
 
 def call_input_fn(input_fn: Callable[..., Any], available: dict[str, Any]) -> Any:
