@@ -134,8 +134,8 @@ def test_torchs_lists_and_plain_lists_train_as_tuples_do(tmp_path):
             train_batch_size=8,
             eval_batch_size=8,
         )
-        made.train(lambda form=form: [form(i) for i in (0, 8, 16)])
-        losses[name] = made.evaluate(lambda form=form: [form(i) for i in (0, 8, 16)])
+        batches = [form(i) for i in (0, 8, 16)]
+        losses[name] = made.train(batches.copy).evaluate(batches.copy)
     assert losses["torch"] == losses["tuples"]
     assert losses["plain"] == losses["tuples"]
 

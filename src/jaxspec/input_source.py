@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,17 +21,21 @@ class InputMemory:
         """Whether the last training ended because its input did."""
         self.told = False
         """Whether it has been said that the input begins again."""
-        self._iterator: Any = None
+        self._iterator: Callable[[], Any] = lambda: None
         self._identity: dict[str, Any] | None = None
         self._unused: list[Batch] = []
 
     def remember(self, iterator: Any, identity: dict[str, Any] | None, unused: list[Batch]) -> None:
         """Keeps what was read from a lent iterator and not used."""
-        self._iterator, self._identity, self._unused = iterator, identity, unused
+        try:
+            self._iterator = weakref.ref(iterator)
+        except TypeError:  # some of Python's own cannot be referenced so
+            self._iterator = lambda: iterator
+        self._identity, self._unused = identity, unused
 
     def recall(self, iterator: Any) -> tuple[dict[str, Any] | None, list[Batch]] | None:
         """(identity, unused batches) of that iterator; None if another one was remembered. The batches are given once."""
-        if iterator is not self._iterator:
+        if iterator is not self._iterator():
             return None
         known = self._identity, self._unused
         self._unused = []
