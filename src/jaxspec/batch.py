@@ -111,11 +111,20 @@ class BatchChecker:
         if not problems and structure != self._structure:
             problems = [f"structure {structure}, was {self._structure}"]
         if problems:
-            raise ValueError(
+            error = ValueError(
                 f"{self._where()} differs from the first batch: {'; '.join(problems)}. All batches must have the same "
-                "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction. Pad sequences of "
-                "several lengths to one length in input_fn, or call train or evaluate once for each length."
+                "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction."
             )
+            if any(
+                name in self._reference
+                and leaf.ndim == self._reference[name].ndim
+                and leaf.shape[1:] != self._reference[name].shape[1:]
+                for name, leaf in leaves.items()
+            ):
+                error.add_note(
+                    "Sequences of several lengths: pad them to one length in input_fn. There is one program for one shape."
+                )
+            raise error
 
     def _check_size(self, rows: int) -> None:
         assert self.batch_size is not None
