@@ -1,7 +1,6 @@
 """Batches in: one thread calls input_fn, checks what it yields, and stacks it for the devices."""
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import logging
@@ -17,8 +16,12 @@ import numpy as np
 from .batch import Batch as Batch
 from .batch import BatchChecker
 from .callables import describe
+from .callers_context import in_callers_context
+from .input_report import InputReport
 from .input_source import InputMemory, InputSource
 from .spec import ModeKeys
+from .stacks import Slice as Slice
+from .stacks import Stack
 
 _logger = logging.getLogger("jaxspec")
 _PREFETCHED_STACKS = 2
@@ -27,28 +30,6 @@ _PATIENCE_SECS = 0.02
 _JOIN_SECS = 10
 _INTERRUPTED_JOIN_SECS = 1
 """Before the first batch there is nothing to save: an interrupt is answered at once."""
-_LONG_SECS = 60
-"""After so long an evaluation of all batches says that it is still under way."""
-
-
-@dataclasses.dataclass
-class Stack:
-    """Full batches, ready for one dispatch: leaves `[capacity, shards, rows per shard, ...]`; `count` are filled."""
-
-    data: tuple[Any, Any]
-    count: int
-    positions: list[str | None]
-    taken: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """Batches `start` to `stop - 1` of a stack."""
-
-    data: tuple[Any, Any]
-    start: int
-    stop: int
-    position: str | None
 
 
 class Infeed:
@@ -95,16 +76,16 @@ class Infeed:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.first: Batch | None = None
-        self._training, self._evaluating = mode == ModeKeys.TRAIN, mode == ModeKeys.EVAL
-        self._name, self._num_shards, self._limit, self._step = describe(input_fn), num_shards, limit, step
-        self._memory, self._clock = InputMemory() if memory is None else memory, clock
+        self._name, self._num_shards, self._training = describe(input_fn), num_shards, mode == ModeKeys.TRAIN
+        self._memory = InputMemory() if memory is None else memory
+        self._report = InputReport(self._name, mode=mode, limit=limit, step=step, clock=clock)
         self._source = InputSource(
             input_fn,
             available or {},
             functools.partial(BatchChecker, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged),
             ragged=ragged,
             training=self._training,
-            endless=not self._evaluating,
+            endless=mode != ModeKeys.EVAL,
             limit=limit,
             position=position,
             resume=resume,
@@ -123,10 +104,8 @@ class Infeed:
         self._unused: list[Stack | Batch] = []
         self._failure: BaseException | None = None
         self._close_error: BaseException | None = None
-        self._long_at: float | None = None
         self._ended = False
-        run = functools.partial(contextvars.copy_context().run, _with_jax_settings(self._run))
-        self._thread = threading.Thread(target=run, name="jaxspec-infeed", daemon=True)
+        self._thread = threading.Thread(target=in_callers_context(self._run), name="jaxspec-infeed", daemon=True)
         try:
             self._thread.start()
             while not self._opened.wait(1.0):  # a wait with an end can be interrupted everywhere
@@ -170,8 +149,7 @@ class Infeed:
     def start(self, capacity: int) -> None:
         """Begins to prepare stacks of `capacity` batches."""
         self._capacity = capacity
-        if self._evaluating and self._limit is None:
-            self._long_at = self._clock() + _LONG_SECS
+        self._report.start()
         self._started.set()
 
     def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> "Slice | Batch | None":
@@ -185,7 +163,7 @@ class Infeed:
                 self._asked = self._taken + most
                 self._asking.notify()
         while self._current is None:
-            self._tell_if_long()
+            self._report.taken(self._taken)
             try:
                 self._current = self._items.get(timeout=_PATIENCE_SECS)
             except queue.Empty:
@@ -196,7 +174,7 @@ class Infeed:
         if isinstance(self._current, BaseException):
             raise self._current
         if self._current is _END:
-            self._tell_if_short()
+            self._report.ended(self._taken)
             self._ended = True
             return None
         if isinstance(self._current, Batch):
@@ -204,39 +182,11 @@ class Infeed:
             self._taken += 1
             return batch
         stack = self._current
-        start, stop = stack.taken, min(stack.taken + most, stack.count)
-        stack.taken = stop
-        self._taken += stop - start
-        if stop == stack.count:
+        part: Slice = stack.take(most)
+        self._taken += part.stop - part.start
+        if part.stop == stack.count:
             self._current = None
-        return Slice(stack.data, start, stop, stack.positions[stop - 1])
-
-    def _tell_if_long(self) -> None:
-        if self._long_at is not None and self._clock() >= self._long_at:
-            self._long_at = None
-            _logger.warning(
-                "This evaluation has taken %d batches in %d s and goes on to the end of its input, as steps=None asks for. If the "
-                "input repeats for ever, give evaluate (or EvalSpec) a number of steps, or an input_fn of one epoch.",
-                self._taken,
-                _LONG_SECS,
-            )
-
-    def _tell_if_short(self) -> None:
-        if self._ended or self._limit is None or self._taken >= self._limit:
-            return
-        if self._training:
-            _logger.warning(
-                "The input has ended before the steps or max_steps of train: input_fn (%s) gave %d batches of the %d that were asked "
-                "for, and training ends at global step %d. For more, let it repeat: numpy_input_fn(..., num_epochs=None), or a loop "
-                "`while True:` in a generator.",
-                *(self._name, self._taken, self._limit, self._step + self._taken),
-            )
-        else:
-            _logger.warning(
-                "The input has ended before the steps of evaluate: input_fn (%s) gave %d batches of the %d that were asked for. All "
-                "of them count. steps=None takes what there is.",
-                *(self._name, self._taken, self._limit),
-            )
+        return part
 
     def _unfinished_stack(self) -> Stack | None:
         with self._lock:
@@ -286,9 +236,7 @@ class Infeed:
             if isinstance(item, Batch):
                 batches.append(item)
             elif isinstance(item, Stack):
-                for i in range(item.taken, item.count):
-                    data = jax.tree.map(lambda x, i=i: x[i].reshape(-1, *x.shape[3:]), item.data)
-                    batches.append(Batch(data, self.batch_size or 0, item.positions[i]))
+                batches += item.rest()
         return batches
 
     # What follows runs in the thread.
@@ -342,12 +290,9 @@ class Infeed:
         """Copies a full batch into the stack that is being filled; returns how many that holds."""
         with self._lock:
             if self._filling is None:
-                self._filling = Stack(self._empty_stack(batch), 0, [])
-            stack = self._filling
-            jax.tree.map(functools.partial(_copy, index=stack.count), stack.data, batch.data)
-            stack.positions.append(batch.position)
-            stack.count += 1
-            return stack.count
+                # A new one each time: a device may still read the last one, on a CPU without a copy of its own.
+                self._filling = Stack.like(batch, (self._capacity, self._num_shards, self.rows_per_shard))
+            return self._filling.add(batch)
 
     def _put_filling(self) -> None:
         # One stack at a time is between `_filling` and the queue, and only this thread fills another: while it is, a
@@ -367,12 +312,6 @@ class Infeed:
             return
         self._unused.append(item)
 
-    def _empty_stack(self, batch: Batch) -> tuple[Any, Any]:
-        lead = (self._capacity, self._num_shards, self.rows_per_shard)
-        # A new one each time: a device may still read the last one, on a CPU without a copy of its own.
-        data: tuple[Any, Any] = jax.tree.map(lambda x: np.zeros((*lead, *x.shape[1:]), x.dtype), batch.data)
-        return data
-
 
 class _End:
     """The end of the input."""
@@ -381,21 +320,5 @@ class _End:
 _END = _End()
 
 
-def _copy(to: np.ndarray, x: np.ndarray, *, index: int) -> None:
-    to[index] = x.reshape(to.shape[1:])
-
-
 def _copied(batch: Batch) -> Batch:
     return dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data))
-
-
-def _with_jax_settings(run: Callable[[], None]) -> Callable[[], None]:
-    """`run` with the caller's settings of JAX that concern arrays of the host: these belong to a thread, not to a context."""
-    config: Any = jax.config
-    x64, device = config.jax_enable_x64, config.jax_default_device
-
-    def with_settings() -> None:
-        with jax.enable_x64(x64), jax.default_device(device):
-            run()
-
-    return with_settings
