@@ -7,7 +7,6 @@ from . import inputs as inputs
 from . import metrics as metrics
 from . import summary as summary
 from .axis import SHARD_AXIS as SHARD_AXIS
-from .axis import global_mean as global_mean
 from .checkpoint.directory import load_global_step as load_global_step
 from .checkpoint.iterator import checkpoints_iterator as checkpoints_iterator
 from .config import InputPipelineConfig as InputPipelineConfig
@@ -18,6 +17,7 @@ from .exporter import BestExporter as BestExporter
 from .exporter import Exporter as Exporter
 from .exporter import FinalExporter as FinalExporter
 from .exporter import LatestExporter as LatestExporter
+from .global_mean import global_mean as global_mean
 from .moving_average import ExponentialMovingAverage as ExponentialMovingAverage
 from .replicate import gather as gather
 from .replicate import replicate as replicate

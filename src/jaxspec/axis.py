@@ -74,26 +74,6 @@ def bind_shard_axis(fn: Callable[..., Any]) -> Callable[..., Any]:
     return bound
 
 
-def global_mean(values: Any, weights: Any = None) -> jax.Array:
-    """The weighted mean of this shard's values, normalised by the weights of all shards.
-
-    `sum(values * weights) / pmean(sum(weights))` over `SHARD_AXIS`: its mean over shards, and the gradient of that,
-    are those of the whole batch on one device, however the weights are spread over shards. Where the axis is not
-    bound (model_fn called by hand) the mean over shards is left out.
-
-    Args:
-      values: per-shard array of any shape, floating.
-      weights: array that broadcasts against `values`; None: all ones.
-
-    Returns:
-      A scalar of this shard; NaN when all weights of all shards are 0.
-    """
-    values = jnp.asarray(values)
-    weights = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
-    total: jax.Array = mean_over_shards(jnp.sum(weights))
-    return jnp.sum(values * weights) / total
-
-
 def same_on_all_shards(tree: Any) -> Any:
     """Makes each leaf the same on every shard: inexact ones are averaged, others take shard 0's value."""
 

@@ -340,7 +340,7 @@ class TPUEstimator:
             if infeed.first is None:
                 return
             with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as run:
-                while (batch := run.next_batch(lambda spec, rows: None)) is not None:
+                while (batch := run.next_batch(lambda *_: None)) is not None:
                     predictions = on_host(batch[0]).predictions
                     yield from examples(choose_keys(predictions, predict_keys), single, batch[1])
                 run.end()

@@ -80,9 +80,10 @@ def check_keywords(name: str, pair: HostFunction | None) -> None:
 
 
 def call_host_function(name: str, pair: HostFunction) -> Any:
-    """Calls the function with NumPy arrays. An exception comes back as itself, with a note naming `name`."""
+    """Calls the function with NumPy arrays of its own, which it may write to. Its exception comes back with a note."""
     fn, tensors = pair
-    tensors = to_host(tensors)
+    # Those of JAX cannot be written to, and another function may be given the same ones.
+    tensors = jax.tree.map(lambda x: np.array(x, subok=True), to_host(tensors))
     try:
         return fn(**tensors) if isinstance(tensors, dict) else fn(*tensors)
     except BaseException as error:

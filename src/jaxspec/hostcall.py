@@ -1,26 +1,36 @@
 """Gathered specs out: one host spec for each step, its host functions called in step order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from .host_function import HostCallHook
+from .metrics._shard_scalars import ShardScalars
 from .replicate import concatenate_shards
 from .spec import EstimatorSpec, ModeKeys, TPUEstimatorSpec, replaced
 
 
-def steps_of(spec: TPUEstimatorSpec, start: int, stop: int) -> Iterator[TPUEstimatorSpec]:
+def steps_of(
+    spec: TPUEstimatorSpec, start: int, stop: int, rows_per_shard: int | None = None
+) -> Iterator[TPUEstimatorSpec]:
     """The host specs of steps `start` to `stop - 1` of a fetched `Loop` output, each of the whole batch.
 
     Args:
-      spec: NumPy leaves: the loss `[capacity]`, others `[capacity, shards, ...]`.
+      spec: NumPy leaves: the loss `[capacity, ...]`, others `[capacity, shards, ...]`.
+      rows_per_shard: given where batches differ in size: in evaluation the scalars of each shard carry it.
     """
     # Taken apart once: a spec is a pytree with Python code in it, too slow to be one at each step.
     pairs = {name: pair for name in ("eval_metrics", "host_call") if (pair := getattr(spec, name)) is not None}
     leaves, structure = jax.tree.flatten((spec.predictions, {name: tensors for name, (_, tensors) in pairs.items()}))
+    counted = rows_per_shard is not None and spec.mode == ModeKeys.EVAL
+    scalars = [k for k, leaf in enumerate(leaves) if leaf.ndim == 2] if counted else []
     for i in range(start, stop):
-        predictions, tensors = jax.tree.unflatten(structure, [concatenate_shards(leaf[i]) for leaf in leaves])
+        arrays = [concatenate_shards(leaf[i]) for leaf in leaves]
+        for k in scalars:
+            arrays[k] = ShardScalars(arrays[k], np.full(len(arrays[k]), rows_per_shard))
+        predictions, tensors = jax.tree.unflatten(structure, arrays)
         yield replaced(
             spec,
             predictions=predictions,
@@ -29,28 +39,14 @@ def steps_of(spec: TPUEstimatorSpec, start: int, stop: int) -> Iterator[TPUEstim
         )
 
 
-def join_shards(
-    spec: TPUEstimatorSpec, shards: int, rows: int, rest: TPUEstimatorSpec, rest_rows: int
-) -> TPUEstimatorSpec:
-    """One host spec of the first `shards` shards of `spec` (`rows` rows in all) and those of `rest` behind them.
-
-    Args:
-      spec, rest: fetched `Loop` outputs of one step: leaves `[1 or more, shards, ...]`, of which the first is used.
-    """
-    if not shards:
-        return next(steps_of(rest, 0, 1))
-    first = next(steps_of(jax.tree.map(lambda x: x if x.ndim == 1 else x[:, :shards], spec), 0, 1))
-    if not rest_rows:
-        return first
-    last = next(steps_of(rest, 0, 1))
-    leaves, structure = jax.tree.flatten(replaced(first, loss=None))
-    more = jax.tree.leaves(replaced(last, loss=None))
-    joined: TPUEstimatorSpec = jax.tree.unflatten(
-        structure, [np.concatenate(pair) for pair in zip(leaves, more, strict=True)]
-    )
-    if first.loss is None:
-        return joined
-    return replaced(joined, loss=(first.loss * rows + last.loss * rest_rows) / (rows + rest_rows))
+def joined(specs: Sequence[TPUEstimatorSpec]) -> TPUEstimatorSpec:
+    """One host spec of groups of shards that follow one another; without a loss."""
+    specs = [replaced(spec, loss=None) for spec in specs]
+    if len(specs) == 1:
+        return specs[0]
+    parts = zip(*map(jax.tree.leaves, specs), strict=True)
+    spec: TPUEstimatorSpec = jax.tree.unflatten(jax.tree.structure(specs[0]), [np.concatenate(part) for part in parts])
+    return spec
 
 
 def on_host(spec: TPUEstimatorSpec) -> EstimatorSpec:

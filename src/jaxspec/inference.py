@@ -1,10 +1,11 @@
 """One evaluation or prediction: batches through the devices, one host spec for each, exactly the rows there are."""
 
 import collections
+import functools
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,70 +14,107 @@ from .checkpoint import state_arrays
 from .hooks.calls import HookCalls, SessionStopped
 from .hooks.session import Session
 from .hooks.session_run_hook import SessionRunContext
-from .hostcall import join_shards, steps_of
+from .hostcall import joined, steps_of
 from .infeed import Batch, Infeed, Slice
+from .loss_sums import LossSums
 from .outputs import StepOutputs, fetch_names
 from .progress import ProgressBar
-from .replicate import MAX_IN_FLIGHT, Loop, first_shard
-from .spec import TPUEstimatorSpec
+from .replicate import MAX_IN_FLIGHT, Loop, first_shard, on_first
+from .spec import TPUEstimatorSpec, replaced
 from .summary import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
 
 
-class TailLoop:
-    """A step for batches that are not full: no row is invented that a user could see, and none is left out.
+class HostBatch(NamedTuple):
+    """What came of one batch."""
 
-    Of `r` rows at `b` rows a shard, the first `r // b` shards run in the program of full batches; the other shards
-    get copies of them, with weight 0, and their outputs are thrown away whole. The last `r % b` rows run once, on
-    one device, at their exact shape.
+    spec: TPUEstimatorSpec
+    """On the host, of the whole batch; its loss is that of the batch."""
+    rows: int
+    loss: LossSums
+
+
+class Group(NamedTuple):
+    """Shards of a batch that were mapped together, all of the same number of rows; leaves on the host."""
+
+    spec: TPUEstimatorSpec
+    """Its loss is in parts."""
+    rows: int
+
+
+def host_batch(groups: Sequence[Group]) -> HostBatch:
+    """The batch whose groups, in order, these are."""
+    spec, sums = joined([group.spec for group in groups]), LossSums()
+    parts = groups[0].spec.loss
+    if parts is None:
+        return HostBatch(spec, sum(group.rows for group in groups), sums)
+    for group in groups:
+        sums.add(group.spec.loss, group.rows)
+    loss = parts.dtype.type(sums.compute())
+    return HostBatch(replaced(spec, loss=loss), sum(group.rows for group in groups), sums)
+
+
+class TailLoop:
+    """A step for batches that are not full: rows of such a batch, and nothing else, are on the devices.
+
+    Of `r` rows at `b` rows a shard, the first `r // b` shards run as one group, mapped over as many devices. The last
+    `r % b` rows run as another, on one device, at their exact shape. There is a program for each number of devices and
+    of rows, made when a batch wants it.
 
     Args:
-      full: the loop of full batches, over `len(full.devices)` shards.
-      single: a loop of the same step over one device.
+      step: `(state, features, labels, place) -> spec`.
+      devices: those of full batches.
       rows_per_shard: b.
-      capacity: that of the stacks that `full` takes.
     """
 
-    def __init__(self, full: Loop, single: Loop, rows_per_shard: int, capacity: int) -> None:
-        self._full, self._single = full, single
-        self._rows_per_shard, self._capacity = rows_per_shard, capacity
+    def __init__(self, step: Callable[..., TPUEstimatorSpec], devices: Sequence[jax.Device], rows_per_shard: int):
+        self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
+        self._loops: dict[int, Loop] = {}
 
-    def __call__(self, state: Any, batch: Batch) -> Callable[[], TPUEstimatorSpec]:
-        """Dispatches the batch; the result fetches its host spec."""
-        num_shards = len(self._full.devices)
-        shards = batch.rows // self._rows_per_shard if num_shards > 1 else 0
-        rows = shards * self._rows_per_shard
-        first = rest = None
-        if shards:
-            _, first = self._full(state, self._filled(batch, shards), 0, 1)
-        if rows < batch.rows:
-            tail = jax.tree.map(lambda x: x[None, None, rows:], batch.data)
-            _, rest = self._single(state, (*tail, np.full((1, 1), batch.rows - rows, np.float32)), 0, 1)
+    def on(self, state: Any) -> Callable[[Batch, int], Callable[[], HostBatch]]:
+        """A function that dispatches a batch, given its number, on `state`; its result fetches what came of it."""
+        states: dict[int, Any] = {}
 
-        def fetch() -> TPUEstimatorSpec:
-            return join_shards(jax.device_get(first), shards, rows, jax.device_get(rest), batch.rows - rows)
+        def dispatch(batch: Batch, number: int) -> Callable[[], HostBatch]:
+            full = batch.rows // self._rows_per_shard if len(self._devices) > 1 else 0
+            rows = full * self._rows_per_shard
+            pending: list[tuple[TPUEstimatorSpec, int, int]] = []
+            for start, stop, shards in ((0, rows, full), (rows, batch.rows, 1)):
+                if start == stop:
+                    continue
+                size = (stop - start) // shards
+                if shards not in self._loops:
+                    self._loops[shards] = Loop(self._step, self._devices[:shards], trains=False, rolled=False)
+                if shards not in states:
+                    states[shards] = on_first(state, self._devices[:shards])
+                data = jax.tree.map(functools.partial(_one_stack, start, stop, shards), batch.data)
+                place = np.empty((1, shards, 2), np.int32)
+                place[...] = number, full if start else 0
+                _, spec = self._loops[shards](states[shards], (*data, place), 0, 1)
+                pending.append((spec, size, stop - start))
 
-        return fetch
+            def fetch() -> HostBatch:
+                return host_batch(
+                    [
+                        Group(next(steps_of(jax.device_get(spec), 0, 1, rows_per_shard=size)), rows)
+                        for spec, size, rows in pending
+                    ]
+                )
 
-    def _filled(self, batch: Batch, shards: int) -> tuple[Any, Any, Any]:
-        num_shards, rows = len(self._full.devices), self._rows_per_shard
-        order = np.arange(num_shards) % shards
+            return fetch
 
-        def fill(x: np.ndarray) -> np.ndarray:
-            stack = np.zeros((self._capacity, num_shards, rows, *x.shape[1:]), x.dtype)
-            stack[0] = x[: shards * rows].reshape(shards, rows, *x.shape[1:])[order]
-            return stack
+        return dispatch
 
-        features, labels = jax.tree.map(fill, batch.data)
-        weight = np.where(np.arange(num_shards) < shards, np.float32(rows), np.float32(0))
-        return features, labels, np.broadcast_to(weight, (self._capacity, num_shards))
+
+def _one_stack(start: int, stop: int, shards: int, x: np.ndarray) -> np.ndarray:
+    return x[start:stop].reshape(1, shards, -1, *x.shape[1:])
 
 
 def run_batches(
     state: Any, infeed: Infeed, full: Loop, tail: TailLoop, capacity: int
-) -> Generator[tuple[TPUEstimatorSpec, int], None, None]:
-    """Yields (host spec, rows) of every batch, in order. A few dispatches run ahead.
+) -> Generator[HostBatch, None, None]:
+    """Yields what came of every batch, in order. A few dispatches run ahead.
 
     Args:
       state: on the devices; must stay alive until the generator is closed.
@@ -85,18 +123,18 @@ def run_batches(
       tail: that of others.
       capacity: of the stacks.
     """
-    rows = infeed.rows_per_shard
     num_shards = len(full.devices)
-    weight = np.full((capacity, num_shards), rows, np.float32)
+    run_tail = tail.on(state)
+    number = 0
     # Generators: they fetch when they are asked.
-    pending: collections.deque[Iterator[tuple[TPUEstimatorSpec, int]]] = collections.deque()
+    pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
-    def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[tuple[TPUEstimatorSpec, int]]:
-        for one in steps_of(jax.device_get(spec), item.start, item.stop):
-            yield one, rows * num_shards
+    def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[HostBatch]:
+        for one in steps_of(jax.device_get(spec), item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
+            yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
 
-    def fetch_tail(fetch: Callable[[], TPUEstimatorSpec], count: int) -> Iterator[tuple[TPUEstimatorSpec, int]]:
-        yield fetch(), count
+    def fetch_tail(fetch: Callable[[], HostBatch]) -> Iterator[HostBatch]:
+        yield fetch()
 
     while True:
         while pending and not infeed.ready():
@@ -105,10 +143,14 @@ def run_batches(
         if (item := infeed.take(capacity)) is None:
             break
         if isinstance(item, Batch):
-            pending.append(fetch_tail(tail(state, item), item.rows))
+            pending.append(fetch_tail(run_tail(item, number)))
+            number += 1
         else:
-            _, spec = full(state, (*item.data, weight), item.start, item.stop)
+            place = np.zeros((capacity, num_shards, 2), np.int32)
+            place[item.start : item.stop, :, 0] = np.arange(number, number + item.stop - item.start)[:, None]
+            _, spec = full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item))
+            number += item.stop - item.start
         while len(pending) > MAX_IN_FLIGHT - 1:
             yield from pending.popleft()
     while pending:
@@ -132,7 +174,7 @@ class InferenceRun:
 
     def __init__(
         self,
-        batches: Iterator[tuple[TPUEstimatorSpec, int]],
+        batches: Iterator[HostBatch],
         *,
         hooks: HookCalls,
         step: int,
@@ -158,8 +200,8 @@ class InferenceRun:
         self._hooks.after_create_session(self._session)
 
     # Not a generator: a StopIteration of the user's would become another error in one.
-    def next_batch(self, use: Callable[[TPUEstimatorSpec, int], None]) -> tuple[TPUEstimatorSpec, int] | None:
-        """(host spec, rows) of the next batch, after `use` and the hooks' `after_run`; None when there is no more."""
+    def next_batch(self, use: Callable[[TPUEstimatorSpec, int, LossSums], None]) -> HostBatch | None:
+        """The next batch, after `use` and the hooks' `after_run`; None when there is no more."""
         if self._stop or self._number == self._limit:
             return None
         context = SessionRunContext(self._session, self._number, self._number)
@@ -168,7 +210,7 @@ class InferenceRun:
             batch = next(self._batches, None)
             if batch is None:
                 return None
-            self._last = StepOutputs(batch[0], self._shard, np.asarray)
+            self._last = StepOutputs(batch.spec, self._shard, np.asanyarray)
             use(*batch)
             self._hooks.after_run(context, asked)
         except SessionStopped:

@@ -143,9 +143,8 @@ class Programs:
                 spec, jaxpr = trace_spec(step, state, features, labels)
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Loop(step, self._devices, trains=False, rolled=rolled)
-                single = Loop(step, self._devices[:1], trains=False, rolled=False)
                 capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
-                tail = TailLoop(full, single, infeed.rows_per_shard, capacity)
+                tail = TailLoop(step, self._devices, infeed.rows_per_shard)
                 program = self._made[key] = Program(full, tail, capacity, spec)
             elif program.spec.evaluation_hooks or program.spec.prediction_hooks:
                 program = program.with_hooks_of(trace_spec(step, state, features, labels)[0])

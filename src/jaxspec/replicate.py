@@ -9,7 +9,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from .arrays import describe_array, named_leaves
+from .arrays import describe_array, is_key, named_leaves
 from .axis import SHARD_AXIS
 from .debugging import debugging
 from .spec import TPUEstimatorSpec, replaced
@@ -99,7 +99,7 @@ class Loop:
           start, stop: which of the `capacity` batches.
 
         Returns:
-          (the new state or None, one spec for all steps): its loss is `[capacity]`, its other leaves `[capacity,
+          (the new state or None, one spec for all steps): its loss is `[capacity, ...]`, its other leaves `[capacity,
           shards, ...]`, on the devices. Entries outside `start:stop` are zeros.
         """
         if debugging() and len(self.devices) == 1:
@@ -251,6 +251,22 @@ def broadcast(state: Any, devices: Sequence[jax.Device]) -> Any:
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     """The layout of a state that is the same on all `devices`."""
     return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
+
+
+def on_first(state: Any, devices: Sequence[jax.Device]) -> Any:
+    """The copies of a broadcast state that `devices`, the first of its own, hold; nothing is copied.
+
+    A mapping over `devices` would take the state as it is, but look for the copies at each call.
+    """
+    sharding = broadcast_sharding(devices)
+
+    def one(x: jax.Array) -> jax.Array:
+        if is_key(x):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        copies = {shard.device: shard.data for shard in x.addressable_shards}
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [copies[device] for device in devices])
+
+    return jax.tree.map(one, state)
 
 
 def first_shard(state: Any) -> Any:

@@ -3,14 +3,18 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from .hostcall import on_host, run_host_call
+from .loss_sums import LossSums
 from .metrics._accept import as_metric
 from .spec import TPUEstimatorSpec
 from .summary.in_force import run_position
 
 
 class MetricsOfBatches:
-    """The metrics of an evaluation, batch by batch; the loss is weighted by examples.
+    """The metrics of an evaluation, batch by batch; the loss is weighted as `LossSums` says.
 
     Args:
       step: the global step of the state.
@@ -19,10 +23,10 @@ class MetricsOfBatches:
     def __init__(self, step: int) -> None:
         self._step, self._number = step, 0
         self._metrics: dict[str, Any] = {}
-        self._loss, self._examples = 0.0, 0
+        self._loss = LossSums()
 
-    def add(self, host_spec: TPUEstimatorSpec, rows: int) -> None:
-        """Calls metric_fn and host_call on one batch of `rows` examples."""
+    def add(self, host_spec: TPUEstimatorSpec, rows: int, loss: LossSums) -> None:
+        """Calls metric_fn and host_call on one batch of `rows` examples, whose loss has these sums."""
         try:
             with run_position(self._step, None):
                 spec = on_host(host_spec)
@@ -30,8 +34,7 @@ class MetricsOfBatches:
         except BaseException as error:
             error.add_note(f"in evaluation, at batch {self._number} (counted from 0)")
             raise
-        self._loss += float(spec.loss) * rows
-        self._examples += rows
+        self._loss.merge(loss)
         values = {name: as_metric(name, value, rows) for name, value in spec.eval_metric_ops.items()}
         _check_metric_names(values, self._metrics if self._number else values)
         self._metrics = {
@@ -44,7 +47,7 @@ class MetricsOfBatches:
         if not self._number:
             raise ValueError("Evaluation was stopped by a hook before its first batch: there is nothing to report.")
         results = {name: metric.compute() for name, metric in self._metrics.items()}
-        return {**results, "loss": self._loss / self._examples, "global_step": self._step}
+        return {**results, "loss": self._loss.compute(), "global_step": self._step}
 
 
 def _check_metric_names(values: Mapping[str, Any], before: Mapping[str, Any]) -> None:
@@ -75,7 +78,11 @@ def choose_keys(predictions: Any, keys: Any) -> Any:
 
 
 def examples(predictions: Any, single: bool, rows: int) -> Iterator[Any]:
-    """The predictions of a batch of `rows` examples, one at a time or as they are; ValueError for other lengths."""
+    """The predictions of a batch of `rows` examples, one at a time or all at once; ValueError for other lengths.
+
+    They are the caller's own, and may be written to.
+    """
+    predictions = jax.tree.map(np.array, predictions)
     if not single:
         yield predictions
         return

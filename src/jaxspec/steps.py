@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .arrays import describe_array, is_key, named_leaves
@@ -21,6 +22,7 @@ from .axis import (
 )
 from .captures import captured_tracers
 from .debugging import debugging, values_of_tracers
+from .global_mean import with_parts_of_loss
 from .init import init_on_one_shard, strong_arrays
 from .model import Model
 from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
@@ -241,18 +243,23 @@ def make_train_step(
 def make_eval_step(
     model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None
 ) -> Callable[..., TPUEstimatorSpec]:
-    """A pure function `(state, features, labels=None) -> spec` in mode EVAL.
+    """A pure function `(state, features, labels=None, batch=0) -> spec` in mode EVAL.
 
-    The spec holds `loss` (averaged over shards) and the tensors of eval_metrics and host_call of this shard.
+    The spec holds `loss` (averaged over shards) and the tensors of eval_metrics and host_call of this shard. `batch` is
+    the number of the batch, an int32 scalar that is folded into `rng`: count the batches, if model_fn uses `rng`, or
+    every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
     """
-    return eval_step(Model(model_fn, params))
+    return bind_shard_axis(functools.partial(_eval_step, Model(model_fn, params)))
 
 
 def make_predict_step(
     model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None
 ) -> Callable[..., TPUEstimatorSpec]:
-    """A pure function `(state, features) -> spec` in mode PREDICT. The spec holds this shard's `predictions`."""
-    return predict_step(Model(model_fn, params))
+    """A pure function `(state, features, labels=None, batch=0) -> spec` in mode PREDICT.
+
+    The spec holds this shard's `predictions`. Labels are ignored; `batch` is as in `make_eval_step`.
+    """
+    return bind_shard_axis(functools.partial(_predict_step, Model(model_fn, params)))
 
 
 def train_step(model: Model) -> Callable[..., tuple[TrainState, TPUEstimatorSpec]]:
@@ -261,38 +268,68 @@ def train_step(model: Model) -> Callable[..., tuple[TrainState, TPUEstimatorSpec
 
 
 def eval_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
-    """`make_eval_step` of a Model; `(state, features, labels, weight)`, where `weight` is that of this shard's loss."""
-    return bind_shard_axis(functools.partial(_eval_step, model))
+    """The step of `evaluate`, `(state, features, labels, place)`: its loss is taken apart (`with_parts_of_loss`).
+
+    `place`, int32[2], is the number of the batch and the place of the first shard in it: of one, or of the rest of a
+    short batch, which runs on its own.
+    """
+    return bind_shard_axis(functools.partial(_counted_eval_step, model))
 
 
 def predict_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
-    """`make_predict_step` of a Model; further arguments (labels, a weight) are ignored."""
-    return bind_shard_axis(functools.partial(_predict_step, model))
+    """The step of `predict`, `(state, features, labels, place)`; labels are ignored, `place` is as in `eval_step`."""
+    return bind_shard_axis(functools.partial(_counted_predict_step, model))
 
 
 def _shard_rng(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), shard_index())
 
 
-def _eval_step(
-    model: Model, state: TrainState, features: Any, labels: Any = None, weight: Any = None
+# No step: those of training are folded in alone, and are no larger than an int32.
+_RNG_OF_MODE = {ModeKeys.EVAL: np.uint32(2**32 - 1), ModeKeys.PREDICT: np.uint32(2**32 - 2)}
+
+
+def _inference_rng(mode: str, state: TrainState, batch: Any, shard: Any) -> jax.Array:
+    rng = state.rng
+    for number in (_RNG_OF_MODE[mode], state.step, batch, shard):
+        rng = jax.random.fold_in(rng, number)
+    return rng
+
+
+def _infer(
+    mode: str, model: Model, state: TrainState, features: Any, labels: Any, batch: Any, shard: Any
 ) -> TPUEstimatorSpec:
-    spec = model(ModeKeys.EVAL, state.variables, features, labels, step=state.step, rng=_shard_rng(state))
-    spec = leaving_device(spec)
-    if weight is None:
-        loss = mean_over_shards(spec.loss)
-    else:
-        # A shard of weight 0 holds filler, whose loss may be anything, NaN included. At least float32: half precision
-        # cannot hold the number of rows.
-        value = spec.loss.astype(jnp.promote_types(spec.loss.dtype, jnp.float32))
-        weighted = jnp.where(weight > 0, value * weight, 0)
-        loss = sum_over_shards(weighted) / sum_over_shards(weight)
-    return replaced(spec, loss=loss)
+    rng = _inference_rng(mode, state, batch, shard)
+    return leaving_device(model(mode, state.variables, features, labels, step=state.step, rng=rng))
 
 
-def _predict_step(model: Model, state: TrainState, features: Any, *ignored: Any) -> TPUEstimatorSpec:
-    spec = model(ModeKeys.PREDICT, state.variables, features, None, step=state.step, rng=_shard_rng(state))
-    return leaving_device(spec)
+def _eval_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None, batch: Any = 0
+) -> TPUEstimatorSpec:
+    spec = _infer(ModeKeys.EVAL, model, state, features, labels, batch, shard_index())
+    return replaced(spec, loss=mean_over_shards(spec.loss))
+
+
+def _predict_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None, batch: Any = 0
+) -> TPUEstimatorSpec:
+    return _infer(ModeKeys.PREDICT, model, state, features, None, batch, shard_index())
+
+
+_FIRST = np.zeros(2, np.int32)
+
+
+def _counted_eval_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None, place: Any = _FIRST
+) -> TPUEstimatorSpec:
+    batch, shard = place[0], place[1] + shard_index()
+    return with_parts_of_loss(lambda: _infer(ModeKeys.EVAL, model, state, features, labels, batch, shard))
+
+
+def _counted_predict_step(
+    model: Model, state: TrainState, features: Any, labels: Any = None, place: Any = _FIRST
+) -> TPUEstimatorSpec:
+    return _infer(ModeKeys.PREDICT, model, state, features, None, place[0], place[1] + shard_index())
 
 
 def _train_step(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ._metric import Array, Metric
+from ._shard_scalars import refuse_shard_scalars
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +93,8 @@ def collect(fn: Callable[..., Any], /, **tensors: Any) -> Collected:
         raise TypeError(f"fn is {fn!r}; expected a function of the collected tensors")
     if not tensors:
         raise ValueError("collect got no tensors; expected at least one, under the name of an argument of fn")
+    for name, tensor in tensors.items():
+        refuse_shard_scalars(name, tensor)
     arrays = {name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t) for name, t in tensors.items()}
     for name, array in arrays.items():
         if array.ndim == 0:

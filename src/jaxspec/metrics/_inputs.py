@@ -9,19 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._metric import Array, Floats
+from ._shard_scalars import ShardScalars, refuse_shard_scalars
 
 
-def as_array(name: str, value: Any, *, text: bool = False) -> Array:
+def as_array(name: str, value: Any, *, text: bool = False, shard_scalars: bool = False) -> Array:
     """`value` as a NumPy array of numbers (or, with `text`, of anything).
 
     Half precision (bfloat16, float16, float8) comes back as float32 and 4-bit integers as int32: both are
     exact, and NumPy's own loops are fast and complete there only.
+
+    Scalars of shards are refused unless `shard_scalars`: they need the weights that they carry.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array, whose mask this metric would ignore; "
             f"pass {name}.data and weights=~mask, or leave the masked examples out"
         )
+    if not shard_scalars:
+        refuse_shard_scalars(name, value)
     array = np.asarray(value)
     dtype = array.dtype
     if dtype.kind in "biu" or dtype in (np.float32, np.float64):
@@ -68,6 +73,13 @@ def same_shape(first: tuple[str, Array], second: tuple[str, Array]) -> tuple[Arr
     return a, b
 
 
+def with_rows(name: str, values: Any, weights: Any) -> tuple[Array, Any]:
+    """`values` as an array, and its weights: those of scalars of shards are the rows behind them, if no other is given."""
+    if isinstance(values, ShardScalars) and (weights is None or np.ndim(weights) == 0):
+        weights = values.weights() * (1 if weights is None else weights)
+    return as_array(name, values, shard_scalars=True), weights
+
+
 def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = False) -> Array | None:
     """`weights` as a view of shape `shape`, or None.
 
@@ -76,7 +88,7 @@ def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = F
     """
     if weights is None:
         return None
-    array = given = as_array("weights", weights)
+    array = given = as_array("weights", weights, shard_scalars=True)
     if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
         array = array[..., 0]
     elif 0 < array.ndim == len(shape) - 1:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._inputs import as_array, as_weights, same_shape, total, weight_of
+from ._inputs import as_array, as_weights, same_shape, total, weight_of, with_rows
 from ._metric import Array, Floats, Metric, sums_of
 
 
@@ -27,7 +27,7 @@ def mean(values: Any, weights: Any = None) -> Metric:
 
     Args:
       values: numbers or booleans of any shape; a scalar counts as one entry.
-      weights: None (all 1), a scalar, or a shape that broadcasts to that of `values` without enlarging it;
+      weights: None (all 1; for a scalar tensor of each shard the rows behind its entries), a scalar, or a shape that broadcasts to that of `values` without enlarging it;
         `[B]` for values `[B, D]` is a weight a row. Negative weights are allowed.
 
     Returns:
@@ -41,7 +41,7 @@ def mean(values: Any, weights: Any = None) -> Metric:
     >>> metrics.mean([1.0, 2.0, 6.0], weights=[1, 1, 2]).compute()
     3.75
     """
-    return mean_of("mean", as_array("values", values), weights)
+    return mean_of("mean", *with_rows("values", values, weights))
 
 
 def mean_tensor(values: Any, weights: Any = None) -> Metric:
@@ -86,7 +86,7 @@ def percentage_below(values: Any, threshold: float, weights: Any = None) -> Metr
     >>> metrics.percentage_below([0.1, 0.5, 0.9, 0.2], threshold=0.5).compute()
     0.5
     """
-    array = as_array("values", values)
+    array, weights = with_rows("values", values, weights)
     if np.ndim(threshold) != 0:
         raise ValueError(f"threshold has shape {np.shape(threshold)}; expected one number")
     limit = float(threshold)

@@ -1,0 +1,147 @@
+"""The weighted mean over all shards, and what an evaluation has to know of it to be exact over all batches."""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .axis import mean_over_shards, sum_over_shards
+from .debugging import debugging, values_of_tracers
+from .spec import TPUEstimatorSpec, replaced
+
+_logger = logging.getLogger("jaxspec")
+
+# A jit cache must not give a function that was traced elsewhere, so a plain context variable would not do.
+_recorder = jax.make_user_context(None)
+_USUAL_CALLS = 4
+
+
+def global_mean(values: Any, weights: Any = None) -> jax.Array:
+    """The weighted mean of this shard's values, normalised by the weights of all shards.
+
+    `sum(values * weights) / pmean(sum(weights))` over `SHARD_AXIS`, added up in float32 at least: its mean over shards,
+    and the gradient of that, are those of the whole batch on one device, however the weights are spread over shards.
+    Where the axis is not bound (model_fn called by hand) the mean over shards is left out.
+
+    As the loss, or as a term that is added to the loss, it makes `TPUEstimator.evaluate` report the weighted mean of the
+    whole set, for every batch size and number of shards:
+
+        loss = js.global_mean(per_token, mask) + 1e-4 * regularisation
+
+    Each `global_mean` is weighted by the sum of its own weights, and the rest of the loss (the regularisation) by the
+    number of rows. A factor is no harm. A function of it that is not linear (`jnp.exp`, a product of two) is evaluated
+    as a mean over batches: report such a number with eval_metrics.
+
+    Args:
+      values: per-shard array of any shape, floating.
+      weights: array that broadcasts against `values`; None: all ones.
+
+    Returns:
+      A scalar of this shard, of the dtype of `values`. 0, with a gradient of 0, where the weights of all shards add up
+      to 0: such a batch has no effect.
+    """
+    values = jnp.asarray(values)
+    dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.dtype(jnp.float32)
+    accumulated = jnp.promote_types(dtype, jnp.float32)
+    values = values.astype(accumulated)
+    if weights is None:
+        weights = jnp.ones_like(values)
+    weights = jnp.broadcast_to(jnp.asarray(weights).astype(accumulated), values.shape)
+    weight = jnp.sum(weights)
+    normaliser = mean_over_shards(weight)
+    empty = normaliser == 0
+    mean = jnp.where(empty, 0, jnp.sum(values * weights) / jnp.where(empty, 1, normaliser))
+    recorder = _recorder.value
+    if recorder is not None and (probe := recorder.next()) is not None:
+        factor, total, offset = (x.astype(accumulated) for x in probe)
+        mean = mean * (1 + factor) + total * sum_over_shards(weight) + offset
+    return mean.astype(dtype)
+
+
+class _Recorder:
+    """Gives each `global_mean` of a trace three zeros of its own, by which the loss is differentiated.
+
+    Args:
+      probes: the zeros; a `global_mean` beyond them gets none.
+    """
+
+    def __init__(self, probes: Any) -> None:
+        self._probes, self.count = probes, 0
+
+    def next(self) -> Any:
+        """The zeros of the next one."""
+        probe = self._probes[self.count] if self.count < len(self._probes) else None
+        self.count += 1
+        return probe
+
+    def forget(self) -> None:
+        """Lets go of the tracers: the caches of jit keep what is in a context."""
+        self._probes = ()
+
+
+def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec:
+    """The spec that `call` returns, its loss taken apart: `[rest, term, weight, term, weight, ...]`, averaged over shards.
+
+    There is a term for each `global_mean`: what it adds to the loss, and the sum of its weights on all shards (0 where
+    the loss does not depend on it). The loss is the sum of the terms and the rest. At least float32.
+
+    The terms are found by differentiation: the loss is linear in them, as a rule. So it does not matter where in
+    model_fn they are computed, and nothing before them is differentiated.
+    """
+    size = _USUAL_CALLS
+    while True:
+        recorders: list[_Recorder] = []
+        try:
+            spec, parts = _differentiated(call, size, recorders)
+        except Exception:
+            if not (recorders and recorders[-1].count):
+                raise
+            break
+        if recorders[-1].count <= size:
+            return replaced(spec, loss=parts)
+        size = recorders[-1].count
+    spec = call()  # an error of model_fn's own is raised here again
+    _logger.warning(
+        "The loss cannot be differentiated by its global_mean (a loop of unknown length, or a callback?), so the batches of "
+        "this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, last."
+    )
+    return replaced(spec, loss=mean_over_shards(_accumulated(spec.loss))[None])
+
+
+def _accumulated(loss: Any) -> jax.Array:
+    # Half precision cannot hold the number of rows.
+    loss = jnp.asarray(loss)
+    return loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+
+
+def _differentiated(
+    call: Callable[[], TPUEstimatorSpec], size: int, recorders: list[_Recorder]
+) -> tuple[TPUEstimatorSpec, jax.Array]:
+    def loss_of(probes: Any) -> tuple[jax.Array, TPUEstimatorSpec]:
+        recorder = _Recorder(probes)
+        recorders.append(recorder)
+        try:
+            with _recorder(recorder):
+                spec = call()
+        finally:
+            recorder.forget()
+        return _accumulated(spec.loss), replaced(spec, loss=None)
+
+    zero = np.zeros((), jnp.result_type(float))
+    with values_of_tracers() if debugging() else contextlib.nullcontext():
+        loss, pullback, spec = jax.vjp(loss_of, [(zero, zero, zero)] * size, has_aux=True)
+    if not (count := recorders[-1].count):
+        return spec, mean_over_shards(loss)[None]
+    (gradients,) = pullback(jnp.ones_like(loss))
+    # Of each: the term; factor * weight; factor.
+    terms = jnp.stack([jnp.stack(of_one) for of_one in gradients[:count]]).astype(loss.dtype)
+    loss, terms = mean_over_shards((loss, terms))
+    term, weighted, factor = terms[:, 0], terms[:, 1], terms[:, 2]
+    weight = jnp.where(factor == 0, 0, weighted / jnp.where(factor == 0, 1, factor))
+    total = jnp.sum(term)
+    rest = jnp.where(jnp.isfinite(total), loss - total, 0)
+    return spec, jnp.concatenate([rest[None], jnp.stack([term, weight], 1).reshape(-1)])
