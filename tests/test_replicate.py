@@ -210,7 +210,7 @@ def test_a_loop_traces_model_fn_once_and_compiles_once():
 def test_the_state_of_a_training_loop_is_donated_and_that_of_others_is_not():
     state = broadcast(fresh(), jax.devices())
     Loop(eval_step(Model(net_model_fn, {})), jax.devices(), trains=False)(
-        state, (*stacked(1, 4), np.ones((1, 4), np.float32)), 0, 1
+        state, (*stacked(1, 4), np.zeros((1, 4, 2), np.int32)), 0, 1
     )
     assert not state.variables["params"]["Dense_0"]["kernel"].is_deleted()
     Loop(train_step(Model(net_model_fn, {})), jax.devices(), trains=True)(state, stacked(1, 4), 0, 1)

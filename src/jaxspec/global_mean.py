@@ -112,10 +112,9 @@ def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec
     return replaced(spec, loss=mean_over_shards(_accumulated(spec.loss))[None])
 
 
-def _accumulated(loss: Any) -> jax.Array:
+def _accumulated(loss: Any) -> Any:
     # Half precision cannot hold the number of rows.
-    loss = jnp.asarray(loss)
-    return loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+    return jnp.asarray(loss).astype(jnp.promote_types(loss.dtype, jnp.float32))
 
 
 def _differentiated(

@@ -39,13 +39,14 @@ def steps_of(
         )
 
 
-def joined(specs: Sequence[TPUEstimatorSpec]) -> TPUEstimatorSpec:
-    """One host spec of groups of shards that follow one another; without a loss."""
-    specs = [replaced(spec, loss=None) for spec in specs]
+def joined(specs: Sequence[TPUEstimatorSpec], loss: Any) -> TPUEstimatorSpec:
+    """One host spec, with this loss, of groups of shards that follow one another."""
+    first = replaced(specs[0], loss=loss)
     if len(specs) == 1:
-        return specs[0]
-    parts = zip(*map(jax.tree.leaves, specs), strict=True)
-    spec: TPUEstimatorSpec = jax.tree.unflatten(jax.tree.structure(specs[0]), [np.concatenate(part) for part in parts])
+        return first
+    parts = zip(*(jax.tree.leaves(replaced(spec, loss=loss)) for spec in specs), strict=True)
+    leaves = [part[0] if part[0] is loss else np.concatenate(part) for part in parts]
+    spec: TPUEstimatorSpec = jax.tree.unflatten(jax.tree.structure(first), leaves)
     return spec
 
 

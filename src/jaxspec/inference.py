@@ -20,7 +20,7 @@ from .loss_sums import LossSums
 from .outputs import StepOutputs, fetch_names
 from .progress import ProgressBar
 from .replicate import MAX_IN_FLIGHT, Loop, first_shard, on_first
-from .spec import TPUEstimatorSpec, replaced
+from .spec import TPUEstimatorSpec
 from .summary import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
@@ -45,14 +45,13 @@ class Group(NamedTuple):
 
 def host_batch(groups: Sequence[Group]) -> HostBatch:
     """The batch whose groups, in order, these are."""
-    spec, sums = joined([group.spec for group in groups]), LossSums()
-    parts = groups[0].spec.loss
-    if parts is None:
-        return HostBatch(spec, sum(group.rows for group in groups), sums)
+    sums = LossSums()
     for group in groups:
-        sums.add(group.spec.loss, group.rows)
-    loss = parts.dtype.type(sums.compute())
-    return HostBatch(replaced(spec, loss=loss), sum(group.rows for group in groups), sums)
+        if group.spec.loss is not None:
+            sums.add(group.spec.loss, group.rows)
+    parts = groups[0].spec.loss
+    loss = None if parts is None else parts.dtype.type(sums.compute())
+    return HostBatch(joined([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
 
 
 class TailLoop:

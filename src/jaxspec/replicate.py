@@ -260,7 +260,7 @@ def on_first(state: Any, devices: Sequence[jax.Device]) -> Any:
     """
     sharding = broadcast_sharding(devices)
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(x: Any) -> Any:
         if is_key(x):
             return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         copies = {shard.device: shard.data for shard in x.addressable_shards}

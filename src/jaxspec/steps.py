@@ -290,7 +290,7 @@ _RNG_OF_MODE = {ModeKeys.EVAL: np.uint32(2**32 - 1), ModeKeys.PREDICT: np.uint32
 
 
 def _inference_rng(mode: str, state: TrainState, batch: Any, shard: Any) -> jax.Array:
-    rng = state.rng
+    rng: jax.Array = state.rng
     for number in (_RNG_OF_MODE[mode], state.step, batch, shard):
         rng = jax.random.fold_in(rng, number)
     return rng
@@ -303,9 +303,7 @@ def _infer(
     return leaving_device(model(mode, state.variables, features, labels, step=state.step, rng=rng))
 
 
-def _eval_step(
-    model: Model, state: TrainState, features: Any, labels: Any = None, batch: Any = 0
-) -> TPUEstimatorSpec:
+def _eval_step(model: Model, state: TrainState, features: Any, labels: Any = None, batch: Any = 0) -> TPUEstimatorSpec:
     spec = _infer(ModeKeys.EVAL, model, state, features, labels, batch, shard_index())
     return replaced(spec, loss=mean_over_shards(spec.loss))
 
