@@ -29,6 +29,8 @@ def as_metric(name: str, value: Any, num_examples: int) -> Mergeable:
     Raises:
       TypeError: for anything else, with the key and what to return instead.
     """
+    if isinstance(value, Mergeable) and not isinstance(value, type):
+        return value  # before a sentence about it is made: this is done at every batch
     expected = (
         "expected what a function of jaxspec.metrics returns, another value with merge and compute "
         "(clu, metrax), or a number, which is averaged over examples"
@@ -39,8 +41,6 @@ def as_metric(name: str, value: Any, num_examples: int) -> Mergeable:
             f"{problem}; {expected}. For a metric class of clu or metrax: return an instance of it, "
             f"{value.__name__}.from_model_output(...)"
         )
-    if isinstance(value, Mergeable):
-        return value
     if hasattr(value, "compute"):  # flax.nnx.metrics and their like
         raise TypeError(
             f"{problem}, which computes but cannot merge (flax.nnx metrics change in place); {expected}. "

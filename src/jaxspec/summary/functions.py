@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..arrays import describe_array, is_array, is_tracer
+from ..metrics._shard_scalars import ShardScalars
 from .in_force import destination, in_evaluation
 
 
@@ -131,6 +132,8 @@ def _refuse_tracer(function: str, name: str, data: Any) -> None:
 
 
 def _mean(data: Any) -> float:
+    if isinstance(data, ShardScalars):
+        return float(data.mean())
     array = np.asarray(data)
     # Not numpy.mean, which takes five times as long for the few entries that a scalar has.
     return float(array.item() if array.size == 1 else array.sum(dtype=np.float64) / array.size)
