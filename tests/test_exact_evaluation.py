@@ -52,7 +52,9 @@ def seen_by_each_row(x, shards, rows_per_shard):
             group, rest = rest[: count * size], rest[count * size :]
             parts = group.reshape(count, size)
             for index, part in enumerate(parts):
-                out += [(count * size, parts.mean(1).mean(), (group**2).sum(), index, group.mean() * row) for row in part]
+                out += [
+                    (count * size, parts.mean(1).mean(), (group**2).sum(), index, group.mean() * row) for row in part
+                ]
     return np.array(out)
 
 
@@ -154,7 +156,9 @@ ROWS, TOKENS = 37, 5
 def weighted_data():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, TOKENS)).astype(np.float32)
-    mask = (rng.uniform(size=(ROWS, TOKENS)) < 0.5).astype(np.float32) * rng.integers(1, 5, (ROWS, 1)).astype(np.float32)
+    mask = (rng.uniform(size=(ROWS, TOKENS)) < 0.5).astype(np.float32) * rng.integers(1, 5, (ROWS, 1)).astype(
+        np.float32
+    )
     mask[8:24] = 0  # whole batches, and whole shards of others, are padding
     mask[-1] = 0
     weights = rng.uniform(0, 2, ROWS).astype(np.float32)
@@ -202,7 +206,9 @@ def weighted_model_fn(variables, features, mode, loss_fn=weighted_loss):
 def check_weighted(model_dir, cases, loss_fn=weighted_loss):
     data = weighted_data()
     for shards, size in cases:
-        estimator = make(functools.partial(weighted_model_fn, loss_fn=loss_fn), shards, size, f"{model_dir}/{shards}-{size}")
+        estimator = make(
+            functools.partial(weighted_model_fn, loss_fn=loss_fn), shards, size, f"{model_dir}/{shards}-{size}"
+        )
         pieces = [jax.tree.map(lambda x, i=i: x[i : i + size], data) for i in range(0, ROWS, size)]
         result = estimator.evaluate(giving(pieces))
         np.testing.assert_allclose(result["loss"], expected_weighted_loss(), rtol=2e-6, err_msg=str((shards, size)))
@@ -280,6 +286,14 @@ def test_weights_of_zero_give_zero_and_no_gradient():
         value, gradient = jax.value_and_grad(lambda v, weights=weights: js.global_mean(v, weights))(jnp.arange(4.0))
         assert value == 0
         np.testing.assert_array_equal(gradient, np.zeros(4))
+
+
+def test_weights_of_another_shape_are_refused_with_what_to_write():
+    with pytest.raises(ValueError) as caught:
+        js.global_mean(jnp.ones((4, 3)), jnp.ones(4))
+    assert caught.value.__notes__ == [
+        "global_mean: weights have shape (4,), values (4, 3). For one weight a row write weights[:, None]."
+    ]
 
 
 def test_half_precision_is_added_up_in_float32():

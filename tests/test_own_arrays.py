@@ -24,7 +24,9 @@ def make(model_dir, seen, shards):
     def model_fn(variables, features, mode):
         w = variables["params"]["w"]
         if mode == js.ModeKeys.PREDICT:
-            return js.TPUEstimatorSpec(mode, predictions={"a": features[:, None] * jnp.ones(2), "b": features, "c": features})
+            return js.TPUEstimatorSpec(
+                mode, predictions={"a": features[:, None] * jnp.ones(2), "b": features, "c": features}
+            )
         return js.TPUEstimatorSpec(
             mode,
             loss=features.mean() * w,

@@ -32,7 +32,9 @@ def make(drawn, model_dir, shards=4, size=8, **tpu):
         functools.partial(drawing, drawn),
         lambda: {"params": {"w": jnp.float32(0)}},
         model_dir=model_dir,
-        config=js.RunConfig(js.TPUConfig(num_shards=shards, **tpu), save_checkpoints_steps=1000, save_checkpoints_secs=None),
+        config=js.RunConfig(
+            js.TPUConfig(num_shards=shards, **tpu), save_checkpoints_steps=1000, save_checkpoints_secs=None
+        ),
         train_batch_size=size,
         eval_batch_size=size,
         predict_batch_size=size,
@@ -84,7 +86,11 @@ def test_the_pure_steps_take_the_number_of_the_batch(tmp_path):
     model_fn = functools.partial(drawing, drawn)
     state = js.create_train_state(model_fn, lambda: {"params": {"w": jnp.float32(0)}}, jax.random.key(0), x)
     predict, evaluate = jax.jit(js.make_predict_step(model_fn)), jax.jit(js.make_eval_step(model_fn))
-    draws = [predict(state, x, batch=0).predictions, predict(state, x, batch=1).predictions, predict(state, x).predictions]
+    draws = [
+        predict(state, x, batch=0).predictions,
+        predict(state, x, batch=1).predictions,
+        predict(state, x).predictions,
+    ]
     draws += [evaluate(state, x, batch=i).eval_metrics[1][0] for i in range(3)]
     for (i, a), (j, b) in itertools.combinations(enumerate(draws), 2):
         assert ((i, j) == (0, 2)) == np.array_equal(a, b)

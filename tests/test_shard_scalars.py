@@ -155,5 +155,7 @@ def test_the_entries_are_a_plain_array_in_everything_else():
     ],
 )
 def test_what_cannot_be_right_is_refused(use):
-    with pytest.raises(TypeError, match=r"a scalar of each shard.*jnp.broadcast_to\(x, features.shape\[:1\]\) in model_fn; or a sum"):
+    with pytest.raises(
+        TypeError, match=r"a scalar of each shard.*jnp.broadcast_to\(x, features.shape\[:1\]\) in model_fn; or a sum"
+    ):
         use(scalars())

@@ -38,11 +38,15 @@ def global_mean(values: Any, weights: Any = None) -> jax.Array:
 
     Args:
       values: per-shard array of any shape, floating.
-      weights: array that broadcasts against `values`; None: all ones.
+      weights: array that broadcasts to the shape of `values`; None: all ones. A NaN in `values` stays one, whatever its
+        weight.
 
     Returns:
       A scalar of this shard, of the dtype of `values`. 0, with a gradient of 0, where the weights of all shards add up
       to 0: such a batch has no effect.
+
+    Raises:
+      ValueError: for weights of another shape.
     """
     values = jnp.asarray(values)
     dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.dtype(jnp.float32)
@@ -50,7 +54,14 @@ def global_mean(values: Any, weights: Any = None) -> jax.Array:
     values = values.astype(accumulated)
     if weights is None:
         weights = jnp.ones_like(values)
-    weights = jnp.broadcast_to(jnp.asarray(weights).astype(accumulated), values.shape)
+    weights = jnp.asarray(weights).astype(accumulated)
+    try:
+        weights = jnp.broadcast_to(weights, values.shape)
+    except ValueError as error:
+        error.add_note(
+            f"global_mean: weights have shape {weights.shape}, values {values.shape}. For one weight a row write weights[:, None]."
+        )
+        raise
     weight = jnp.sum(weights)
     normaliser = mean_over_shards(weight)
     empty = normaliser == 0

@@ -133,11 +133,13 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     Args:
       mode: a `ModeKeys` value.
       predictions: an array `[batch, ...]` of this shard, or a dict of them. Required in PREDICT.
-      loss: a scalar of this shard's batch. Required in TRAIN and EVAL. Averaged over shards on the device.
+      loss: a scalar of this shard's batch. Required in TRAIN and EVAL. Averaged over shards on the device; in evaluation
+        over all rows, or by the weights of `global_mean`.
       train_op: from `minimize` or `apply_gradients`, a sequence of these, or an optax transformation. Required
         in TRAIN.
       eval_metrics: `(metric_fn, tensors)`. metric_fn gets the tensors of all shards, concatenated along axis 0,
-        as NumPy arrays on the host (list: by position, dict: by keyword) and returns `{name: metric value}`, or None.
+        as NumPy arrays of its own on the host (list: by position, dict: by keyword) and returns `{name: metric value}`,
+        or None. A scalar arrives as one entry for each shard; its mean is weighted by the rows behind each.
       export_outputs: a dict of `jaxspec.export` outputs by signature name.
       scaffold_fn: a function without arguments that returns a `Scaffold`; called on the host.
       host_call: `(fn, tensors)`, like eval_metrics, called on the host once per step, in step order.
