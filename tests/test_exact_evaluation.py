@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import operator
 import pathlib
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def check_weighted(model_dir, cases, loss_fn=weighted_loss):
         estimator = make(
             functools.partial(weighted_model_fn, loss_fn=loss_fn), shards, size, f"{model_dir}/{shards}-{size}"
         )
-        pieces = [jax.tree.map(lambda x, i=i: x[i : i + size], data) for i in range(0, ROWS, size)]
+        pieces = [jax.tree.map(operator.itemgetter(slice(i, i + size)), data) for i in range(0, ROWS, size)]
         result = estimator.evaluate(giving(pieces))
         np.testing.assert_allclose(result["loss"], expected_weighted_loss(), rtol=2e-6, err_msg=str((shards, size)))
 
@@ -260,25 +261,24 @@ def test_many_means_in_one_loss(tmp_path):
 
 
 def test_hooks_see_the_loss_of_their_batch(tmp_path):
-    class Losses(js.hooks.SessionRunHook):
-        seen = []
+    seen = []
 
+    class Losses(js.hooks.SessionRunHook):
         def before_run(self, run_context):
             return js.hooks.SessionRunArgs("loss")
 
         def after_run(self, run_context, run_values):
-            self.seen.append(run_values.results)
+            seen.append(run_values.results)
 
     v, w = np.arange(13, dtype=np.float32), np.arange(13, dtype=np.float32) % 4
 
     def model_fn(features, labels, mode):
         return js.TPUEstimatorSpec(mode, loss=js.global_mean(features, labels))
 
-    hook = Losses()
-    make(model_fn, 4, 8, tmp_path).evaluate(lambda: [(v[:8], w[:8]), (v[8:], w[8:])], hooks=[hook])
+    make(model_fn, 4, 8, tmp_path).evaluate(lambda: [(v[:8], w[:8]), (v[8:], w[8:])], hooks=[Losses()])
     expected = [np.average(v[:8], weights=w[:8]), np.average(v[8:], weights=w[8:])]
-    np.testing.assert_allclose(hook.seen, expected, rtol=1e-6)
-    assert all(np.shape(loss) == () for loss in hook.seen)
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+    assert all(np.shape(loss) == () for loss in seen)
 
 
 def test_weights_of_zero_give_zero_and_no_gradient():
@@ -289,7 +289,7 @@ def test_weights_of_zero_give_zero_and_no_gradient():
 
 
 def test_weights_of_another_shape_are_refused_with_what_to_write():
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="broadcast") as caught:
         js.global_mean(jnp.ones((4, 3)), jnp.ones(4))
     assert caught.value.__notes__ == [
         "global_mean: weights have shape (4,), values (4, 3). For one weight a row write weights[:, None]."

@@ -1,5 +1,7 @@
 """A scalar of each shard, in eval_metrics and in host_call of an evaluation: its mean is that over the rows."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,30 +83,27 @@ def test_sums_and_counts_are_what_they_are(tmp_path, shards):
 
 
 def test_host_call_and_hooks_see_the_mean_over_rows(tmp_path):
-    means = []
+    means, fetched = [], []
 
     class Fetch(js.hooks.SessionRunHook):
-        fetched = []
-
         def before_run(self, run_context):
             return js.hooks.SessionRunArgs("mean")
 
         def after_run(self, run_context, run_values):
-            self.fetched.append(run_values.results)
+            fetched.append(run_values.results)
 
-    hook = Fetch()
     evaluate(
         tmp_path,
         4,
         lambda mean: {},
         lambda x: {"mean": x.mean()},
         host_call=lambda mean: means.append(mean.mean()),
-        hooks=[hook],
+        hooks=[Fetch()],
     )
     at = np.cumsum([0, 16, 13, 7, 1, 8])
-    expected = [X[a:b].mean() for a, b in zip(at, at[1:], strict=False)]
+    expected = [X[a:b].mean() for a, b in itertools.pairwise(at)]
     np.testing.assert_allclose(means, expected, rtol=1e-5)
-    np.testing.assert_allclose(hook.fetched, expected, rtol=1e-5)
+    np.testing.assert_allclose(fetched, expected, rtol=1e-5)
 
 
 def scalars():
