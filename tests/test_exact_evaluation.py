@@ -336,3 +336,11 @@ def test_an_error_behind_a_mean_is_the_users_own(tmp_path):
     with pytest.raises(KeyError, match=r"mine \(\)") as caught:
         make(model_fn, 1, 4, tmp_path).evaluate(lambda: [np.ones(4, np.float32)])
     assert caught.value.__context__ is None
+
+
+def test_leaves_without_entries_are_no_harm_in_a_short_batch(tmp_path):
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, predictions=features["x"] + features["none"].sum())
+
+    batch = {"x": np.arange(7, dtype=np.float32), "none": np.zeros((7, 0), np.float32)}
+    np.testing.assert_array_equal(list(make(model_fn, 4, 8, tmp_path).predict(giving([batch]))), np.arange(7))

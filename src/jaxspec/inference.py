@@ -87,7 +87,7 @@ class TailLoop:
                     self._loops[shards] = Loop(self._step, self._devices[:shards], trains=False, rolled=False)
                 if shards not in states:
                     states[shards] = on_first(state, self._devices[:shards])
-                data = jax.tree.map(functools.partial(_one_stack, start, stop, shards), batch.data)
+                data = jax.tree.map(functools.partial(_one_stack, slice(start, stop), (1, shards, size)), batch.data)
                 place = np.empty((1, shards, 2), np.int32)
                 place[...] = number, full if start else 0
                 _, spec = self._loops[shards](states[shards], (*data, place), 0, 1)
@@ -106,8 +106,8 @@ class TailLoop:
         return dispatch
 
 
-def _one_stack(start: int, stop: int, shards: int, x: np.ndarray) -> np.ndarray:
-    return x[start:stop].reshape(1, shards, -1, *x.shape[1:])
+def _one_stack(rows: slice, lead: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    return x[rows].reshape(*lead, *x.shape[1:])
 
 
 def run_batches(
