@@ -92,6 +92,7 @@ class Infeed:
         self.batch_size = batch_size
         self._items: queue.Queue[Any] = queue.Queue(_PREFETCHED_STACKS)
         self._stop = threading.Event()
+        self._closed = False
         self._filling: Stack | None = None
         self._lock = threading.Lock()  # of `_filling`
         self._thread: threading.Thread | None = None
@@ -160,17 +161,18 @@ class Infeed:
             stack, self._filling = self._filling, None
         return stack
 
-    def close(self) -> None:
-        """Stops the thread and closes the input. Batches not taken are lost."""
+    def close(self, patience_secs: float = 10) -> None:
+        """Stops the thread, which is waited for no longer than that, and closes the input. Batches not taken are lost."""
+        if self._closed:
+            return
+        self._closed = True
         self._stop.set()
         if self._thread is None:
             self._close_source()
         else:
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=patience_secs)
             if self._thread.is_alive():
-                _logger.warning(
-                    "input_fn has been busy for 10 s and cannot be interrupted; its thread is left to finish."
-                )
+                _logger.warning("input_fn is busy still and cannot be interrupted; its thread is left to finish.")
 
     def _close_source(self) -> None:
         close = getattr(self._iterator, "close", None)

@@ -16,8 +16,10 @@ from .hooks.session_run_hook import SessionRunContext
 from .hostcall import join_shards, steps_of
 from .infeed import Batch, Infeed, Slice
 from .outputs import StepOutputs, fetch_names
+from .pace import Pace, is_ready
 from .progress import ProgressBar
 from .replicate import MAX_IN_FLIGHT, Loop, first_shard
+from .signals import interrupted, raise_if_interrupted
 from .spec import TPUEstimatorSpec
 from .summary import SummaryWriter
 
@@ -88,11 +90,15 @@ def run_batches(
     rows = infeed.rows_per_shard
     num_shards = len(full.devices)
     weight = np.full((capacity, num_shards), rows, np.float32)
+    pace = Pace()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[tuple[TPUEstimatorSpec, int]]] = collections.deque()
 
-    def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[tuple[TPUEstimatorSpec, int]]:
-        for one in steps_of(jax.device_get(spec), item.start, item.stop):
+    def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[tuple[TPUEstimatorSpec, int]]:
+        waited = not all(map(is_ready, jax.tree.leaves(spec)))
+        host = jax.device_get(spec)
+        pace.done(item.stop - item.start, began, waited=waited)
+        for one in steps_of(host, item.start, item.stop):
             yield one, rows * num_shards
 
     def fetch_tail(fetch: Callable[[], TPUEstimatorSpec], count: int) -> Iterator[tuple[TPUEstimatorSpec, int]]:
@@ -102,13 +108,15 @@ def run_batches(
         while pending and not infeed.ready():
             # The input may wait for these results.
             yield from pending.popleft()
-        if (item := infeed.take(capacity)) is None:
+        if (item := infeed.take(min(capacity, pace.most), interrupted)) is None:
+            raise_if_interrupted()
             break
         if isinstance(item, Batch):
             pending.append(fetch_tail(tail(state, item), item.rows))
         else:
+            began = pace.clock()
             _, spec = full(state, (*item.data, weight), item.start, item.stop)
-            pending.append(fetch_slice(spec, item))
+            pending.append(fetch_slice(spec, item, began))
         while len(pending) > MAX_IN_FLIGHT - 1:
             yield from pending.popleft()
     while pending:
@@ -162,6 +170,8 @@ class InferenceRun:
         """(host spec, rows) of the next batch, after `use` and the hooks' `after_run`; None when there is no more."""
         if self._stop or self._number == self._limit:
             return None
+        # A signal that ends a training ends what it evaluates, too; else Ctrl-C comes by itself.
+        raise_if_interrupted()
         context = SessionRunContext(self._session, self._number, self._number)
         try:
             asked = self._hooks.before_run(context)
