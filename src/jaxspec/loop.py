@@ -1,11 +1,12 @@
 """One training session: dispatches loops of steps, looks at what comes back, calls the hooks."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -124,16 +125,16 @@ class TrainingRun:
             self._stop_helpers()
             for saver in self._savers.values():
                 try:
-                    saver.wait()
+                    with self._writing():
+                        saver.wait()
                 except Exception as another:  # the first error is the one to raise
                     error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
             raise
         finally:
             self._losses.tell(self._step - self._first_step)
         self._stop_helpers()
-        with self._interrupt.doing("the checkpoint"):
-            for saver in self._savers.values():
-                saver.wait()
+        for checkpoint_dir in self._savers:
+            self._finish_save(checkpoint_dir)
 
     def _stop_helpers(self) -> None:
         """Ends the threads. Those of a run that a signal ends share the time that is left to it."""
@@ -218,7 +219,9 @@ class TrainingRun:
             with self._interrupt.doing("the input"):
                 item = self._infeed.take(min(first + length - self._step, self._pace.most), give_up)
             if item is not None:
-                self._dispatch(item)
+                # The first one may compile for long, and has nothing to lose.
+                with self._interrupt.shield() if self._step > self._first_step else contextlib.nullcontext():
+                    self._dispatch(item)
             elif cut_short:
                 break
             else:
@@ -373,11 +376,21 @@ class TrainingRun:
         self._drain()
         self._raise_if_diverged()
         try:
-            with self._interrupt.doing("the checkpoint"):
+            with self._writing():
                 self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
             self._owner.discard()
             raise
+
+    def _finish_save(self, checkpoint_dir: str) -> None:
+        with self._writing():
+            self._savers[checkpoint_dir].wait()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around everything that writes: an interrupt in the middle of it would leave a thread that never ends."""
+        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+            yield
 
 
 def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:

@@ -35,6 +35,8 @@ class StopRequest:
         self._deadline: float | None = None
         self._activities: list[str] = []
         self._told = threading.Event()
+        self._shields = 0
+        self._kept: Callable[[], None] | None = None
 
     def hurry(self) -> None:
         """Lets the time run that there is to end; called again, it leaves a little of it at least."""
@@ -56,6 +58,25 @@ class StopRequest:
             yield
         finally:
             self._activities.pop()
+
+    @contextlib.contextmanager
+    def shield(self) -> Iterator[None]:
+        """Within it a second Ctrl-C is kept until its end: what is under way cannot be left half done."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+            if not self._shields and self._kept is not None:
+                kept, self._kept = self._kept, None
+                kept()
+
+    def act(self, action: Callable[[], None]) -> None:
+        """Does what a later signal does, or keeps it while there is a shield."""
+        if self._shields:
+            self._kept = action
+        else:
+            action()
 
     def heard(self, signum: int) -> None:
         """Sets the request. Called in a signal handler: it takes no lock, and the line is written by a thread."""
@@ -100,7 +121,7 @@ def doing(what: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def signals_put_off() -> Iterator[StopRequest]:
-    """Within it the first SIGINT or SIGTERM only sets the request; a second one acts as usual.
+    """Within it the first SIGINT or SIGTERM only sets the request; others act as usual, when no shield is up.
 
     Leaving the block, the signal is raised again, so that the caller's own handling happens: also after an error, which
     gets a note then. In a thread other than the main one, signals are left alone.
@@ -110,8 +131,15 @@ def signals_put_off() -> Iterator[StopRequest]:
     before: dict[int, Any] = {}
 
     def note(signum: int, frame: FrameType | None) -> None:
-        request.heard(signum)
-        restore()
+        if request.signum is None:
+            request.heard(signum)
+            return
+        handler = before[signum]
+        if callable(handler):
+            request.act(lambda: handler(signum, frame))
+        else:  # the process ends: whatever is half done is not seen by the next one
+            signal.signal(signum, handler)
+            signal.raise_signal(signum)
 
     def restore() -> None:
         for signum, handler in before.items():
