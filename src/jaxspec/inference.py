@@ -16,7 +16,7 @@ from .hooks.session_run_hook import SessionRunContext
 from .hostcall import join_shards, steps_of
 from .infeed import Batch, Infeed, Slice
 from .outputs import StepOutputs, fetch_names
-from .pace import Pace, is_ready
+from .pace import Pace
 from .progress import ProgressBar
 from .replicate import MAX_IN_FLIGHT, Loop, first_shard
 from .signals import interrupted, raise_if_interrupted
@@ -95,9 +95,8 @@ def run_batches(
     pending: collections.deque[Iterator[tuple[TPUEstimatorSpec, int]]] = collections.deque()
 
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[tuple[TPUEstimatorSpec, int]]:
-        waited = not all(map(is_ready, jax.tree.leaves(spec)))
         host = jax.device_get(spec)
-        pace.done(item.stop - item.start, began, waited=waited)
+        pace.done(item.stop - item.start, began)
         for one in steps_of(host, item.start, item.stop):
             yield one, rows * num_shards
 

@@ -24,7 +24,7 @@ from .loop_length import LoopClock, loop_length
 from .losses import LossCheck
 from .outputs import StepOutputs, fetch_names
 from .ownership import StateOwner
-from .pace import Pace, is_ready
+from .pace import Pace
 from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
 from .reporting import TrainingReport
 from .signals import Interrupted, StopRequest
@@ -291,7 +291,7 @@ class TrainingRun:
 
     def _look_at_ready(self) -> None:
         """Looks at the dispatches that are done, waiting for none."""
-        while self._pending and is_ready(self._pending[0].spec.loss):
+        while self._pending and _is_ready(self._pending[0].spec.loss):
             self._look_at_first()
 
     def _finish_host_calls(self) -> None:
@@ -316,13 +316,12 @@ class TrainingRun:
         first, end = dispatch.first_step, dispatch.first_step + dispatch.stop - dispatch.start
         every = self._host_call_every
         wanted = [step for step in range(first, end) if step % every == 0] if every else []
-        waited = not is_ready(dispatch.spec.loss)
         try:
             spec = jax.device_get(dispatch.spec if wanted else replaced(dispatch.spec, host_call=None))
         except Exception:
             self._owner.discard()  # what went wrong on the device has gone into the state
             raise
-        self._pace.done(end - first, dispatch.began, waited=waited)
+        self._pace.done(end - first, dispatch.began)
         losses = self._losses.look(first, spec.loss[dispatch.start : dispatch.stop])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._pending.popleft()
@@ -397,3 +396,8 @@ def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
     """One step of a leaf of a `Loop` output, of all shards, on the host."""
     one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
     return one
+
+
+def _is_ready(array: Any) -> bool:
+    is_ready = getattr(array, "is_ready", None)  # NumPy's have none
+    return is_ready is None or bool(is_ready())
