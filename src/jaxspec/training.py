@@ -94,9 +94,9 @@ def train_and_evaluate(
     """Trains, and evaluates at the checkpoints on the way: the state in memory, without reading them.
 
     The checkpoint at the start of the call is not evaluated, unless a run before this one was to evaluate it and was
-    killed before that, or before its last export: then it is, first of all. After it, each one that comes `throttle_secs` or more after
-    the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM ends the run. How often
-    checkpoints are written is for `RunConfig` to say.
+    killed before that, or before its last export: then it is, first of all. After it, each one that comes
+    `throttle_secs` or more after the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM
+    ends the run. How often checkpoints are written is for `RunConfig` to say.
 
     Args:
       estimator: it goes on from its latest checkpoint.
