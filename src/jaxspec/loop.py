@@ -367,9 +367,6 @@ class TrainingRun:
     def _arrays(self) -> Mapping[str, Any]:
         return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
 
-    def _finish_save(self, checkpoint_dir: str) -> None:
-        self._savers[checkpoint_dir].wait()
-
     def _save(self, checkpoint_dir: str) -> None:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
         self._drain()
