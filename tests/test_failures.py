@@ -12,7 +12,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec import host_queue, loop
+from jaxspec import host_queue, signals
 from jaxspec.checkpoint.directory import checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
@@ -147,7 +147,7 @@ def test_a_put_that_is_interrupted_has_put(interrupt):
 
 
 def test_an_interrupted_run_does_not_wait_for_a_host_call_that_hangs(tmp_path, monkeypatch, caplog, interrupt):
-    for module in (loop, host_queue):
+    for module in (signals, host_queue):
         monkeypatch.setattr(module, "PATIENCE_SECS", 0.2)
     go = threading.Event()
 

@@ -149,6 +149,9 @@ class RunConfig:
     """One checkpoint of each such time is kept besides, for ever."""
     log_step_count_steps: int | None = 100
     """Steps between two log lines of the loss and of `global_step/sec` and `examples/sec`; None: none."""
+    fail_on_nan_loss: bool = True
+    """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
+    (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
     """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
     the terminal is a dumb one; False: never."""
@@ -172,6 +175,8 @@ class RunConfig:
         put("save_checkpoints_secs", None if secs is _UNSET else secs)
         if self.save_checkpoints_steps is not None and self.save_checkpoints_secs is not None:
             raise ValueError("`save_checkpoints_steps` and `save_checkpoints_secs` cannot be both set.")
+        if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
+            raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
         seed = self.tf_random_seed
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")

@@ -44,7 +44,7 @@ from .progress import ProgressBar, open_progress
 from .replicate import choose_devices, describe_devices, first_shard
 from .reporting import TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
-from .signals import StopRequest, signals_put_off
+from .signals import StopRequest, doing, raise_if_interrupted, signals_put_off
 from .sources import Source, Sources
 from .spec import ModeKeys
 from .steps import TrainState
@@ -286,7 +286,8 @@ class TPUEstimator:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
             metrics = MetricsOfBatches(source.step)
             writer = create_file_writer(self.eval_dir(name))
-            with self._inference(ModeKeys.EVAL, source, infeed, hooks, writer, steps) as run:
+            with doing("evaluation"), contextlib.ExitStack() as stack:
+                run = self._inference(stack, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
                 while run.next_batch(metrics.add) is not None:
                     pass
                 run.end()
@@ -339,10 +340,13 @@ class TPUEstimator:
         ):
             if infeed.first is None:
                 return
-            with self._inference(ModeKeys.PREDICT, source, infeed, hooks) as run:
+            with contextlib.ExitStack() as stack:
+                run = self._inference(stack, ModeKeys.PREDICT, source, infeed, hooks)
                 while (batch := run.next_batch(lambda *_: None)) is not None:
                     predictions = on_host(batch[0]).predictions
-                    yield from examples(choose_keys(predictions, predict_keys), single, batch[1])
+                    for example in examples(choose_keys(predictions, predict_keys), single, batch[1]):
+                        raise_if_interrupted()
+                        yield example
                 run.end()
 
     def export_saved_model(
@@ -514,6 +518,7 @@ class TPUEstimator:
                 ),
                 writer=writer,
                 interrupt=interrupt,
+                fail_on_nan_loss=config.fail_on_nan_loss,
             )
             run.run()
         _logger.info("Loss for final step: %s.", run.loss)
@@ -546,49 +551,48 @@ class TPUEstimator:
 
     # Evaluation and prediction.
 
-    @contextlib.contextmanager
     def _inference(
         self,
+        stack: contextlib.ExitStack,
         mode: str,
         source: Source,
         infeed: Infeed,
         hooks: tuple[SessionRunHook, ...],
         writer: SummaryWriter | None = None,
         limit: int | None = None,
-    ) -> Iterator[InferenceRun]:
-        """A run, while the state it needs is kept alive."""
-        with contextlib.ExitStack() as stack:
-            if source.live is None and source.path is None:
-                _logger.warning(
-                    "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
-                    "check model_dir, or train first.",
-                    self._model_dir,
-                )
-            program, state = self._programs.inference(mode, infeed, source)
-            assert program.tail is not None
-            spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
-            calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
-            stack.enter_context(calls.begun())
-            infeed.start(program.capacity)
-            batches = run_batches(state, infeed, program.full, program.tail, program.capacity)
-            stack.enter_context(contextlib.closing(batches))
-
-            def lend() -> TrainState:
-                if source.live is not None:
-                    source.live.keep()
-                return state
-
-            yield InferenceRun(
-                batches,
-                hooks=calls,
-                step=source.step,
-                state=state,
-                lend=lend,
-                shard=program.spec,
-                writer=writer,
-                bar=stack.enter_context(self._progress(mode, start=0, total=limit)),
-                limit=limit,
+    ) -> InferenceRun:
+        """A run; what it needs ends with `stack`. No generator: a StopIteration of a hook would become another error."""
+        if source.live is None and source.path is None:
+            _logger.warning(
+                "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
+                "check model_dir, or train first.",
+                self._model_dir,
             )
+        program, state = self._programs.inference(mode, infeed, source)
+        assert program.tail is not None
+        spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
+        calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
+        stack.enter_context(calls.begun())
+        infeed.start(program.capacity)
+        batches = run_batches(state, infeed, program.full, program.tail, program.capacity)
+        stack.enter_context(contextlib.closing(batches))
+
+        def lend() -> TrainState:
+            if source.live is not None:
+                source.live.keep()
+            return state
+
+        return InferenceRun(
+            batches,
+            hooks=calls,
+            step=source.step,
+            state=state,
+            lend=lend,
+            shard=program.spec,
+            writer=writer,
+            bar=stack.enter_context(self._progress(mode, start=0, total=limit)),
+            limit=limit,
+        )
 
     def _write_results(self, results: dict[str, Any], source: Source, writer: SummaryWriter) -> None:
         step = source.step

@@ -9,8 +9,10 @@ from collections.abc import Callable
 _logger = logging.getLogger("jaxspec")
 MAX_WAITING = 2
 """Jobs that may wait. One job has the outputs of one dispatch, so this bounds their memory."""
-PATIENCE_SECS = 10
-"""How long a job is waited for when the run ends."""
+PATIENCE_SECS = 10.0
+"""How long a job is waited for when a run ends with an error."""
+_GLANCE_SECS = 0.1
+"""How often one who waits asks whether to give up."""
 
 
 class HostQueue:
@@ -21,10 +23,13 @@ class HostQueue:
     Args:
       threaded: False runs each job in `put`: for debugging, where a breakpoint should stop the run.
       max_waiting: `put` waits while more jobs wait.
+      give_up: whether `put` and `join` are to wait no longer; asked some times a second.
     """
 
-    def __init__(self, *, threaded: bool = True, max_waiting: int = MAX_WAITING) -> None:
-        self._threaded, self._max_waiting = threaded, max_waiting
+    def __init__(
+        self, *, threaded: bool = True, max_waiting: int = MAX_WAITING, give_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._threaded, self._max_waiting, self._give_up = threaded, max_waiting, give_up
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._closed = False
         self._error: BaseException | None = None
@@ -48,40 +53,41 @@ class HostQueue:
                 self.failed = True
                 raise
             return
-        with self._changed:
-            self._raise()
-            self._jobs.append(job)
-            self._changed.notify_all()
         if self._thread is None:
+            # Before there is a job: an interrupt in between must not leave one that nobody does.
             self._thread = threading.Thread(
                 target=self._context.run, args=(self._work,), name="jaxspec-host", daemon=True
             )
             self._thread.start()
-        if wait:
-            with self._changed:
-                self._changed.wait_for(lambda: self.failed or len(self._jobs) <= self._max_waiting)
-                self._raise()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Waits until every job is done, at most `timeout` seconds; returns whether they are."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self.failed or not (self._jobs or self._busy), timeout)
             self._raise()
-            return done
+            self._jobs.append(job)
+            self._changed.notify_all()
+        if wait:
+            self._wait(lambda: len(self._jobs) <= self._max_waiting)
 
-    def close(self) -> None:
-        """Drops what waits, and ends the thread after its job."""
+    def join(self) -> bool:
+        """Waits until every job is done, or it is to give up; returns whether they are."""
+        return self._wait(lambda: not (self._jobs or self._busy))
+
+    def _wait(self, done: Callable[[], bool]) -> bool:
+        with self._changed:
+            while not self._changed.wait_for(lambda: self.failed or done(), _GLANCE_SECS):
+                if self._give_up():
+                    return False
+            self._raise()
+            return True
+
+    def close(self, patience_secs: float = PATIENCE_SECS) -> None:
+        """Drops what waits, and ends the thread after its job, which is waited for no longer than that."""
         with self._changed:
             self._closed = True
             self._jobs.clear()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout=PATIENCE_SECS)
+            self._thread.join(timeout=patience_secs)
             if self._thread.is_alive():
-                _logger.warning(
-                    "host_call has been busy for %d s and cannot be interrupted; its thread is left to finish.",
-                    PATIENCE_SECS,
-                )
+                _logger.warning("host_call is busy still and cannot be interrupted; its thread is left to finish.")
 
     def _raise(self) -> None:
         if self._error is not None:

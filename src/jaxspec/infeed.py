@@ -19,6 +19,7 @@ from .callables import describe
 from .callers_context import in_callers_context
 from .input_report import InputReport
 from .input_source import InputMemory, InputSource
+from .signals import raise_if_interrupted
 from .spec import ModeKeys
 from .stacks import Slice as Slice
 from .stacks import Stack
@@ -96,6 +97,7 @@ class Infeed:
         self._items: queue.Queue[Any] = queue.Queue(_PREFETCHED_STACKS)
         self._opened, self._started, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._capacity = 1
+        self._closed = False
         self._filling: Stack | None = None
         self._lock = threading.Lock()  # of `_filling`
         self._current: Any = None
@@ -108,8 +110,8 @@ class Infeed:
         self._thread = threading.Thread(target=in_callers_context(self._run), name="jaxspec-infeed", daemon=True)
         try:
             self._thread.start()
-            while not self._opened.wait(1.0):  # a wait with an end can be interrupted everywhere
-                pass
+            while not self._opened.wait(0.1):
+                raise_if_interrupted()
             if self._failure is not None:
                 raise self._failure
         except BaseException:
@@ -197,7 +199,13 @@ class Infeed:
         return stack
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
-        """Stops the thread, which closes the input. Batches not taken are lost, but for those of a lent iterator."""
+        """Stops the thread, which closes the input. Batches not taken are lost, but for those of a lent iterator.
+
+        A second call does nothing: what did not end in time the first time is left alone.
+        """
+        if self._closed:
+            return
+        self._closed = True
         self._stop.set()
         self._started.set()
         with self._asking:

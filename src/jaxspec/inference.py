@@ -18,8 +18,10 @@ from .hostcall import joined, steps_of
 from .infeed import Batch, Infeed, Slice
 from .loss_sums import LossSums
 from .outputs import StepOutputs, fetch_names
+from .pace import Pace
 from .progress import ProgressBar
 from .replicate import MAX_IN_FLIGHT, Loop, first_shard, on_first
+from .signals import interrupted, raise_if_interrupted
 from .spec import TPUEstimatorSpec
 from .summary import SummaryWriter
 
@@ -125,11 +127,14 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
+    pace = Pace()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
-    def fetch_slice(spec: TPUEstimatorSpec, item: Slice) -> Iterator[HostBatch]:
-        for one in steps_of(jax.device_get(spec), item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
+    def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[HostBatch]:
+        host = jax.device_get(spec)
+        pace.done(item.stop - item.start, began)
+        for one in steps_of(host, item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
             yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
 
     def fetch_tail(fetch: Callable[[], HostBatch]) -> Iterator[HostBatch]:
@@ -139,7 +144,8 @@ def run_batches(
         while pending and not infeed.ready():
             # The input may wait for these results.
             yield from pending.popleft()
-        if (item := infeed.take(capacity)) is None:
+        if (item := infeed.take(min(capacity, pace.most), interrupted)) is None:
+            raise_if_interrupted()
             break
         if isinstance(item, Batch):
             pending.append(fetch_tail(run_tail(item, number)))
@@ -147,8 +153,9 @@ def run_batches(
         else:
             place = np.zeros((capacity, num_shards, 2), np.int32)
             place[item.start : item.stop, :, 0] = np.arange(number, number + item.stop - item.start)[:, None]
+            began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)
-            pending.append(fetch_slice(spec, item))
+            pending.append(fetch_slice(spec, item, began))
             number += item.stop - item.start
         while len(pending) > MAX_IN_FLIGHT - 1:
             yield from pending.popleft()
@@ -203,6 +210,8 @@ class InferenceRun:
         """The next batch, after `use` and the hooks' `after_run`; None when there is no more."""
         if self._stop or self._number == self._limit:
             return None
+        # A signal that ends a training ends what it evaluates, too; else Ctrl-C comes by itself.
+        raise_if_interrupted()
         context = SessionRunContext(self._session, self._number, self._number)
         try:
             asked = self._hooks.before_run(context)

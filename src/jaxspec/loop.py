@@ -1,11 +1,12 @@
 """One training session: dispatches loops of steps, looks at what comes back, calls the hooks."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,16 +21,20 @@ from .host_queue import PATIENCE_SECS, HostQueue
 from .hostcall import on_host, run_host_call, steps_of
 from .infeed import Batch, Infeed, Slice
 from .loop_length import LoopClock, loop_length
+from .losses import LossCheck
 from .outputs import StepOutputs, fetch_names
 from .ownership import StateOwner
+from .pace import Pace
 from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
 from .reporting import TrainingReport
-from .signals import StopRequest
+from .signals import Interrupted, StopRequest
 from .spec import TPUEstimatorSpec, replaced
 from .summary import SummaryWriter
 from .summary.in_force import run_position
 
 _logger = logging.getLogger("jaxspec")
+_FIRST_HOST_CALLS_SECS = 1.0
+"""How long the host calls of a run's first dispatch are waited for, to see whether they read the state."""
 
 
 @dataclasses.dataclass
@@ -40,6 +45,8 @@ class _Pending:
     spec: TPUEstimatorSpec
     start: int
     stop: int
+    began: float
+    """When it was dispatched, by the clock of `Pace`."""
 
 
 class TrainingRun:
@@ -60,6 +67,7 @@ class TrainingRun:
       report: tells about the run.
       writer: the run's own summary writer.
       interrupt: set by a signal.
+      fail_on_nan_loss: whether a NaN loss ends the run.
     """
 
     def __init__(
@@ -79,21 +87,23 @@ class TrainingRun:
         report: TrainingReport,
         writer: SummaryWriter,
         interrupt: StopRequest,
+        fail_on_nan_loss: bool = True,
     ) -> None:
         self._owner, self._loop, self._shard, self._infeed = owner, loop, shard, infeed
         self._hooks, self._step, self._stop_step, self._clock = hooks, step, stop_step, clock
         self._savers = savers
         self._host_call_every = host_call_every if shard.host_call is not None else 0
         self._most_pending = MAX_IN_FLIGHT - 1 if run_ahead else 0
-        self._host = HostQueue(threaded=run_ahead)
+        self._host = HostQueue(threaded=run_ahead, give_up=self._gives_up_host_calls)
         self._report, self._writer, self._interrupt = report, writer, interrupt
         self._pending: collections.deque[_Pending] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
         self._seen_step = self._first_step = step
         self._in_step_seen = False
         self._last: StepOutputs | None = None
-        self._diverged: NanLossDuringTrainingError | None = None
-        self._in_haste = False
+        self._losses = LossCheck(fail=fail_on_nan_loss)
+        self._pace = Pace()
+        self._gave_up = False
         self.loss: float | None = None
         self._session = TrainingSession(
             self._save,
@@ -114,16 +124,33 @@ class TrainingRun:
         try:
             self._run()
         except BaseException as error:
-            self._host.close()
+            self._stop_helpers()
             for saver in self._savers.values():
                 try:
-                    saver.wait()
+                    with self._writing():
+                        saver.wait()
                 except Exception as another:  # the first error is the one to raise
                     error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
             raise
-        self._host.close()
-        for saver in self._savers.values():
-            saver.wait()
+        finally:
+            self._losses.tell(self._step - self._first_step)
+        self._stop_helpers()
+        for checkpoint_dir in self._savers:
+            self._finish_save(checkpoint_dir)
+
+    def _stop_helpers(self) -> None:
+        """Ends the threads. Those of a run that a signal ends share the time that is left to it."""
+        left = self._interrupt.seconds_left
+        self._host.close(PATIENCE_SECS if left is None else left)
+        if left is not None:
+            self._infeed.close(self._interrupt.seconds_left or 0.0)
+
+    def _gives_up_host_calls(self) -> bool:
+        """Whether the time that a signal leaves is up: from then on no host call is waited for."""
+        if self._interrupt.seconds_left == 0.0 and not self._gave_up:
+            self._gave_up = True
+            _logger.warning("host_call is still busy; the checkpoint is written without waiting for it.")
+        return self._gave_up
 
     def _run(self) -> None:
         self._hooks.after_create_session(self._session)
@@ -145,13 +172,11 @@ class TrainingRun:
             raise
 
     def _save_in_haste(self) -> None:
-        """Saves, whatever hooks would do. A host_call that hangs is waited for no longer than some seconds."""
-        self._in_haste = True
-        self._drain()
-        if not self._host.failed and not self._host.join(PATIENCE_SECS):
-            _logger.warning(
-                "host_call has been busy for %d s; the checkpoint is written without waiting for it.", PATIENCE_SECS
-            )
+        """Saves, whatever hooks would do."""
+        self._interrupt.hurry()
+        self._drain(wait=False)
+        if not self._host.failed:
+            self._host.join()
         self._raise_if_diverged()
         for checkpoint_dir in self._savers:
             self._save(checkpoint_dir)
@@ -173,7 +198,7 @@ class TrainingRun:
                     return  # the input has ended: no loop, no after_run
                 context.last_step = self._step - 1
                 self._hooks.after_run(context, asked, self._finish_host_calls if self._host_call_every else None)
-            except SessionStopped:
+            except (SessionStopped, Interrupted):  # the latter: of an evaluation that a hook makes
                 return
             self._look_at_ready()
             self._raise_if_diverged()
@@ -186,11 +211,23 @@ class TrainingRun:
             while self._pending and not self._infeed.ready():
                 self._look_at_first()  # rather than wait idly
             self._raise_if_diverged()
-            item = self._infeed.take(first + length - self._step, self._interrupted)
-            if item is None:
-                ended = True
+            cut_short = False
+
+            def give_up() -> bool:
+                nonlocal cut_short
+                cut_short = self._interrupted() or (self._step > first and self._hooks.wants_loop_end(self._step))
+                return cut_short
+
+            with self._interrupt.doing("the input"):
+                item = self._infeed.take(min(first + length - self._step, self._pace.most), give_up)
+            if item is not None:
+                # The first one may compile for long, and has nothing to lose.
+                with self._interrupt.shield() if self._step > self._first_step else contextlib.nullcontext():
+                    self._dispatch(item)
+            elif cut_short:
+                break
             else:
-                self._dispatch(item)
+                ended = True
         if self._step > first:
             self._loop_ends.append(self._step)
             self._report_loops()
@@ -200,8 +237,10 @@ class TrainingRun:
         return ended
 
     def _loop_is_over(self, began: float) -> bool:
-        """Whether a loop ends before it has all its steps: there was a signal, or its time is up."""
-        return self._interrupted() or self._clock.is_up(time.monotonic() - began)
+        """Whether a loop ends before it has all its steps: a signal, its time is up, or something is due by the clock."""
+        return (
+            self._interrupted() or self._clock.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
+        )
 
     def _interrupted(self) -> bool:
         return self._interrupt.signum is not None
@@ -211,10 +250,11 @@ class TrainingRun:
             # One batch of its own size, on one device: a stack of capacity one.
             item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
         self._keep_host_calls_in_step()
+        began = self._pace.clock()
         state = self._owner.take()
         try:
             state, spec = self._loop(state, item.data, item.start, item.stop)
-            self._pending.append(_Pending(self._step, spec, item.start, item.stop))
+            self._pending.append(_Pending(self._step, spec, item.start, item.stop, began))
             self._step += item.stop - item.start
             self._owner.put(state, self._step, item.position)
         except BaseException:
@@ -228,11 +268,15 @@ class TrainingRun:
     def _keep_host_calls_in_step(self) -> None:
         """Waits for the host calls so far where host_call reads the state: it shall find that of its own dispatch.
 
-        Whether it does shows in the first dispatch, which is therefore waited for in any case.
+        Whether it does shows in the first dispatch, which is therefore waited for a moment in any case.
         """
-        is_second = self._step > self._first_step and not self._in_step_seen
-        if self._host_call_every and (is_second or self._owner.was_read_by(self._host.thread)):
+        if not self._host_call_every or self._step == self._first_step:
+            return
+        if not self._in_step_seen:
             self._in_step_seen = True
+            self._drain()
+            self._host.join(_FIRST_HOST_CALLS_SECS)
+        if self._owner.was_read_by(self._host.thread):
             self._finish_host_calls()
 
     def _settle(self, error: BaseException) -> None:
@@ -242,14 +286,14 @@ class TrainingRun:
                 self._look_at_first()
             if not self._host.failed:
                 self._host.join()
-            if self._diverged is not error:
+            if self._losses.error is not error:
                 self._raise_if_diverged()
         except Exception as another:  # the first error is the one to raise
             error.add_note(f"and then: {type(another).__name__}: {another}")
 
-    def _drain(self) -> None:
+    def _drain(self, *, wait: bool = True) -> None:
         while self._pending:
-            self._look_at_first()
+            self._look_at_first(wait=wait)
 
     def _look_at_ready(self) -> None:
         """Looks at the dispatches that are done, waiting for none."""
@@ -258,16 +302,21 @@ class TrainingRun:
 
     def _finish_host_calls(self) -> None:
         self._drain()
-        self._host.join()
+        with self._interrupt.doing("host_call"):
+            self._host.join()
 
     def _finish_steps(self) -> None:
         self._finish_host_calls()
         self._raise_if_diverged()
 
-    def _look_at_first(self) -> None:
-        """Fetches the outputs of the first dispatch, waiting for it: losses, and host call's tensors if they are wanted."""
+    def _look_at_first(self, *, wait: bool = True) -> None:
+        """Fetches the outputs of the first dispatch, waiting for it: losses, and host call's tensors if they are wanted.
+
+        Args:
+          wait: whether to wait when too many host calls wait.
+        """
         dispatch = self._pending[0]
-        if self._diverged is not None:
+        if self._losses.error is not None:
             self._pending.popleft()  # not worth telling
             return
         first, end = dispatch.first_step, dispatch.first_step + dispatch.stop - dispatch.start
@@ -278,11 +327,8 @@ class TrainingRun:
         except Exception:
             self._owner.discard()  # what went wrong on the device has gone into the state
             raise
-        losses = spec.loss[dispatch.start : dispatch.stop]
-        bad = _first_nan(losses)
-        if bad is not None:
-            self._diverge(first + bad)
-            losses = losses[: bad + 1]
+        self._pace.done(end - first, dispatch.began)
+        losses = self._losses.look(first, spec.loss[dispatch.start : dispatch.stop])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._pending.popleft()
         if not every:
@@ -290,7 +336,8 @@ class TrainingRun:
         elif not self._host.failed:
             wanted = [step for step in wanted if step < first + len(losses)]
             job = functools.partial(self._host_calls, dispatch, spec, wanted, losses)
-            self._host.put(job, wait=not self._in_haste)
+            with self._interrupt.doing("host_call"):
+                self._host.put(job, wait=wait)
         self.loss = float(losses[-1])
         self._seen_step = first + len(losses)
         self._report.progress(self._seen_step, self.loss)
@@ -313,17 +360,10 @@ class TrainingRun:
                 raise
         self._report.steps(dispatch.first_step, losses)
 
-    def _diverge(self, step: int) -> None:
-        if self._diverged is None:
-            self._diverged = NanLossDuringTrainingError(
-                f"NaN loss during training: at step {step} (counted from 0). The latest "
-                "checkpoint, if there is one, is from before it. Lower the learning rate, clip the gradients, or look at that batch."
-            )
-
     def _raise_if_diverged(self) -> None:
-        if self._diverged is not None:
+        if self._losses.error is not None:
             self._owner.discard()  # the next call starts from the latest checkpoint
-            raise self._diverged
+            raise self._losses.error
 
     def _kept_state(self) -> Any:
         """The state for a hook, which may hold it for as long as it likes."""
@@ -333,18 +373,26 @@ class TrainingRun:
     def _arrays(self) -> Mapping[str, Any]:
         return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
 
-    def _finish_save(self, checkpoint_dir: str) -> None:
-        self._savers[checkpoint_dir].wait()
-
     def _save(self, checkpoint_dir: str) -> None:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
         self._drain()
         self._raise_if_diverged()
         try:
-            self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
+            with self._writing():
+                self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
         except NanLossDuringTrainingError:
             self._owner.discard()
             raise
+
+    def _finish_save(self, checkpoint_dir: str) -> None:
+        with self._writing():
+            self._savers[checkpoint_dir].wait()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around everything that writes: an interrupt in the middle of it would leave a thread that never ends."""
+        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+            yield
 
 
 def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
@@ -356,8 +404,3 @@ def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
 def _is_ready(array: Any) -> bool:
     is_ready = getattr(array, "is_ready", None)  # NumPy's have none
     return is_ready is None or bool(is_ready())
-
-
-def _first_nan(losses: np.ndarray) -> int | None:
-    bad = np.flatnonzero(np.isnan(losses.astype(np.float32)))
-    return int(bad[0]) if bad.size else None

@@ -12,11 +12,14 @@ import numpy as np
 
 from .arguments import INPUT_FN_ARGUMENTS, check_steps
 from .callables import check_arguments
+from .checkpoint.directory import checkpoint_step
 from .estimator import TPUEstimator
+from .evaluation_due import EvaluationDue
 from .exporter import Exporter
 from .hooks.listener import CheckpointSaverListener, check_listeners
 from .hooks.session_run_hook import SessionRunHook, check_hooks
 from .hooks.timer import SecondOrStepTimer
+from .signals import Interrupted
 
 _logger = logging.getLogger("jaxspec")
 
@@ -92,13 +95,14 @@ def train_and_evaluate(
 ) -> tuple[dict[str, Any] | None, list[Any] | None]:
     """Trains, and evaluates at the checkpoints on the way: the state in memory, without reading them.
 
-    The checkpoint at the start of the call is not evaluated; after it, each one that comes `throttle_secs` or more after
-    the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM ends the run. How often
-    checkpoints are written is for `RunConfig` to say.
+    The checkpoint at the start of the call is not evaluated, unless a run before this one was to evaluate it and was
+    killed before that, or before its last export: then it is, first of all. After it, each one that comes
+    `throttle_secs` or more after the start of the last evaluation is, and the last one always, unless Ctrl-C or SIGTERM
+    ends the run. How often checkpoints are written is for `RunConfig` to say.
 
     Args:
       estimator: it goes on from its latest checkpoint.
-      train_spec: if its max_steps is reached already, nothing is done.
+      train_spec: if its max_steps is reached already, there is no training.
       eval_spec: its exporters are asked after each evaluation, with `is_the_final_export` true once max_steps is
         reached.
       clock: seconds since some start, for `throttle_secs`.
@@ -127,6 +131,7 @@ def train_and_evaluate(
         *(eval_spec.throttle_secs, config.save_checkpoints_steps, config.save_checkpoints_secs),
     )
     listener = _EvaluatingListener(estimator, eval_spec, train_spec.max_steps, clock)
+    listener.catch_up()
     estimator.train(
         train_spec.input_fn,
         hooks=train_spec.hooks,
@@ -146,11 +151,26 @@ class _EvaluatingListener(CheckpointSaverListener):
         self._estimator, self._spec, self._max_steps, self._clock = estimator, spec, max_steps, clock
         self.metrics: dict[str, Any] | None = None
         self.exports: list[Any] | None = None
+        self._timer = SecondOrStepTimer(every_secs=spec.throttle_secs, clock=clock)
+        self._due = EvaluationDue(estimator.eval_dir(spec.name))
+        self._evaluated: str | None = None
+
+    def catch_up(self) -> None:
+        """Evaluates and exports the latest checkpoint, if a run before this one was to, and was killed."""
+        latest, step = self._estimator.latest_checkpoint(), self._due.step()
+        if latest is None or step is None or checkpoint_step(latest) != step:
+            return
+        _logger.warning(
+            "The run before this one ended before it had evaluated and exported %s: that is done now.", latest
+        )
+        self._evaluate(step)
 
     def begin(self) -> None:
-        self._timer = SecondOrStepTimer(every_secs=self._spec.throttle_secs, clock=self._clock)
         self._at_start = True
-        self._evaluated: str | None = None
+
+    def before_save(self, session: Any, global_step: int) -> None:
+        if not self._at_start and not session.interrupted and self._is_due(global_step):
+            self._due.note(global_step)
 
     def after_save(self, session: Any, global_step: int) -> None:
         if self._at_start:
@@ -158,15 +178,18 @@ class _EvaluatingListener(CheckpointSaverListener):
         elif session.interrupted:
             _logger.info("Stopped by a signal: step %d is saved, and not evaluated.", global_step)
         elif self._timer.should_trigger_for_step(global_step):
-            self._evaluate(global_step)
+            self._evaluate(global_step, session)
         else:
             _logger.info("Skip the current checkpoint eval due to throttle secs (%s secs).", self._spec.throttle_secs)
 
     def end(self, session: Any, global_step: int) -> None:
         if not session.interrupted and global_step != self._timer.last_triggered_step():
-            self._evaluate(global_step)
+            self._evaluate(global_step, session)
 
-    def _evaluate(self, global_step: int) -> None:
+    def _is_due(self, global_step: int) -> bool:
+        return global_step == self._max_steps or self._timer.should_trigger_for_step(global_step)
+
+    def _evaluate(self, global_step: int, session: Any = None) -> None:
         self._timer.update_last_triggered_step(global_step)
         path = self._estimator.latest_checkpoint()
         if path is None or path == self._evaluated:
@@ -176,10 +199,34 @@ class _EvaluatingListener(CheckpointSaverListener):
                 "checkpoint_dir."
             )
         self._evaluated = path
+        self._due.note(global_step)
+        try:
+            self._evaluate_and_export(global_step, path, session)
+        except Exception:
+            self._due.done()  # it has been tried; the next call goes on from here, as in TensorFlow
+            raise
+
+    def _evaluate_and_export(self, global_step: int, path: str, session: Any) -> None:
         spec = self._spec
-        self.metrics = self._estimator.evaluate(spec.input_fn, steps=spec.steps, hooks=spec.hooks, name=spec.name)
-        is_final = self._max_steps is not None and self.metrics["global_step"] >= self._max_steps
-        self.exports = [self._export(exporter, path, is_final) for exporter in _exporters(spec)]
+        try:
+            metrics = self._estimator.evaluate(spec.input_fn, steps=spec.steps, hooks=spec.hooks, name=spec.name)
+        except Interrupted:
+            _logger.warning(
+                "A signal ended the evaluation of step %d, which has no results. If train_and_evaluate is called again, it begins "
+                "with it.",
+                global_step,
+            )
+            return
+        self.metrics = metrics
+        is_final = self._max_steps is not None and metrics["global_step"] >= self._max_steps
+        exports = []
+        for exporter in _exporters(spec):
+            if session is not None and session.interrupted:
+                _logger.warning("A signal ended the exports of step %d before that of %r.", global_step, exporter.name)
+                return
+            exports.append(self._export(exporter, path, is_final))
+        self.exports = exports
+        self._due.done()
 
     def _export(self, exporter: Exporter, path: str, is_final: bool) -> Any:
         assert self.metrics is not None

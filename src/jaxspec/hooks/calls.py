@@ -1,13 +1,17 @@
 """Calling the hooks of a session, in their order."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 from ..config import check_number
+from ..signals import doing
 from .nan import NanLossDuringTrainingError
 from .session import Session
 from .session_run_hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
+
+_logger = logging.getLogger("jaxspec")
 
 
 class SessionStopped(Exception):
@@ -26,22 +30,28 @@ class HookCalls:
         self.hooks = tuple(hooks)
         self._where = where
         self._open: list[SessionRunHook] = []
+        self._watching = [hook for hook in self.hooks if overrides(hook, "wants_loop_end")]
 
-    @contextlib.contextmanager
-    def begun(self) -> Iterator[None]:
+    def begun(self) -> "_Begun":
         """Calls `begin` of each hook. If the block is left with an error, the hooks without an `end` get an `abort`."""
-        try:
-            for hook in self.hooks:
-                self._open.append(hook)
-                self._call(hook, "begin", None)
-            yield
-        except BaseException as error:
-            for hook in self._open:
-                try:
-                    hook.abort()
-                except Exception as another:  # the first error is the one to raise
-                    error.add_note(f"and then, in {type(hook).__name__}.abort: {type(another).__name__}: {another}")
-            raise
+        return _Begun(self)
+
+    def begin(self) -> None:
+        """Calls `begin` of each hook."""
+        for hook in self.hooks:
+            self._open.append(hook)
+            self._call(hook, "begin", None)
+
+    def abort(self, error: BaseException) -> None:
+        """Calls `abort` of the hooks without an `end`, after `error`."""
+        for hook in self._open:
+            try:
+                hook.abort()
+            except Exception as another:  # the first error is the one to raise
+                said = f"in {type(hook).__name__}.abort: {type(another).__name__}: {another}"
+                if isinstance(error, GeneratorExit):  # nobody sees what is added to that
+                    _logger.warning("A generator was closed before its end; an error came then, %s", said)
+                error.add_note(f"and then, {said}")
 
     def after_create_session(self, session: Session) -> None:
         """Calls `after_create_session` of each hook."""
@@ -74,10 +84,16 @@ class HookCalls:
 
     def next_step(self, step: int) -> int | None:
         """The first global step after `step` at which some hook wants a loop to end."""
-        wanted = [(hook, hook.next_step(step)) for hook in self.hooks if overrides(hook, "next_step")]
+        wanted = [
+            (hook, self._call(hook, "next_step", None, step)) for hook in self.hooks if overrides(hook, "next_step")
+        ]
         for hook, one in wanted:
             check_number(f"what {type(hook).__name__}.next_step returns", one, whole=True)
         return min((max(one, step + 1) for _, one in wanted if one is not None), default=None)
+
+    def wants_loop_end(self, step: int) -> bool:
+        """Whether some hook wants the loop that is under way to end at the global step `step`."""
+        return any(self._call(hook, "wants_loop_end", None, step) for hook in self._watching)
 
     def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Any:
         args = self._run(hook, "before_run", context)
@@ -102,13 +118,34 @@ class HookCalls:
 
     def _call(self, hook: SessionRunHook, method: str, session: Session | None, *args: Any) -> Any:
         try:
-            return getattr(hook, method)(*args)
+            with doing(f"hook {type(hook).__name__}.{method}"):
+                return getattr(hook, method)(*args)
         except BaseException as error:
             if isinstance(error, NanLossDuringTrainingError):
                 raise  # whatever looked at the loss
             at = "" if session is None else f", at global step {session.global_step}"
             error.add_note(f"raised by {type(hook).__name__}.{method}, {self._where}{at}")
             raise
+
+
+class _Begun:
+    """The block within which hooks have begun. No generator: a StopIteration of `begin` would become another error."""
+
+    def __init__(self, calls: HookCalls) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        try:
+            self._calls.begin()
+        except BaseException as error:
+            self._calls.abort(error)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._calls.abort(error)
 
 
 def overrides(hook: SessionRunHook, method: str) -> bool:

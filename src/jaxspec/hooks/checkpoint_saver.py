@@ -14,7 +14,7 @@ class CheckpointSaverHook(SessionRunHook):
     """Writes a checkpoint at the start of training, every so many steps or seconds after the last one, and at the end.
 
     Training adds one by itself, after `RunConfig.save_checkpoints_steps` or `_secs`; given as a hook, it replaces that.
-    Loops end exactly where a checkpoint is due by steps. How many are kept is for `RunConfig` to say.
+    Loops end exactly where a checkpoint is due by steps, and soon after one is due by seconds. How many are kept is for `RunConfig` to say.
 
     Args:
       checkpoint_dir: where; None: the model_dir. The estimator finds only those in its model_dir.
@@ -83,6 +83,9 @@ class CheckpointSaverHook(SessionRunHook):
     def next_step(self, global_step: int) -> int | None:
         saved = self._timer.last_triggered_step()
         return None if self._steps is None or saved is None else saved + self._steps
+
+    def wants_loop_end(self, global_step: int) -> bool:
+        return self._steps is None and self._timer.should_trigger_for_step(global_step)
 
     def _save(self, session: Any) -> bool:
         """Writes a checkpoint; returns whether a listener asks to stop."""

@@ -79,6 +79,13 @@ class SessionRunHook:
         """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""
         return None
 
+    def wants_loop_end(self, global_step: int) -> bool:
+        """Whether the training loop under way must end at `global_step`, since something is due by the clock.
+
+        Asked between two dispatches of a loop, and while the input is waited for: some times a second.
+        """
+        return False
+
 
 _METHODS = {
     "begin": (),
@@ -88,6 +95,7 @@ _METHODS = {
     "end": ("session",),
     "abort": (),
     "next_step": ("global_step",),
+    "wants_loop_end": ("global_step",),
 }
 
 
