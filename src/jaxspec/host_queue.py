@@ -3,7 +3,9 @@
 import collections
 import contextvars
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 
 _logger = logging.getLogger("jaxspec")
@@ -66,14 +68,15 @@ class HostQueue:
         if wait:
             self._wait(lambda: len(self._jobs) <= self._max_waiting)
 
-    def join(self) -> bool:
-        """Waits until every job is done, or it is to give up; returns whether they are."""
-        return self._wait(lambda: not (self._jobs or self._busy))
+    def join(self, timeout: float = math.inf) -> bool:
+        """Waits until every job is done, so many seconds have gone, or it is to give up; returns whether they are done."""
+        return self._wait(lambda: not (self._jobs or self._busy), timeout)
 
-    def _wait(self, done: Callable[[], bool]) -> bool:
+    def _wait(self, done: Callable[[], bool], timeout: float = math.inf) -> bool:
+        until = time.monotonic() + timeout
         with self._changed:
             while not self._changed.wait_for(lambda: self.failed or done(), _GLANCE_SECS):
-                if self._give_up():
+                if self._give_up() or time.monotonic() >= until:
                     return False
             self._raise()
             return True
