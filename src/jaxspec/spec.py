@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from .arrays import describe_array, is_array, is_tracer, named_leaves
-from .captures import refuse_captured_tracers
+from .captures import note_captured_tracers, refuse_captured_tracers
 from .export.outputs import check_export_outputs
 from .hooks.session_run_hook import check_hooks
 from .host_function import HostCallHook, call_host_function, check_host_function, to_host
@@ -179,11 +179,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         if scaffold_fn is not None:
             if not callable(scaffold_fn):
                 raise TypeError(f"scaffold_fn should be callable, given: {scaffold_fn!r}.")
-            refuse_captured_tracers(
-                scaffold_fn,
-                "scaffold_fn",
-                lambda name: "let Scaffold.init_fn(variables) compute it from the variables it is given.",
-            )
+            refuse_captured_tracers(scaffold_fn, "scaffold_fn", _mend_scaffold)
         return cls._make(
             (mode, predictions, loss, train_op, eval_metrics, export_outputs, scaffold_fn, host_call, *hooks)
         )
@@ -248,6 +244,7 @@ def call_scaffold_fn(scaffold_fn: Callable[[], Any]) -> Scaffold:
         scaffold = scaffold_fn()
     except BaseException as error:
         error.add_note("raised by scaffold_fn")
+        note_captured_tracers(error, scaffold_fn, "scaffold_fn", _mend_scaffold)
         raise
     if scaffold is None:
         raise ValueError("TPUEstimatorSpec.scaffold_fn returns None, which is not allowed; return a jaxspec.Scaffold.")
@@ -256,11 +253,18 @@ def call_scaffold_fn(scaffold_fn: Callable[[], Any]) -> Scaffold:
     return scaffold
 
 
+def _mend_scaffold(name: str) -> str:
+    return "let Scaffold.init_fn(variables) compute it from the variables it is given."
+
+
 def _check_spec_hooks(role: str, hooks: Any) -> tuple[Any, ...]:
     checked = check_hooks(hooks, role=role)
     for index, hook in enumerate(checked):
         refuse_captured_tracers(
-            hook, f"{role}[{index}] ({type(hook).__name__})", lambda name: f"ask for it: host_call=(fn, [{name}])."
+            hook,
+            f"{role}[{index}] ({type(hook).__name__})",
+            lambda name: f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run gives the array that "
+            f"host_call=(fn, {{{name!r}: {name}}}) hands over ('loss' is there without); in after_run it is run_values.results.",
         )
     return checked
 
