@@ -44,9 +44,11 @@ def check_arguments(
     An argument that is not allowed keeps its default; one without a default is refused.
     """
     if not callable(fn):
-        mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)." * (
-            role == "input_fn"
-        )
+        mend = ""
+        if role == "input_fn":
+            mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
+            if hasattr(fn, "__iter__"):
+                mend = " Write a function that makes it, so that each call begins anew: lambda: ..., or def input_fn(params): ..."
         raise TypeError(f"{role} must be callable, given: {reprlib.repr(fn)}.{mend}")
     names, takes_any = argument_names(fn)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

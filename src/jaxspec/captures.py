@@ -6,6 +6,7 @@ the function runs; here the captured name is found while model_fn is still on th
 """
 
 import collections
+import contextlib
 import functools
 import gc
 import itertools
@@ -133,10 +134,8 @@ def _slots(kind: type) -> list[Any]:
 
 def _attributes(obj: Any, slots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Attributes as they are stored: no code of the class of `obj` runs."""
-    try:
+    with contextlib.suppress(AttributeError):
         yield from object.__getattribute__(obj, "__dict__").items()
-    except AttributeError:
-        pass
     for slot in slots:
         try:
             yield slot.__name__, slot.__get__(obj)

@@ -100,7 +100,23 @@ def call_host_function(name: str, pair: HostFunction) -> Any:
     except BaseException as error:
         error.add_note(f"raised by {name} ({describe(fn)})")
         note_captured_tracers(error, fn, name, _MENDS[name].format)
+        if _wants_scalar(error):
+            error.add_note(
+                f"jaxspec: {name} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one shard too. Write "
+                "step[0] where all are the same, as the global step, and loss.mean() where they are not."
+            )
         raise
+
+
+def _wants_scalar(error: BaseException) -> bool:
+    """Whether NumPy says that an array was used where a number is needed: in int(), float(), an `if` or a format."""
+    phrases = (
+        "arrays can be converted to Python scalars",
+        "only integer scalar arrays can be converted",
+        "truth value of an array",
+        "unsupported format string passed to numpy.ndarray",
+    )
+    return isinstance(error, TypeError | ValueError) and any(phrase in str(error) for phrase in phrases)
 
 
 def to_host(tree: Any) -> Any:

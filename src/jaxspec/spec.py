@@ -12,6 +12,7 @@ from .captures import note_captured_tracers, refuse_captured_tracers
 from .export.outputs import check_export_outputs
 from .hooks.session_run_hook import check_hooks
 from .host_function import HostCallHook, call_host_function, check_host_function, to_host
+from .migration import answers
 from .train_op import as_train_ops
 
 
@@ -123,6 +124,14 @@ class _TPUEstimatorSpecFields(NamedTuple):
     prediction_hooks: Any = None
 
 
+_GONE = {
+    "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
+    "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
+    "training_chief_hooks": "write training_hooks=.",
+}
+"""What to write for arguments of TensorFlow's EstimatorSpec."""
+
+
 class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     """What model_fn returns: arrays computed on the devices beside functions that consume them on the host.
 
@@ -151,6 +160,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
 
     __slots__ = ()
 
+    @answers(_GONE)
     def __new__(
         cls,
         mode: Any,
@@ -202,7 +212,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
             name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
             raise ValueError(
                 f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
-                "on the host, after js.gather."
+                "on the host, after js.gather. A model_fn returns the TPUEstimatorSpec as it is, on every device."
             )
         metrics: Any = {}
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
@@ -263,8 +273,10 @@ def _check_spec_hooks(role: str, hooks: Any) -> tuple[Any, ...]:
         refuse_captured_tracers(
             hook,
             f"{role}[{index}] ({type(hook).__name__})",
-            lambda name: f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run gives the array that "
-            f"host_call=(fn, {{{name!r}: {name}}}) hands over ('loss' is there without); in after_run it is run_values.results.",
+            lambda name: (
+                f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run gives the array that "
+                f"host_call=(fn, {{{name!r}: {name}}}) hands over ('loss' is there without); in after_run it is run_values.results."
+            ),
         )
     return checked
 
