@@ -40,7 +40,8 @@ def check_params(model_fn: Any, params: Any) -> None:
             f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
             "estimator fills these in."
         )
-    with_values(params, batch_size=1, use_tpu=True, context=None)  # for its checks
+    if type(params).__module__ != "builtins":  # as TensorFlow, which takes a list here, and refuses it when it is used
+        with_values(params, batch_size=1, use_tpu=True, context=None)  # for its checks
     if callable(model_fn):
         names, takes_any = argument_names(model_fn)
         if params and not takes_any and "params" not in names:

@@ -48,7 +48,7 @@ def check_arguments(
         if role == "input_fn":
             mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
             if hasattr(fn, "__iter__"):
-                mend = " Write a function that makes it, so that each call begins anew: lambda: ..., or def input_fn(params): ..."
+                mend = " Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
         raise TypeError(f"{role} must be callable, given: {reprlib.repr(fn)}.{mend}")
     names, takes_any = argument_names(fn)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -214,8 +214,8 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-_by_keyword = "By position goes tpu_config only: write RunConfig(TPUConfig(...), model_dir=...)."
-RunConfig.__init__ = answers(_GONE, positional=_by_keyword)(RunConfig.__init__)  # type: ignore[method-assign]
+_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
+RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]
 
 
 def check_number(

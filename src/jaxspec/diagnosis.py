@@ -61,8 +61,10 @@ def note_model_fn_error(
             "too, and give module.apply all of the variables: module.apply(variables, ...), of the module that init_fn made them of."
         )
     elif isinstance(error, errors.InvalidRngError):
+        found = re.search(r'PRNG for "([^"]+)"', text)
         error.add_note(
-            'jaxspec: give apply the key that model_fn may name: module.apply(variables, features, rngs={"dropout": rng}).'
+            "jaxspec: give apply the key that model_fn may name: "
+            f'module.apply(variables, features, rngs={{"{found[1] if found else "dropout"}": rng}}).'
         )
     elif isinstance(error, errors.CallCompactUnboundModuleError):
         error.add_note(

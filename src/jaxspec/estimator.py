@@ -93,7 +93,7 @@ class TPUEstimator:
 
     @answers(
         _GONE,
-        positional="By position go model_fn and init_fn only: write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
+        write="Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
     )
     def __init__(
         self,

@@ -66,7 +66,7 @@ def _check_count(name: str, fn: Callable[..., Any], count: int) -> None:
         takes = len(positional) if least == len(positional) else f"{least} to {len(positional)}"
         raise RuntimeError(
             f"In TPUEstimatorSpec.{name}, length of tensors {count} does not match method args of the function, "
-            f"which takes {takes} ({error}): {describe(fn)}{signature}. Pass one tensor for each argument that has no default."
+            f"which takes {takes}: {describe(fn)}{signature}; {error}. Pass one tensor for each argument that has no default."
         ) from None
 
 

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def answers(gone: Mapping[str, str], *, positional: str = "") -> Callable[[_F], _F]:
+def answers(gone: Mapping[str, str], *, write: str = "") -> Callable[[_F], _F]:
     """A decorator: the TypeError of a call with arguments that a function does not take says what to write instead.
 
     Args:
       gone: what to write, by the name of an argument that is gone.
-      positional: what to write where too many arguments are given by position.
+      write: the call as it should be.
     """
 
     def decorate(fn: _F) -> _F:
@@ -24,11 +24,9 @@ def answers(gone: Mapping[str, str], *, positional: str = "") -> Callable[[_F], 
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
-                answer = " ".join(f"{name}: {gone[name]}" for name in kwargs if name in gone)
-                if not answer and "positional" in str(error) and "missing" not in str(error):
-                    answer = positional
                 name = fn.__qualname__.removesuffix(".__init__").removesuffix(".__new__")
-                raise TypeError(f"{name}: {error}. {answer}".rstrip()) from None
+                said = [f"{name}: {error}.", *(f"{key}: {gone[key]}" for key in kwargs if key in gone), write]
+                raise TypeError(" ".join(said).rstrip()) from None
             return fn(*args, **kwargs)
 
         return call  # type: ignore[return-value]

@@ -64,7 +64,7 @@ _MINIMIZE = (
 _APPLY = "Write jaxspec.apply_gradients(optimizer, grads), grads being the tree of variables['params']. The runner counts the steps."
 
 
-@answers(_GONE, positional=_MINIMIZE)
+@answers(_GONE, write=_MINIMIZE)
 def minimize(
     optimizer: Any,
     loss: Callable[[Any], Any] | None = None,
@@ -98,7 +98,7 @@ def minimize(
     return _train_op(optimizer, loss, None, of, reduction, updates, after)
 
 
-@answers(_GONE, positional=_APPLY)
+@answers(_GONE, write=_APPLY)
 def apply_gradients(
     optimizer: Any,
     grads: Any,
@@ -197,12 +197,12 @@ class CrossShardOptimizer(NamedTuple):
         """The optimizer's own: it is given gradients that are reduced over shards already."""
         return self.optimizer.update
 
-    @answers(_GONE, positional=_MINIMIZE)
+    @answers(_GONE, write=_MINIMIZE)
     def minimize(self, loss: Callable[[Any], Any] | None = None, **kwargs: Any) -> TrainOp:
         """`jaxspec.minimize(self, loss, ...)`."""
         return minimize(self, loss, **kwargs)
 
-    @answers(_GONE, positional=_APPLY)
+    @answers(_GONE, write=_APPLY)
     def apply_gradients(self, grads: Any, **kwargs: Any) -> TrainOp:
         """`jaxspec.apply_gradients(self, grads, ...)`."""
         return apply_gradients(self, grads, **kwargs)
