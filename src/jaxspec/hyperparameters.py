@@ -83,27 +83,32 @@ def _copied(value: Any, copies: dict[int, Any], *, outermost: bool = False) -> A
     except Exception:  # whatever the classes of the user raise
         pass
     if id(value) not in copies:
-        copies[id(value)] = value  # as long as the copy is not there, and where there will be none
-        with contextlib.suppress(Exception):
-            copies[id(value)] = _copied_container(value, copies, outermost)
-    return copies[id(value)]
+        try:
+            _copy_container(value, copies, outermost)
+        except Exception:
+            copies[id(value)] = value
+    return copies.setdefault(id(value), value)
 
 
-def _copied_container(value: Any, copies: dict[int, Any], outermost: bool) -> Any:
-    if isinstance(value, list) or type(value) is tuple:
-        return type(value)(_copied(element, copies) for element in value)
-    if _has_keys(value):
-        made = _shallow_copy(value)
+def _copy_container(value: Any, copies: dict[int, Any], outermost: bool) -> None:
+    """Puts a copy of what holds other things among `copies`, before it is filled: it may hold itself."""
+    if type(value) is tuple:
+        copies[id(value)] = tuple(_copied(element, copies) for element in value)
+    elif isinstance(value, list):
+        copies[id(value)] = made = _shallow_copy(value)
+        made[:] = [_copied(element, copies) for element in value]
+    elif _has_keys(value):
+        copies[id(value)] = made = _shallow_copy(value)
         for key in value:
             made[key] = _copied(value[key], copies)
-        return made
-    is_record = dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace | argparse.Namespace)
-    if isinstance(value, type) or not (is_record or outermost):
-        return value
-    made = _shallow_copy(value)
-    for name, attribute in vars(value).items():
-        _set_attribute(made, name, _copied(attribute, copies))
-    return made
+    elif not isinstance(value, type) and (outermost or _is_record(value)):
+        copies[id(value)] = made = _shallow_copy(value)
+        for name, attribute in vars(value).items():
+            _set_attribute(made, name, _copied(attribute, copies))
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace | argparse.Namespace)
 
 
 def _shallow_copy(value: Any) -> Any:
