@@ -19,6 +19,8 @@ _NO_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+_OF_NONE = (TypeError, AttributeError, ValueError)
+"""What JAX, NumPy and Python raise for None in the place of an array; not all of them say so."""
 
 
 def note_traced_error(error: Exception) -> None:
@@ -71,7 +73,7 @@ def note_model_fn_error(
             "jaxspec: a Flax Module is called through apply, on the variables that model_fn may name: "
             "def model_fn(variables, features, ...): out = module.apply(variables, features)."
         )
-    elif labels is None and "NoneType" in text and _uses_labels(error, model_fn):
+    elif labels is None and isinstance(error, _OF_NONE) and _uses_labels(error, model_fn):
         error.add_note(
             "jaxspec: labels are None in PREDICT: return TPUEstimatorSpec(mode, predictions=...) before they are used."
             if mode == "infer"
