@@ -1,6 +1,7 @@
 """`params` may be a dict, a ConfigDict, a namespace, a dataclass or another object, and hold what cannot be copied."""
 
 import argparse
+import collections.abc
 import dataclasses
 import threading
 import types
@@ -31,6 +32,47 @@ class Config:
 class FrozenConfig:
     rate: float = 0.5
     sizes: list = dataclasses.field(default_factory=lambda: [3])
+
+
+class Strict(collections.abc.MutableMapping):
+    """A mapping with attributes that takes the keys it was made with."""
+
+    def __init__(self, **data):
+        object.__setattr__(self, "data", data)
+
+    def __getattr__(self, name):
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+    def __getitem__(self, name):
+        return self.data[name]
+
+    def __setitem__(self, name, value):
+        if name not in self.data:
+            raise KeyError(name)
+        self.data[name] = value
+
+    def __delitem__(self, name):
+        raise KeyError(name)
+
+    def __iter__(self):
+        return iter(self.data)
+
+    def __len__(self):
+        return len(self.data)
+
+
+class Checked:
+    """Refuses attributes that it does not know, as models of pydantic do."""
+
+    def __init__(self, rate, sizes):
+        self.rate, self.sizes = rate, sizes
+
+    def __setattr__(self, name, value):
+        if name not in ("rate", "sizes"):
+            raise ValueError(name)
+        super().__setattr__(name, value)
 
 
 class Settings:
@@ -65,6 +107,8 @@ KINDS = {
     "namespace with a lock": lambda: types.SimpleNamespace(rate=0.5, sizes=[3], lock=threading.Lock()),
     "dict with a lock": lambda: AttributeDict(rate=0.5, sizes=[3], lock=threading.Lock()),
     "__getattr__": lambda: Settings(rate=0.5, sizes=[3]),
+    "strict mapping": lambda: Strict(rate=0.5, sizes=[3]),
+    "checked attributes": lambda: Checked(0.5, [3]),
 }
 
 
@@ -105,7 +149,7 @@ def test_params_reach_every_function_as_what_they_are(tmp_path, kind):
             value(params, "context").num_replicas,
             value(params, "use_tpu"),
         )
-        if not kind.startswith("Frozen"):
+        if kind not in ("FrozenConfigDict", "strict mapping"):
             assert isinstance(params, type(given))
         sizes = params.sizes
         if isinstance(sizes, list) and kind not in ("__getattr__",):
@@ -198,3 +242,8 @@ def test_params_that_take_no_attributes_are_refused_by_the_constructor(tmp_path,
 def test_reserved_attributes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"reserved keys but existed in params .*Rename \['batch_size'\]"):
         train(tmp_path, types.SimpleNamespace(batch_size=3), lambda features, params: None)
+
+
+def test_a_list_is_refused_when_it_is_used(tmp_path):
+    with pytest.raises(TypeError, match=r"params must be a dict, .* given list \[1\].*Write params=\{\"config\": "):
+        train(tmp_path, [1], lambda features, params: None)

@@ -31,15 +31,15 @@ def with_values(params: Any, **values: Any) -> Any:
             try:
                 for name, value in values.items():
                     made[name] = value
-            except (TypeError, ValueError, AttributeError):  # a mapping that cannot be changed
-                made = {**{key: made[key] for key in made}, **values}
+            except Exception:  # a mapping that takes no further keys, or not these values
+                made = _AttributeDict({**{key: made[key] for key in made}, **values})
         return made
     try:
         if made is params:
             raise TypeError("it cannot be copied")
         for name, value in values.items():
             _set_attribute(made, name, value)
-    except (AttributeError, TypeError) as error:
+    except Exception as error:
         kind = type(params).__name__
         what = f"an object of {kind}" if hasattr(params, "__dict__") else f"{kind} {params!r}"
         raise TypeError(
@@ -47,6 +47,16 @@ def with_values(params: Any, **values: Any) -> Any:
             'Write params={"config": ...}, and params["config"] in model_fn; or dataclasses.asdict(...), vars(...).'
         ) from None
     return made
+
+
+class _AttributeDict(dict[str, Any]):
+    """Stands for a mapping of another type, whose keys may be read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 def value_of(params: Any, name: str) -> Any:
@@ -73,7 +83,7 @@ def _has_keys(params: Any) -> bool:
 def _set_attribute(obj: Any, name: str, value: Any) -> None:
     try:
         setattr(obj, name, value)
-    except AttributeError:  # a frozen dataclass
+    except Exception:  # a frozen dataclass, a class that checks what it is given
         object.__setattr__(obj, name, value)
 
 

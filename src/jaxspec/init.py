@@ -137,9 +137,9 @@ def noting_verb(verb: str) -> Iterator[None]:
         yield
     except Exception as error:
         if any(note.startswith("raised by init_fn") for note in getattr(error, "__notes__", ())):
+            no_labels = ", and predict gives no labels" if verb == "predict" else ""
             error.add_note(
-                f"jaxspec: that was a batch of {verb}: init_fn runs with the first batch of whichever verb comes first. Let it do "
-                "with what every verb gives: predict gives no labels."
+                f"jaxspec: that was a batch of {verb}: init_fn runs with the first batch of whichever verb comes first{no_labels}."
             )
         raise
 
