@@ -27,6 +27,8 @@ def with_values(params: Any, **values: Any) -> Any:
         params = params.as_configdict()
     made: Any = {} if params is None else copy_params(params)
     if _has_keys(made):
+        if made is params:  # it is of a kind that cannot be copied
+            return _AttributeDict({**{key: made[key] for key in made}, **values})
         with made.unlocked() if hasattr(type(made), "unlocked") else contextlib.nullcontext():
             try:
                 for name, value in values.items():

@@ -45,7 +45,7 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
             other, held = taken.setdefault(name, (field, leaf))
             if held is leaf or (isinstance(held, bool | int | float) and held == leaf):
                 continue
-            same = {"loss": "the loss itself, unchanged", "global_step": "`step` itself, unchanged"}
+            same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
             raise ValueError(
                 f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "
                 f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in {other if field == 'loss' else field}, and "
