@@ -96,10 +96,10 @@ REFUSED = {
         RuntimeError,
         r"length of tensors 1 does not match method args of the function, which takes 2: metric_fn\(labels, logits\)",
     ),
-    "a default counts": (
-        dict(mode="eval", loss=LOSS, eval_metrics=(lambda a, b=1: {}, [LOSS])),
+    "more tensors than defaults": (
+        dict(mode="eval", loss=LOSS, eval_metrics=(lambda a, b=1: {}, [LOSS] * 3)),
         RuntimeError,
-        "length of tensors 1 does not match",
+        "length of tensors 3 does not match method args of the function, which takes 1 to 2: ",
     ),
     "hook class": (
         dict(mode="eval", loss=LOSS, evaluation_hooks=[hooks.SessionRunHook]),

@@ -1,5 +1,6 @@
 """Pure steps over any pytree model: state, arguments by name, TrainOps, what leaves the device."""
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -520,14 +521,19 @@ def model_errors():
             ValueError,
             "model_fn should return a TPUEstimatorSpec, got dict from .*wrong_type",
         ),
-        "collection": (wrong_collection, net, ValueError, r"never made.*collections \['batch_stats', 'params'\]"),
+        "collection": (wrong_collection, net, KeyError, r"'ema'\njaxspec: .*collections \['batch_stats', 'params'\]"),
         "flax collection": (
             flax_collection,
             net,
-            ValueError,
-            r"never made.*batch_stats.*collections \['batch_stats', 'params'\]",
+            flax.errors.ScopeCollectionNotFound,
+            r'collection "batch_stats"(.|\n)*jaxspec: .*collections \[\'batch_stats\', \'params\'\]',
         ),
-        "no labels": (no_labels, net, ValueError, r"model_fn failed with labels=None.*yield \(features, labels\)"),
+        "no labels": (
+            no_labels,
+            net,
+            TypeError,
+            r"NoneType(.|\n)*jaxspec: labels are None here.*yield \(features, labels\)",
+        ),
         "integer loss": (integer_loss, net, TypeError, r"loss must be floating to be minimized, got int32\[\]"),
         "keywords": (mismatch, net, TypeError, r"host_call: the tensors do not match.*Tensors: \['b'\].*takes \['a'\]"),
         "own error": (mine, net, KeyError, "mine"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from .callables import argument_names, describe
 from .config import InputPipelineConfig, RunConfig
+from .hyperparameters import holds, with_values
 from .paths import absolute_path
 
 _logger = logging.getLogger("jaxspec")
@@ -30,15 +31,17 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
 
 
 def check_params(model_fn: Any, params: Any) -> None:
-    """Raises if `params` holds reserved keys, or model_fn does not name `params`."""
+    """Raises if `params` holds reserved keys or takes no further ones, or model_fn does not name `params`."""
     if params is None:
         return
-    reserved = [key for key in ("batch_size", "context") if key in params]
+    reserved = [key for key in ("batch_size", "context") if holds(params, key)]
     if reserved:
         raise ValueError(
             f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
             "estimator fills these in."
         )
+    if type(params).__module__ != "builtins":  # as TensorFlow, which takes a list here, and refuses it when it is used
+        with_values(params, batch_size=1, use_tpu=True, context=None)  # for its checks
     if callable(model_fn):
         names, takes_any = argument_names(model_fn)
         if params and not takes_any and "params" not in names:

@@ -12,18 +12,23 @@ def argument_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
 
     What a `functools.partial` has bound already, and the `self` of a method, are not among them.
     """
+    parameters = _open_parameters(fn)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in parameters if p.kind in kinds]
+    return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _open_parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(fn).parameters
     except ValueError:  # some callables written in C do not tell
-        return [], False
+        return []
     bound: set[str] = set()
     inner = fn
     while isinstance(inner, functools.partial):
         bound |= set(inner.keywords)
         inner = inner.func
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = [name for name, p in parameters.items() if p.kind in kinds and name not in bound]
-    return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return [p for name, p in parameters.items() if name not in bound]
 
 
 def describe(fn: Any) -> str:
@@ -34,19 +39,26 @@ def describe(fn: Any) -> str:
 def check_arguments(
     fn: Callable[..., Any], *, role: str, allowed: Collection[str], required: Collection[str] = ()
 ) -> None:
-    """Raises ValueError unless `fn` names only `allowed` arguments, `required` among them."""
+    """Raises ValueError unless `fn` can be called by keyword with `allowed` arguments, and names those in `required`.
+
+    An argument that is not allowed keeps its default; one without a default is refused.
+    """
     if not callable(fn):
-        mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)." * (
-            role == "input_fn"
-        )
+        mend = ""
+        if role == "input_fn":
+            mend = " Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
+            if hasattr(fn, "__iter__"):
+                mend = " Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
         raise TypeError(f"{role} must be callable, given: {reprlib.repr(fn)}.{mend}")
     names, takes_any = argument_names(fn)
-    unexpected = [name for name in names if name not in allowed]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in _open_parameters(fn) if p.default is inspect.Parameter.empty and p.kind not in variadic]
+    unexpected = [p.name for p in needed if p.name not in allowed or p.kind is inspect.Parameter.POSITIONAL_ONLY]
     if unexpected:
         or_params = ", or pass them in `params`" if "params" in allowed else ""
         raise ValueError(
             f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and "
-            f"may name any of {sorted(allowed)}; bind others first, as in functools.partial({role}, "
+            f"may name any of {sorted(allowed)}; give others a default, bind them first, as in functools.partial({role}, "
             f"{unexpected[0]}=...){or_params}."
         )
     missing = [name for name in required if name not in names and not takes_any]

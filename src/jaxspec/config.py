@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .migration import answers
+
 
 class InputPipelineConfig(enum.IntEnum):
     """How input_fn is called. PER_HOST_V1 and PER_HOST_V2 mean the same here: once in each process."""
@@ -122,6 +124,18 @@ _UNSET: Any = object()
 _DEFAULT_SAVE_SECS = 600
 
 
+_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
+_GONE = {
+    **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config", "device_fn", "protocol"), _NO_SERVERS),
+    **dict.fromkeys(("session_creation_timeout_secs", "experimental_max_worker_delay_secs"), _NO_SERVERS),
+    **dict.fromkeys(
+        ("train_distribute", "eval_distribute", "experimental_distribute"),
+        "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
+    ),
+}
+"""What to write for arguments of TensorFlow's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """How `TPUEstimator` runs. TensorFlow's field names; steps are global steps, counted from 0.
@@ -198,6 +212,10 @@ class RunConfig:
         if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
             kwargs["save_checkpoints_steps"] = None
         return dataclasses.replace(self, **kwargs)
+
+
+_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
+RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]
 
 
 def check_number(

@@ -1,13 +1,12 @@
 """TPUEstimator: the verbs."""
 
 import contextlib
-import copy
 import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -31,12 +30,14 @@ from .hooks.calls import HookCalls
 from .hooks.listener import check_listeners
 from .hooks.session_run_hook import check_hooks
 from .hostcall import on_host
+from .hyperparameters import copy_params, with_values
 from .infeed import Infeed
 from .inference import InferenceRun, run_batches
 from .init import as_init_fn
 from .input_source import InputMemory
 from .loop import TrainingRun
 from .loop_length import LoopClock
+from .migration import answers
 from .model import MODEL_FN_ARGUMENTS, Model
 from .ownership import StateOwner
 from .programs import Programs
@@ -53,6 +54,19 @@ from .summary import SummaryWriter, create_file_writer
 _logger = logging.getLogger("jaxspec")
 
 
+_ANY_DEVICE = "leave it out: the same program runs on whatever devices there are (use_tpu=False: on one CPU)."
+_EXPORTS = "leave it out: exported functions are made for no device in particular."
+_GONE = {
+    "batch_axis": "leave it out, and let input_fn put examples along axis 0 of every array.",
+    "eval_on_tpu": _ANY_DEVICE,
+    "export_to_tpu": _EXPORTS,
+    "export_to_cpu": _EXPORTS,
+    "export_saved_model_api_version": _EXPORTS,
+    "embedding_config_spec": "embed in model_fn: flax.linen.Embed, its table among the variables.",
+}
+"""What to write for arguments of TensorFlow's."""
+
+
 class TPUEstimator:
     """Trains, evaluates and predicts with one pure model_fn, on whatever devices there are.
 
@@ -64,8 +78,9 @@ class TPUEstimator:
         Flax Linen Module.
       model_dir: where checkpoints and event files go; None: that of `config`, or a temporary directory.
       config: a `RunConfig`.
-      params: hyper-parameters, a dict. model_fn, init_fn and input_fn get copies, with `batch_size` and `context`
-        added (these two keys are reserved).
+      params: hyper-parameters: a dict, a ConfigDict, a namespace, a dataclass or another object. model_fn, init_fn and
+        input_fn get copies of the same type, with `batch_size` and `context` added as keys (or attributes, where it has
+        no keys); these two names are reserved. What cannot be copied, such as a lock, is passed as it is.
       use_tpu: map over `config.tpu_config.num_shards` (None: all) of `jax.devices()`, whatever they are. False: one
         CPU device, one step a loop.
       train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
@@ -76,6 +91,10 @@ class TPUEstimator:
       ValueError, TypeError: by TPUEstimator's rules.
     """
 
+    @answers(
+        _GONE,
+        write="Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
+    )
     def __init__(
         self,
         model_fn: Callable[..., Any],
@@ -83,7 +102,7 @@ class TPUEstimator:
         *,
         model_dir: str | os.PathLike[str] | None = None,
         config: RunConfig | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Any = None,
         use_tpu: bool = True,
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
@@ -96,7 +115,7 @@ class TPUEstimator:
         check_params(model_fn, params)
         self._model_dir = choose_model_dir(model_dir, config)
         self._config = config.replace(model_dir=self._model_dir)
-        self._params = copy.deepcopy(params) if params is not None else {}
+        self._params = copy_params({} if params is None else params)
         self._user_model_fn = model_fn
         self._use_tpu = use_tpu
         if init_fn is not None:
@@ -144,7 +163,7 @@ class TPUEstimator:
     @property
     def params(self) -> Any:
         """A copy of the hyper-parameters."""
-        return copy.deepcopy(self._params)
+        return copy_params(self._params)
 
     @property
     def model_fn(self) -> Callable[..., Any]:
@@ -386,7 +405,8 @@ class TPUEstimator:
     def _model(self) -> Model:
         # Not in the constructor: it would ask for the devices, and a wrong argument should not wait for a TPU.
         context = TPUContext(len(self._devices), jax.process_count(), _host=None)
-        return Model(self._user_model_fn, {**self.params, "use_tpu": self._use_tpu, "context": context}, self._config)
+        params = with_values(self._params, use_tpu=self._use_tpu, context=context)
+        return Model(self._user_model_fn, params, self._config)
 
     @functools.cached_property
     def _programs(self) -> Programs:
@@ -425,11 +445,8 @@ class TPUEstimator:
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         batch_size = self._checked_batch_size(mode)
         context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
-        if not isinstance(self._params, Mapping):
-            raise TypeError(f"params must be a dict to carry batch_size and context, got {self._params!r}.")
-        params = {**self.params, "context": context}
-        if batch_size is not None:
-            params["batch_size"] = batch_size
+        rows = {} if batch_size is None else {"batch_size": batch_size}
+        params = with_values(self._params, context=context, **rows)
         return Infeed(
             input_fn,
             {"params": params, "mode": mode, "config": self._config},

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import is_array
 from .callables import argument_names, describe
-from .captures import refuse_captured_tracers
+from .captures import note_captured_tracers, refuse_captured_tracers
 from .hooks.session_run_hook import SessionRunContext, SessionRunHook, SessionRunValues
 
 HostFunction = tuple[Callable[..., Any], Any]
@@ -40,25 +40,34 @@ def check_host_function(name: str, pair: Any) -> HostFunction | None:
             )
     if not isinstance(tensors, dict):
         _check_count(name, fn, len(tensors))
-    if name == "eval_metrics":
-        short, mend = "metric_fn", "pass it: eval_metrics=(metric_fn, [..., {}])"
-    else:
-        short, mend = "host_call", "pass it: host_call=(fn, [..., {}])"
-    refuse_captured_tracers(fn, short, mend.format)
+    role = "metric_fn" if name == "eval_metrics" else name
+    refuse_captured_tracers(fn, role, _MENDS[role].format)
     return fn, tensors
 
 
+_MENDS = {
+    "metric_fn": "pass it: eval_metrics=(metric_fn, [..., {}])",
+    "host_call": "pass it: host_call=(fn, [..., {}])",
+}
+"""What to write for an array that a host function has captured."""
+
+
 def _check_count(name: str, fn: Callable[..., Any], count: int) -> None:
-    parameters = inspect.signature(fn).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some callables written in C do not tell
         return
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in parameters if p.kind in positional]
-    if len(names) != count:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positional = [p for p in signature.parameters.values() if p.kind in kinds]
+        least = sum(p.default is inspect.Parameter.empty for p in positional)
+        takes = len(positional) if least == len(positional) else f"{least} to {len(positional)}"
         raise RuntimeError(
             f"In TPUEstimatorSpec.{name}, length of tensors {count} does not match method args of the function, "
-            f"which takes {len(names)}: {describe(fn)}({', '.join(names)}). Pass one tensor for each argument."
-        )
+            f"which takes {takes}: {describe(fn)}{signature}; {error}. Pass one tensor for each argument that has no default."
+        ) from None
 
 
 def check_keywords(name: str, pair: HostFunction | None) -> None:
@@ -77,6 +86,8 @@ def check_keywords(name: str, pair: HostFunction | None) -> None:
             f"{name}: the tensors do not match the function's arguments: {error}. Tensors: {sorted(tensors)}; "
             f"{describe(fn)} takes {argument_names(fn)[0]}. A dict is passed by keyword: use the same names."
         ) from None
+    except ValueError:  # some callables written in C do not tell
+        pass
 
 
 def call_host_function(name: str, pair: HostFunction) -> Any:
@@ -88,7 +99,24 @@ def call_host_function(name: str, pair: HostFunction) -> Any:
         return fn(**tensors) if isinstance(tensors, dict) else fn(*tensors)
     except BaseException as error:
         error.add_note(f"raised by {name} ({describe(fn)})")
+        note_captured_tracers(error, fn, name, _MENDS[name].format)
+        if _wants_scalar(error):
+            error.add_note(
+                f"jaxspec: {name} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one shard too. Write "
+                "step[0] where all are the same, as the global step, and loss.mean() where they are not."
+            )
         raise
+
+
+def _wants_scalar(error: BaseException) -> bool:
+    """Whether NumPy says that an array was used where a number is needed: in int(), float(), an `if` or a format."""
+    phrases = (
+        "arrays can be converted to Python scalars",
+        "only integer scalar arrays can be converted",
+        "truth value of an array",
+        "unsupported format string passed to numpy.ndarray",
+    )
+    return isinstance(error, TypeError | ValueError) and any(phrase in str(error) for phrase in phrases)
 
 
 def to_host(tree: Any) -> Any:

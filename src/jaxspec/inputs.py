@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from .arrays import describe_array, named_leaves
+from .hyperparameters import value_of
 from .position import arrays_fingerprint
 from .spec import ModeKeys
 
@@ -46,7 +47,7 @@ def numpy_input_fn(
         raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
 
     def input_fn(params: Mapping[str, Any], mode: str) -> NumpyBatches:
-        size = batch_size if batch_size is not None else params.get("batch_size")
+        size = batch_size if batch_size is not None else value_of(params, "batch_size")
         if size is None:
             raise ValueError(
                 "numpy_input_fn: no batch size: pass batch_size=, or give the estimator the batch size of this mode."

@@ -1,9 +1,7 @@
-"""Calling model_fn, and saying clearly what went wrong there."""
+"""Calling model_fn, and checking what it returns."""
 
 import copy
-import re
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +9,10 @@ import jax
 from .axis import SHARD_AXIS, shard_axis_is_bound
 from .callables import argument_names, call_by_name, check_arguments, describe
 from .context import TPUContext
+from .diagnosis import note_model_fn_error
 from .host_function import check_keywords
+from .hyperparameters import holds, with_values
+from .outputs import check_fetch_names
 from .recompilation import RecompilationWatch
 from .spec import ModeKeys, TPUEstimatorSpec
 
@@ -21,7 +22,7 @@ MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variabl
 class Model:
     """A model_fn with its hyper-parameters: `model(mode, variables, features, labels, ...) -> spec`."""
 
-    def __init__(self, model_fn: Callable[..., Any], params: Mapping[str, Any] | None = None, config: Any = None):
+    def __init__(self, model_fn: Callable[..., Any], params: Any = None, config: Any = None):
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
@@ -31,13 +32,13 @@ class Model:
         self.config = config
         self._watch = RecompilationWatch()
 
-    def params_for(self, features: Any) -> dict[str, Any]:
+    def params_for(self, features: Any) -> Any:
         """The `params` for one batch: a copy of the hyper-parameters, `batch_size`, `use_tpu` and `context`."""
         replicas = jax.lax.axis_size(SHARD_AXIS) if shard_axis_is_bound() else 1
         defaults = {"use_tpu": True, "context": TPUContext(replicas, _host=None)}
         leaves = [leaf for leaf in jax.tree.leaves(features) if getattr(leaf, "ndim", 0)]
         size = {"batch_size": leaves[0].shape[0]} if leaves else {}
-        return {**defaults, **copy.deepcopy(dict(self.params or {})), **size}
+        return with_values(self.params, **{k: v for k, v in defaults.items() if not holds(self.params, k)}, **size)
 
     def __call__(
         self, mode: str, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any
@@ -64,10 +65,8 @@ class Model:
         try:
             spec = call_by_name(self.model_fn, available)
         except Exception as error:
-            clearer = _explain(error, variables, labels_missing=labels is None and mode != ModeKeys.PREDICT)
-            if clearer is None:
-                raise
-            raise clearer from error
+            note_model_fn_error(error, self.model_fn, variables, mode=mode, labels=labels)
+            raise
         if not isinstance(spec, TPUEstimatorSpec):
             raise ValueError(
                 f"model_fn should return a TPUEstimatorSpec, got {type(spec).__name__} from "
@@ -79,34 +78,10 @@ class Model:
             check_keywords("host_call", spec.host_call)
         if mode == ModeKeys.EVAL:
             check_keywords("eval_metrics", spec.eval_metrics)
+        if mode == ModeKeys.PREDICT and isinstance(spec.predictions, dict) and not spec.predictions:
+            raise ValueError(
+                f"predictions is an empty dict in mode 'infer' ({describe(self.model_fn)}), so predict would yield nothing. Put at "
+                "least one array with a leading batch axis into it: predictions={'class': logits.argmax(-1)}."
+            )
+        check_fetch_names(spec, step)
         return spec
-
-
-def _explain(error: Exception, variables: Mapping[str, Any], *, labels_missing: bool) -> Exception | None:
-    """A clearer error for two mistakes that surface deep inside model_fn; None for any other error."""
-    from flax import errors as flax_errors
-
-    missing_collection = (
-        flax_errors.ScopeCollectionNotFound,
-        flax_errors.ScopeVariableNotFoundError,
-        flax_errors.ModifyScopeVariableError,
-    )
-    if isinstance(error, missing_collection) or (isinstance(error, KeyError) and _missing_in(variables, error)):
-        return ValueError(
-            f"model_fn uses a collection or variable that init_fn never made ({error}). The variables have the "
-            f"collections {sorted(variables)}; let init_fn return it too."
-        )
-    if labels_missing and "NoneType" in str(error) and isinstance(error, TypeError | AttributeError | ValueError):
-        return ValueError(
-            f"model_fn failed with labels=None ({type(error).__name__}: {error}). input_fn yields features only: let "
-            "it yield (features, labels) tuples, or let model_fn do without labels."
-        )
-    return None
-
-
-def _missing_in(variables: Mapping[str, Any], error: KeyError) -> bool:
-    if not error.args or error.args[0] in variables:
-        return False
-    # The dict that was asked is not part of the exception; the line that asked is.
-    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return re.search(rf"\bvariables\s*\[\s*['\"]{re.escape(str(error.args[0]))}['\"]", line) is not None

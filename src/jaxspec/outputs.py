@@ -1,29 +1,56 @@
 """The outputs of one step by fetch name."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from .arrays import named_leaves
-from .spec import TPUEstimatorSpec
+from .arrays import describe_array, named_leaves, path_name
+from .spec import ModeKeys, TPUEstimatorSpec
 
 
 def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Any]:
-    """The leaves of a spec that have a fetch name."""
-    out: dict[str, Any] = {}
-    for pair in (spec.eval_metrics, spec.host_call):
+    """The leaves of a spec, as it leaves the device, that have a fetch name."""
+    return {name: leaf for _, tree in _named_trees(spec) for name, leaf in named_leaves(tree).items()}
+
+
+def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, Any]]:
+    """(the field, a tree whose paths are fetch names)."""
+    for field, pair in (("eval_metrics", spec.eval_metrics), ("host_call", spec.host_call)):
         if pair is not None and isinstance(pair[1], dict):
-            out |= named_leaves(pair[1])
-    if isinstance(spec.predictions, dict):
-        out |= named_leaves({"predictions": spec.predictions})
-    elif spec.predictions is not None:
-        out["predictions"] = spec.predictions
-    if spec.loss is not None:
-        out["loss"] = spec.loss
-    return out
+            yield field, pair[1]
+    yield "predictions", {"predictions": spec.predictions}
+    yield "loss", {"loss": spec.loss}
+
+
+def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
+    """Raises ValueError if a fetch name stands for two arrays: hooks would see one of them, without a word.
+
+    The same array may have a name twice, as `labels` in the dicts of eval_metrics and host_call.
+
+    Args:
+      spec: as model_fn returned it.
+      step: the global step that model_fn was given.
+    """
+    taken: dict[str, tuple[str, Any]] = {"global_step": ("the global step", step)}
+    for field, tree in _named_trees(spec):
+        unused = field == "eval_metrics" and spec.mode != ModeKeys.EVAL
+        # An array without keys does not leave the device but in PREDICT, where the other fields do not.
+        if unused or (field == "predictions" and not isinstance(spec.predictions, dict)):
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = path_name(path)
+            other, held = taken.setdefault(name, (field, leaf))
+            if held is leaf or (isinstance(held, bool | int | float) and held == leaf):
+                continue
+            same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
+            raise ValueError(
+                f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "
+                f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in {other if field == 'loss' else field}, and "
+                f"the argument of its function, or pass {same.get(name, 'the same array in both')}."
+            )
 
 
 def fetch_names(spec: TPUEstimatorSpec) -> list[str]:

@@ -14,7 +14,7 @@ from . import checkpoint
 from .debugging import debugging
 from .infeed import Infeed
 from .inference import TailLoop
-from .init import init_on_one_shard
+from .init import init_on_one_shard, noting_verb
 from .model import Model
 from .replicate import Loop, broadcast, broadcast_sharding, first_shard, rolls_well
 from .sources import Source
@@ -88,7 +88,7 @@ class Programs:
         live: TrainState | None = None if source.live is None else source.live.state
         if live is not None and program is not None and not program.spec.training_hooks:
             return program, lambda: live
-        with jax.default_device(self._devices[0]):
+        with jax.default_device(self._devices[0]), noting_verb("train"):
             init_rng, step_rng = self._rngs()
             if live is not None:
                 variables = first_shard(live.variables) if debugging() else shapes(live.variables)
@@ -129,7 +129,7 @@ class Programs:
         key = _signature(mode, infeed)
         program = self._made.get(key)
         fresh = source.live is None and source.path is None
-        with jax.default_device(self._devices[0]):
+        with jax.default_device(self._devices[0]), noting_verb("evaluate" if mode == ModeKeys.EVAL else "predict"):
             if source.live is not None:
                 state: TrainState = source.live.state._replace(opt_state=None)
             elif source.path is not None:

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from .arrays import describe_array, is_array, is_tracer, named_leaves
-from .captures import refuse_captured_tracers
+from .captures import note_captured_tracers, refuse_captured_tracers
 from .export.outputs import check_export_outputs
 from .hooks.session_run_hook import check_hooks
 from .host_function import HostCallHook, call_host_function, check_host_function, to_host
+from .migration import answers
 from .train_op import as_train_ops
 
 
@@ -123,6 +124,14 @@ class _TPUEstimatorSpecFields(NamedTuple):
     prediction_hooks: Any = None
 
 
+_GONE = {
+    "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
+    "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
+    "training_chief_hooks": "write training_hooks=.",
+}
+"""What to write for arguments of TensorFlow's EstimatorSpec."""
+
+
 class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     """What model_fn returns: arrays computed on the devices beside functions that consume them on the host.
 
@@ -151,6 +160,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
 
     __slots__ = ()
 
+    @answers(_GONE)
     def __new__(
         cls,
         mode: Any,
@@ -179,11 +189,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         if scaffold_fn is not None:
             if not callable(scaffold_fn):
                 raise TypeError(f"scaffold_fn should be callable, given: {scaffold_fn!r}.")
-            refuse_captured_tracers(
-                scaffold_fn,
-                "scaffold_fn",
-                lambda name: "let Scaffold.init_fn(variables) compute it from the variables it is given.",
-            )
+            refuse_captured_tracers(scaffold_fn, "scaffold_fn", _mend_scaffold)
         return cls._make(
             (mode, predictions, loss, train_op, eval_metrics, export_outputs, scaffold_fn, host_call, *hooks)
         )
@@ -206,7 +212,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
             name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
             raise ValueError(
                 f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
-                "on the host, after js.gather."
+                "on the host, after js.gather. A model_fn returns the TPUEstimatorSpec as it is, on every device."
             )
         metrics: Any = {}
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
@@ -248,6 +254,7 @@ def call_scaffold_fn(scaffold_fn: Callable[[], Any]) -> Scaffold:
         scaffold = scaffold_fn()
     except BaseException as error:
         error.add_note("raised by scaffold_fn")
+        note_captured_tracers(error, scaffold_fn, "scaffold_fn", _mend_scaffold)
         raise
     if scaffold is None:
         raise ValueError("TPUEstimatorSpec.scaffold_fn returns None, which is not allowed; return a jaxspec.Scaffold.")
@@ -256,11 +263,20 @@ def call_scaffold_fn(scaffold_fn: Callable[[], Any]) -> Scaffold:
     return scaffold
 
 
+def _mend_scaffold(name: str) -> str:
+    return "let Scaffold.init_fn(variables) compute it from the variables it is given."
+
+
 def _check_spec_hooks(role: str, hooks: Any) -> tuple[Any, ...]:
     checked = check_hooks(hooks, role=role)
     for index, hook in enumerate(checked):
         refuse_captured_tracers(
-            hook, f"{role}[{index}] ({type(hook).__name__})", lambda name: f"ask for it: host_call=(fn, [{name}])."
+            hook,
+            f"{role}[{index}] ({type(hook).__name__})",
+            lambda name: (
+                f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run gives the array that "
+                f"host_call=(fn, {{{name!r}: {name}}}) hands over ('loss' is there without); in after_run it is run_values.results."
+            ),
         )
     return checked
 

@@ -1,13 +1,14 @@
 """What a training step does to the variables: `train_op` of a spec."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from .arrays import is_array
+from .migration import answers
 
 Variables = Mapping[str, Any]
 """Collections by name: `{"params": the trainable ones, ...: the rest}`; each any pytree of arrays."""
@@ -48,6 +49,22 @@ def _unflatten(static: tuple[Any, ...], children: Iterable[Any]) -> TrainOp:
 jax.tree_util.register_pytree_with_keys(TrainOp, _flatten, _unflatten)
 
 
+_COUNTED = "leave it out: the runner counts the steps."
+_GONE = {
+    "global_step": _COUNTED,
+    "var_list": "write of=: a key of variables['params'], several keys, or a predicate on the path.",
+    "grad_loss": "scale the loss instead.",
+    **dict.fromkeys(("name", "gate_gradients", "aggregation_method", "colocate_gradients_with_ops"), "leave it out."),
+}
+"""What to write for arguments of TensorFlow's optimizers."""
+_MINIMIZE = (
+    "Write jaxspec.minimize(optimizer), which differentiates the spec's own loss; a loss that is given is a function of the "
+    "variables. The runner counts the steps."
+)
+_APPLY = "Write jaxspec.apply_gradients(optimizer, grads), grads being the tree of variables['params']. The runner counts the steps."
+
+
+@answers(_GONE, write=_MINIMIZE)
 def minimize(
     optimizer: Any,
     loss: Callable[[Any], Any] | None = None,
@@ -81,6 +98,7 @@ def minimize(
     return _train_op(optimizer, loss, None, of, reduction, updates, after)
 
 
+@answers(_GONE, write=_APPLY)
 def apply_gradients(
     optimizer: Any,
     grads: Any,
@@ -98,6 +116,10 @@ def apply_gradients(
         those keys.
       of, reduction, updates, after: as in `minimize`.
     """
+    if isinstance(grads, Iterator):
+        raise TypeError(
+            f"apply_gradients: grads must be the tree of gradients, as jax.grad gives it, got {type(grads).__name__}. {_APPLY}"
+        )
     if grads is None:
         raise ValueError("apply_gradients: grads is None; pass the gradients, or use minimize(optimizer).")
     return _train_op(optimizer, None, grads, of, reduction, updates, after)
@@ -150,7 +172,8 @@ def as_train_ops(train_op: Any) -> tuple[TrainOp, ...]:
         given = repr(train_op)
     raise TypeError(
         "train_op must be a TrainOp, a sequence of them or an optax.GradientTransformation, given: "
-        f"{given}. Write train_op=jaxspec.minimize(optax.adam(1e-3))."
+        f"{given}. Write train_op=jaxspec.minimize(optax.adam(1e-3)); for gradients of your own "
+        "train_op=jaxspec.apply_gradients(optax.adam(1e-3), grads)."
     )
 
 
@@ -174,10 +197,12 @@ class CrossShardOptimizer(NamedTuple):
         """The optimizer's own: it is given gradients that are reduced over shards already."""
         return self.optimizer.update
 
+    @answers(_GONE, write=_MINIMIZE)
     def minimize(self, loss: Callable[[Any], Any] | None = None, **kwargs: Any) -> TrainOp:
         """`jaxspec.minimize(self, loss, ...)`."""
         return minimize(self, loss, **kwargs)
 
+    @answers(_GONE, write=_APPLY)
     def apply_gradients(self, grads: Any, **kwargs: Any) -> TrainOp:
         """`jaxspec.apply_gradients(self, grads, ...)`."""
         return apply_gradients(self, grads, **kwargs)

@@ -56,6 +56,25 @@ def _is_spec(case):
     return case["target"].startswith("TPUEstimatorSpec")
 
 
+def _leaves_out_a_default(case):
+    """Whether a list of tensors is shorter than the arguments, and those that are left over have defaults."""
+    for name in ("eval_metrics", "host_call"):
+        pair = _given(case, name)
+        pair = pair.get("$tuple") if isinstance(pair, dict) else pair
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not isinstance(pair[1], list)
+            or not isinstance(pair[0], dict)
+        ):
+            continue
+        arguments = pair[0].get("$fn", [])
+        needed = sum("=" not in argument and "*" not in argument for argument in arguments)
+        if needed <= len(pair[1]) < len(arguments) and not any("*" in argument for argument in arguments):
+            return True
+    return False
+
+
 VALIDATION = {
     "TF_CONFIG": Difference(
         lambda case: "TF_CONFIG" in case.get("environment", {}),
@@ -104,6 +123,11 @@ VALIDATION = {
         lambda case: _is_spec(case) and holds({"train_op": _given(case, "train_op")}, "$tensor"),
         TypeError,
         "train_op is no tensor to run any more: it says how the variables change.",
+    ),
+    "a default left out": Difference(
+        _leaves_out_a_default,
+        ACCEPTED,
+        "TensorFlow counts an argument with a default as one that needs a tensor. It is called as Python would.",
     ),
     "fraction of a step": Difference(
         lambda case: (

@@ -16,7 +16,9 @@ def _check_classes(name: str, ids: Array, num_classes: int) -> Array:
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"{name} hold classes from {low} to {high}; "
-                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes})"
+                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes}), whatever their weight. To leave "
+                f"entries out write keep = (labels >= 0) & (labels < {num_classes}) and pass {name}=np.where(keep, {name}, 0), "
+                "weights=keep (times the weights there are)"
             )
     return ids.reshape(-1)
 

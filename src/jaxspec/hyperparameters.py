@@ -1,0 +1,134 @@
+"""The user's hyper-parameters, `params`: a dict, a ConfigDict, a namespace, a dataclass or another object with attributes."""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any
+
+
+def copy_params(params: Any) -> Any:
+    """A copy of `params` of the same type, so that nobody changes what another one reads.
+
+    What cannot be copied (a lock, a tokenizer) is passed as it is; what holds it is copied.
+    """
+    return _copied(params, {}, outermost=True)
+
+
+def with_values(params: Any, **values: Any) -> Any:
+    """A copy of `params` (None: a dict) with some values added: as keys where it has keys, as attributes elsewhere.
+
+    Raises:
+      TypeError: if it takes neither.
+    """
+    if hasattr(type(params), "as_configdict"):  # a FrozenConfigDict takes no more keys
+        params = params.as_configdict()
+    made: Any = {} if params is None else copy_params(params)
+    if _has_keys(made):
+        if made is params:  # it is of a kind that cannot be copied
+            return _AttributeDict({**{key: made[key] for key in made}, **values})
+        with made.unlocked() if hasattr(type(made), "unlocked") else contextlib.nullcontext():
+            try:
+                for name, value in values.items():
+                    made[name] = value
+            except Exception:  # a mapping that takes no further keys, or not these values
+                made = _AttributeDict({**{key: made[key] for key in made}, **values})
+        return made
+    try:
+        if made is params:
+            raise TypeError("it cannot be copied")
+        for name, value in values.items():
+            _set_attribute(made, name, value)
+    except Exception as error:
+        kind = type(params).__name__
+        what = f"an object of {kind}" if hasattr(params, "__dict__") else f"{kind} {params!r}"
+        raise TypeError(
+            f"params must be a dict, or an object whose copy takes the attributes {sorted(values)}, given {what} ({error}). "
+            'Write params={"config": ...}, and params["config"] in model_fn; or dataclasses.asdict(...), vars(...).'
+        ) from None
+    return made
+
+
+class _AttributeDict(dict[str, Any]):
+    """Stands for a mapping of another type, whose keys may be read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def value_of(params: Any, name: str) -> Any:
+    """The value of this key or attribute; None where there is none."""
+    try:
+        return params[name] if _has_keys(params) else getattr(params, name)
+    except Exception:  # a __getattr__ raises what it likes
+        return None
+
+
+def holds(params: Any, name: str) -> bool:
+    """Whether `params` has this key or attribute."""
+    try:
+        return name in params if _has_keys(params) else hasattr(params, name)
+    except Exception:
+        return False
+
+
+def _has_keys(params: Any) -> bool:
+    kind = type(params)
+    return isinstance(params, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__"))
+
+
+def _set_attribute(obj: Any, name: str, value: Any) -> None:
+    try:
+        setattr(obj, name, value)
+    except Exception:  # a frozen dataclass, a class that checks what it is given
+        object.__setattr__(obj, name, value)
+
+
+def _copied(value: Any, copies: dict[int, Any], *, outermost: bool = False) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # whatever the classes of the user raise
+        pass
+    if id(value) not in copies:
+        try:
+            _copy_container(value, copies, outermost)
+        except Exception:
+            copies[id(value)] = value
+    return copies.setdefault(id(value), value)
+
+
+def _copy_container(value: Any, copies: dict[int, Any], outermost: bool) -> None:
+    """Puts a copy of what holds other things among `copies`, before it is filled: it may hold itself."""
+    if type(value) is tuple:
+        copies[id(value)] = tuple(_copied(element, copies) for element in value)
+    elif isinstance(value, list):
+        copies[id(value)] = made = _shallow_copy(value)
+        made[:] = [_copied(element, copies) for element in value]
+    elif _has_keys(value):
+        copies[id(value)] = made = _shallow_copy(value)
+        for key in value:
+            made[key] = _copied(value[key], copies)
+    elif not isinstance(value, type) and (outermost or _is_record(value)):
+        copies[id(value)] = made = _shallow_copy(value)
+        for name, attribute in vars(value).items():
+            _set_attribute(made, name, _copied(attribute, copies))
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace | argparse.Namespace)
+
+
+def _shallow_copy(value: Any) -> Any:
+    try:
+        return copy.copy(value)
+    except Exception:  # as of a __getattr__ that asks for attributes of its own
+        if isinstance(value, Mapping):
+            return dict(value)
+        made = object.__new__(type(value))
+        vars(made).update(vars(value))
+        return made

@@ -1,0 +1,99 @@
+"""A fetch name stands for one array."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_models import batches, data, run_config
+
+import jaxspec as js
+
+X, Y = data(rows=8)
+
+
+def estimator(tmp_path, edit):
+    def model_fn(variables, features, labels, mode, step):
+        out = features @ variables["params"]["w"]
+        if mode == "infer":
+            return js.TPUEstimatorSpec(mode, predictions={"out": out})
+        loss = ((out - labels) ** 2).mean()
+        spec = js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)), predictions={"out": out})
+        return spec._replace(**edit(dict(loss=loss, labels=labels, out=out, step=step)))
+
+    sizes = dict(train_batch_size=4, eval_batch_size=4)
+    return js.TPUEstimator(
+        model_fn, lambda: {"params": {"w": jnp.ones(4)}}, model_dir=tmp_path, config=run_config(num_shards=2), **sizes
+    )
+
+
+def metrics(**tensors):
+    return (lambda **given: {}, tensors)
+
+
+def call(**tensors):
+    return (lambda **given: None, tensors)
+
+
+REFUSED = {
+    "two dicts": (
+        "evaluate",
+        lambda v: dict(eval_metrics=metrics(score=v["labels"]), host_call=call(score=v["out"])),
+        r"fetch name 'score': one of eval_metrics \(int32\[2\]\), one of host_call \(float32\[2\]\).*Rename the key in host_call",
+    ),
+    "loss of host_call": (
+        "train",
+        lambda v: dict(host_call=call(loss=v["loss"] + 1)),
+        r"fetch name 'loss': one of host_call .*, one of loss .*Rename the key in host_call.*the loss itself",
+    ),
+    "loss of eval_metrics": (
+        "evaluate",
+        lambda v: dict(eval_metrics=metrics(loss=v["out"])),
+        r"'loss': one of eval_metrics",
+    ),
+    "step": (
+        "train",
+        lambda v: dict(host_call=call(global_step=v["step"] + 1)),
+        r"'global_step': one of the global step \(int32\[\]\), one of host_call .*`step` itself",
+    ),
+    "predictions": (
+        "evaluate",
+        lambda v: dict(eval_metrics=metrics(predictions={"out": v["labels"]})),
+        r"'predictions/out': one of eval_metrics .*one of predictions",
+    ),
+    "paths": (
+        "train",
+        lambda v: dict(host_call=call(**{"a/b": v["out"], "a": {"b": v["labels"]}})),
+        r"'a/b': one of host_call",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_name_of_two_arrays_is_refused_and_both_are_named(tmp_path, case):
+    verb, edit, text = REFUSED[case]
+    with pytest.raises(ValueError, match=text):
+        getattr(estimator(tmp_path, edit), verb)(lambda: batches(X, Y, size=4))
+
+
+def test_the_same_array_may_have_a_name_twice(tmp_path):
+    def edit(v):
+        shared = dict(
+            labels=v["labels"], loss=v["loss"], global_step=v["step"], predictions={"out": v["out"]}, factor=0.5
+        )
+        return dict(eval_metrics=metrics(**shared), host_call=call(**shared))
+
+    final = js.hooks.FinalOpsHook(["labels", "predictions/out"])
+    made = estimator(tmp_path, edit)
+    made.evaluate(lambda: batches(X, Y, size=4), hooks=[final])
+    np.testing.assert_array_equal(final.final_ops_values[0], Y[4:])
+    np.testing.assert_allclose(final.final_ops_values[1], X[4:].sum(-1), rtol=1e-5)
+    made.train(lambda: batches(X, Y, size=4))
+
+
+def test_what_does_not_leave_the_device_takes_no_name(tmp_path):
+    """In training eval_metrics are not sent to the host."""
+
+    def edit(v):
+        return dict(eval_metrics=metrics(score=v["labels"]), host_call=call(score=v["out"]))
+
+    estimator(tmp_path, edit).train(lambda: batches(X, Y, size=4))
