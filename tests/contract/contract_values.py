@@ -18,9 +18,14 @@ def other_recordings(family):
     return os.environ.get(f"JAXSPEC_{family.upper()}")
 
 
+def load(family):
+    """The recordings of `validation`, `tpu_rules` or `control_flow`."""
+    return oracle_read.load(other_recordings(family) or HERE / f"{family}.json")
+
+
 def load_cases(family):
-    """The cases of `validation`, `tpu_rules` or `control_flow`."""
-    return oracle_read.load(other_recordings(family) or HERE / f"{family}.json")["cases"]
+    """Their cases."""
+    return load(family)["cases"]
 
 
 def find(name):

@@ -86,7 +86,7 @@ def no_short_batches(events, n, last, setup):
 
 @changed("train/keyboard_interrupt", "Ctrl-C saves.")
 def an_interrupt_saves(events, a, stop, **_):
-    events[-1] = state([*events[-1]["checkpoints"], stop])
+    events[-1] = state(sorted({*events[-1]["checkpoints"], stop}))
 
 
 @changed("train/checkpoints_off", "The state stays in memory: the next call goes on with it.")
@@ -160,7 +160,8 @@ def none_in_predict(events, **_):
 
 @changed("host_call/every_n_ignored_on_cpu", "Every device counts alike, by global step.")
 def every_n_counts(events, **_):
-    events[0]["inside"] = events[0]["inside"][::2]
+    every = int(events[0]["call"].partition("every_n_steps=")[2].partition(":")[0])
+    events[0]["inside"] = events[0]["inside"][::every]
 
 
 @changed("events/train", "Only the loss and the rates are automatic: there are no summaries in a graph to collect.")
@@ -196,6 +197,13 @@ def all_hooks_see_the_nan(events, **_):
     events[0]["losses"] = [*events[0]["losses"], math.nan]
 
 
+@changed("nan/train", "A checkpoint is never written behind a NaN loss; TensorFlow's saver comes before its check.")
+@changed("nan/own_hook", "A checkpoint is never written behind a NaN loss; TensorFlow's saver comes before its check.")
+def no_checkpoint_behind_a_nan(events, nan, **_):
+    first = states(events)[0]
+    events[first] = state([step for step in events[first]["checkpoints"] if step <= nan])
+
+
 @changed("builtin_hooks/others", "There is no GlobalStepWaiterHook: no workers start one after the other.")
 def no_waiter(events, **_):
     events[:] = [e for e in events if "GlobalStepWaiterHook" not in e.get("call", "")]
@@ -207,35 +215,46 @@ def no_signal_variable(events, **_):
     names["returned"] = [name for name in names["returned"] if not name.startswith("signal_early_stopping")]
 
 
+def loss_of(event):
+    """The loss that an exporter was called with; infinite where the event is no such call."""
+    text = event.get("call", "").partition("loss=")[2] if isinstance(event, dict) else ""
+    return float(text.split()[0]) if text else math.inf
+
+
+KEPT = 5
+"""Exports that a BestExporter keeps unless told otherwise."""
+
+
 @changed("exporters/best_after_restart", "The best result is kept across restarts.")
-def best_is_kept(events, scores, **_):
-    best = min(scores[:5])
+def best_is_kept(events, **_):
+    best = min(map(loss_of, events[: events.index("exporter after restart, same model_dir")]))
     first, *_, end = [i for i, e in enumerate(events) if isinstance(e, str) and "after restart" in e] + [len(events)]
     second = events.index("exporter after restart, no pattern")
     starts = {first: events.index("exporter first process, no pattern"), second: end}
     for start, stop in starts.items():
-        kept, count = best, len(labelled(events, "folders left", 0 if start == first else 2)["data"])
+        before = events.index("exporter first process" if start == first else "exporter first process, no pattern")
+        kept, count = best, sum(bool(e.get("inside")) for e in events[before:start] if isinstance(e, dict))
         folders = list(labelled(events, "folders left", 0 if start == first else 2)["data"])
         calls = [e for e in events[start:stop] if isinstance(e, dict) and "call" in e]
         for number, event in enumerate(calls):
-            loss = float(event["call"].partition("loss=")[2].split()[0])
-            is_better = loss < kept
+            is_better = loss_of(event) < kept
             event["inside"] = []
             event["returned"] = None
             if is_better:
-                kept, count = loss, count + 1
+                kept, count = loss_of(event), count + 1
                 event["inside"] = [f"export {count} of ckpt-{number}"]
                 event["returned"] = str(1_000_000_000 + count)
                 folders.append(event["returned"])
-        events[stop - 1]["data"] = folders
+        events[stop - 1]["data"] = folders[-KEPT:]
 
 
-@changed("contract/params", "params['batch_size'] of model_fn is always there and true: the 6 rows at hand.")
+@changed("contract/params", "params['batch_size'] of model_fn is always there and true: the rows at hand.")
 def rows_at_hand(events, **_):
+    rows = labelled(events, "all sizes: predict()")["returned"]
     for event in events:
         for inner in event.get("inside", ()):
             if isinstance(inner, dict) and inner["event"].startswith("model_fn"):
-                inner["data"]["batch_size"] = 6
+                inner["data"]["batch_size"] = rows
 
 
 @changed("contract/functions", "input_fn and model_fn name what they need of their arguments, params or not.")

@@ -65,11 +65,12 @@ def stop_and_fail(run, batches):
     def predict(hook):
         return [row["x"] for row in estimator.predict(run.input(batches, logged=False), hooks=[hook])]
 
+    number = run.recorded.number("request_stop after run {}")
     for name, verb in (("evaluate", evaluate), ("predict", predict)):
         for label, doing in (
-            ("request_stop after run 2", {"after_run": {2: "stop"}}),
-            ("KeyError after run 2", {"after_run": {2: KeyError("scripted")}}),
-            ("StopIteration before run 2", {"before_run": {2: StopIteration("scripted")}}),
+            (f"request_stop after run {number}", {"after_run": {number: "stop"}}),
+            (f"KeyError after run {number}", {"after_run": {number: KeyError("scripted")}}),
+            (f"StopIteration before run {number}", {"before_run": {number: StopIteration("scripted")}}),
         ):
             hook = run.hook("hook", steps=False, **doing)
             run.call(f"{name}(), {label}", lambda verb=verb, hook=hook: verb(hook))
@@ -115,7 +116,12 @@ def host_calls(run, n, s):
         def host_call(a, b):
             run.data("host_call a+b", (a + b)[0])
 
-        return host_call, {"a": x.mean(), "b": 4 * x.mean()}
+        return host_call, {"a": x.mean(), "b": factor * x.mean()}
+
+    # Of batch 1, filled with 1: b is what its sum has beyond a.
+    train_by_keyword = next(e for e in run.recorded.events if e["call"] == "tensors as dict: train(steps=n)")
+    sums = [float(e["data"]) for e in train_by_keyword["inside"] if not isinstance(e, str)]
+    factor = sums[1] - 1
 
     for kind, host_call in (("list", positional), ("dict", by_keyword)):
         estimator = run.estimator(model_fn=run.model(host_call=host_call))
@@ -135,9 +141,10 @@ def every_n(run, n):
     def host_call(x):
         return (lambda loss: run.data("host_call loss", loss)), [x.mean()]
 
-    tpu = {"experimental_host_call_every_n_steps": 2}
+    every = run.recorded.number("experimental_host_call_every_n_steps={}")
+    tpu = {"experimental_host_call_every_n_steps": every}
     estimator = run.estimator(model_fn=run.model(host_call=host_call), tpu=tpu)
-    label = "experimental_host_call_every_n_steps=2: train(steps=n+1)"
+    label = f"experimental_host_call_every_n_steps={every}: train(steps=n+1)"
     train(run, estimator, label, steps=n + 1, logged=False)
 
 
@@ -172,7 +179,7 @@ def events_train(run, long, combos):
 
 @scenario("events/rates_and_iterations_per_loop")
 def rates(run, a, log, long):
-    for log_steps, loop in ((10, 2), (10, 3), (3, 3), (3, 100), (100, 2), (100, 30)):
+    for log_steps, loop in run.recorded.numbers("log_step_count_steps={} iterations_per_loop={}"):
         estimator = run.estimator(save_summary_steps=100, log_step_count_steps=log_steps)
         estimator.train(run.input(logged=False), steps=long)
         at = [step for step, tag, _, _ in run.scalars(estimator.model_dir) if tag == "global_step/sec"]
@@ -208,10 +215,12 @@ def logging_tensor(run, a, log):
     def named(x):
         return (lambda one_more: None, {"one_more": x.mean() + 1})
 
+    seldom = run.recorded.number("LoggingTensorHook(every_n_iter={})")
+    short = run.recorded.number("at_end=True): train(steps={})")
     for label, hook in (
         ("every_n_iter=log", lambda: LoggingTensorHook({"mean": "loss"}, every_n_iter=log)),
         ("every_n_iter=log, two tags", lambda: LoggingTensorHook({"z": "loss", "a": "one_more"}, every_n_iter=log)),
-        ("every_n_iter=100", lambda: LoggingTensorHook({"mean": "loss"}, every_n_iter=100)),
+        (f"every_n_iter={seldom}", lambda: LoggingTensorHook({"mean": "loss"}, every_n_iter=seldom)),
         (
             "every_n_iter=log, formatter",
             lambda: LoggingTensorHook(
@@ -224,19 +233,27 @@ def logging_tensor(run, a, log):
         train(run, estimator, label, hooks=hooks, steps=a, logged=False)
         train(run, estimator, "train(steps=2) again", hooks=hooks, steps=2, logged=False)
     hooks = [LoggingTensorHook({"step": "global_step"}, at_end=True)]
-    label = "LoggingTensorHook(['global_step:0'], at_end=True): train(steps=3)"
-    train(run, run.estimator(), label, hooks=hooks, steps=3, logged=False)
+    label = f"LoggingTensorHook(['global_step:0'], at_end=True): train(steps={short})"
+    train(run, run.estimator(), label, hooks=hooks, steps=short, logged=False)
 
 
 @scenario("builtin_hooks/stop_at_step")
 def stop_at_step(run, a):
     estimator = run.estimator()
-    twice = StopAtStepHook(num_steps=2)
+    number = run.recorded.number
+    steps, last = number("StopAtStepHook(num_steps={}), train()"), number("StopAtStepHook(last_step={}), train(steps=a)")
+    ((passed, at),) = run.recorded.numbers("StopAtStepHook(last_step={}) at step {}, train(steps=a)")
+    again = number("one StopAtStepHook(num_steps={}) object, first train()")
+    twice = StopAtStepHook(num_steps=again)
     for label, hook, kwargs in (
-        ("StopAtStepHook(num_steps=3), train()", StopAtStepHook(num_steps=3), {}),
-        ("StopAtStepHook(last_step=5), train(steps=a)", StopAtStepHook(last_step=5), {"steps": a}),
-        ("StopAtStepHook(last_step=2) at step 5, train(steps=a)", StopAtStepHook(last_step=2), {"steps": a}),
-        ("one StopAtStepHook(num_steps=2) object, first train()", twice, {}),
+        (f"StopAtStepHook(num_steps={steps}), train()", StopAtStepHook(num_steps=steps), {}),
+        (f"StopAtStepHook(last_step={last}), train(steps=a)", StopAtStepHook(last_step=last), {"steps": a}),
+        (
+            f"StopAtStepHook(last_step={passed}) at step {at}, train(steps=a)",
+            StopAtStepHook(last_step=passed),
+            {"steps": a},
+        ),
+        (f"one StopAtStepHook(num_steps={again}) object, first train()", twice, {}),
         ("the same object, second train(): it keeps its last step", twice, {}),
     ):
         train(run, estimator, label, hooks=[hook], logged=False, **kwargs)
@@ -311,7 +328,7 @@ def spec_in_every_mode(run, n, s):
 
 @scenario("contract/params", fallback_only="each verb needs its batch size there")
 def contract_params(run, sizes):
-    model_dir = run.folder()
+    model_dir, rows = run.folder(), run.recorded.returned("all sizes: predict()")
 
     def watch(estimator_sizes):
         given = {"alpha": 0.5, "names": ["a"]}
@@ -331,7 +348,7 @@ def contract_params(run, sizes):
         def input_fn(params, mode):
             run.data(f"input_fn mode={mode} params", {k: v for k, v in params.items() if k != "context"})
             params["names"] = []
-            return [{"x": np.zeros(6, np.float32)}]
+            return [{"x": np.zeros(rows, np.float32)}]
 
         names = ("train_batch_size", "eval_batch_size", "predict_batch_size")
         estimator = js.TPUEstimator(
@@ -368,10 +385,10 @@ def functions(run):
         run.call(label, build_and_train)
 
     def batches():
-        return [{"x": jnp.zeros(4)}]
+        return [{"x": jnp.zeros(run.rows)}]
 
     def with_labels():
-        return [({"x": jnp.zeros(4)}, jnp.zeros(4))]
+        return [({"x": jnp.zeros(run.rows)}, jnp.zeros(run.rows))]
 
     def no_mode(variables, features, labels, params):
         return contract_models.model_fn(variables, features, "train", params)
@@ -414,6 +431,8 @@ def random_seed(run):
         estimator = run.estimator(init_fn=init_fn, tf_random_seed=seed)
         return float(next(estimator.predict(run.input(1, logged=False)))["w"])
 
-    run.note(f"seed 11 twice gives equal weights: {weight(11) == weight(11)}")
-    run.note(f"seed 12 gives other weights: {weight(12) != weight(11)}")
+    seed = run.recorded.number("seed {} twice gives equal weights")
+    other = run.recorded.number("seed {} gives other weights")
+    run.note(f"seed {seed} twice gives equal weights: {weight(seed) == weight(seed)}")
+    run.note(f"seed {other} gives other weights: {weight(other) != weight(seed)}")
     run.note(f"no seed twice gives other weights: {weight(None) != weight(None)}")

@@ -8,7 +8,7 @@ from flow_registry import scenario
 import jaxspec as js
 
 
-def evaluate(run, estimator, label, *args, count=None, last=4, logged=False, **kwargs):
+def evaluate(run, estimator, label, *args, count=None, last=None, logged=False, **kwargs):
     """Writes down one call of evaluate over the counting input."""
     run.call(label, lambda: estimator.evaluate(run.input(count, last=last, logged=logged), *args, **kwargs))
 
@@ -46,7 +46,7 @@ def names_and_events(run, a, batches):
 def steps(run, batches, last):
     estimator = run.estimator()
     estimator.train(run.input(logged=False), steps=2)
-    for steps in (None, 1, 2, 3, 8):
+    for (steps,) in run.recorded.numbers("evaluate(steps={}) over " + f"{batches} batches, "):
         label = f"evaluate(steps={steps}) over {batches} batches, the last with {last} rows"
         evaluate(run, estimator, label, count=batches, last=last, steps=steps)
     evaluate(run, estimator, "evaluate(steps=0)", count=batches, steps=0)
@@ -54,7 +54,8 @@ def steps(run, batches, last):
     evaluate(run, estimator, "evaluate(steps='2')", count=batches, steps="2")
     evaluate(run, estimator, "evaluate(hooks=[object])", count=batches, hooks=["no hook"])
     evaluate(run, estimator, "evaluate() over 0 batches", count=0)
-    evaluate(run, estimator, "evaluate(steps=2) over 0 batches", count=0, steps=2)
+    steps = run.recorded.number("evaluate(steps={}) over 0 batches")
+    evaluate(run, estimator, f"evaluate(steps={steps}) over 0 batches", count=0, steps=steps)
 
 
 @scenario("evaluate/checkpoint_path")
@@ -65,10 +66,10 @@ def checkpoint_path(run, a, save):
     def of_step(step):
         return f"{estimator.model_dir}/model.ckpt-{step}"
 
-    label = "evaluate(checkpoint_path=the one of step save)"
-    evaluate(run, estimator, label, count=2, checkpoint_path=of_step(save))
-    evaluate(run, estimator, "evaluate(checkpoint_path=the one of step 0)", count=2, checkpoint_path=of_step(0))
-    evaluate(run, estimator, "evaluate()", count=2)
+    label, count = "evaluate(checkpoint_path=the one of step save)", run.recorded.batches_evaluated()
+    evaluate(run, estimator, label, count=count, checkpoint_path=of_step(save))
+    evaluate(run, estimator, "evaluate(checkpoint_path=the one of step 0)", count=count, checkpoint_path=of_step(0))
+    evaluate(run, estimator, "evaluate()", count=count)
     evaluate(run, estimator, "evaluate(checkpoint_path=one that is not there)", checkpoint_path=of_step(999))
     eval_events(run, estimator)
     run.call(
@@ -154,7 +155,7 @@ def rows_and_batches(run, b, batches, last):
         "list(predict(yield_single_examples=False))",
         lambda: list(estimator.predict(input_fn(), yield_single_examples=False)),
     )
-    with_labels = input_fn(1, last=4, labels=True)
+    with_labels = input_fn(1, last=None, labels=True)
     run.call("list(predict()) with (features, labels) input", lambda: list(estimator.predict(with_labels)))
     run.call("list(predict()) over 0 batches", lambda: list(estimator.predict(input_fn(0))))
     estimator = run.estimator(model_fn=run.model(one_array, losses=False))
@@ -195,10 +196,12 @@ def shapes(run):
     def predict(estimator, **kwargs):
         return list(estimator.predict(run.input(1, logged=False), **kwargs))
 
-    differing = predicting(jnp.zeros(5))
+    label = "the same, yield_single_examples=False"
+    (shapes_recorded,) = run.recorded.returned(label)
+    differing = predicting(jnp.zeros(shapes_recorded["other"]))
     run.call("different first dimensions", lambda: predict(differing))
     run.call(
-        "the same, yield_single_examples=False",
+        label,
         lambda: predict(differing, yield_single_examples=False),
         lambda batches: [{key: list(value.shape) for key, value in batch.items()} for batch in batches],
     )

@@ -298,8 +298,9 @@ def restore_mismatch(run):
 @scenario("listeners/stop")
 def listeners_stop(run, a):
     estimator = run.estimator(save_checkpoints_steps=2)
-    first, second = run.listener("listener_1", stop_from=4), run.listener("listener_2")
-    label = "train(steps=a), listener_1 asks to stop from step 4"
+    stop = run.recorded.number("listener_1 asks to stop from step {}")
+    first, second = run.listener("listener_1", stop_from=stop), run.listener("listener_2")
+    label = f"train(steps=a), listener_1 asks to stop from step {stop}"
     train(run, estimator, label, listeners=[first, second], steps=a, logged=False)
     run.state(estimator)
     label = "train(steps=3): the save at the start also returns True, but only after_run counts"

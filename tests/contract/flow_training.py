@@ -55,9 +55,12 @@ def early_stopping(run, metric_by_step, patience, threshold, min_steps, max_step
     attempt("stop_if_higher_hook(score, threshold)", stop_if_higher_hook, **lower)
     label = "stop_if_no_decrease_hook(score, patience, min_steps)"
     attempt(label, stop_if_no_decrease_hook, **no_decrease, min_steps=min_steps)
-    attempt("stop_if_lower_hook(score, threshold, run_every_steps=4)", stop_if_lower_hook, **lower, run_every_steps=4)
-    loss = {"metric_name": "loss", "max_steps_without_decrease": 2}
-    attempt("stop_if_no_decrease_hook(loss, 2)", stop_if_no_decrease_hook, **loss)
+    every = run.recorded.number("stop_if_lower_hook(score, threshold, run_every_steps={})")
+    label = f"stop_if_lower_hook(score, threshold, run_every_steps={every})"
+    attempt(label, stop_if_lower_hook, **lower, run_every_steps=every)
+    loss_patience = run.recorded.number("stop_if_no_decrease_hook(loss, {})")
+    loss = {"metric_name": "loss", "max_steps_without_decrease": loss_patience}
+    attempt(f"stop_if_no_decrease_hook(loss, {loss_patience})", stop_if_no_decrease_hook, **loss)
     label = "stop_if_lower_hook(a metric that is not there)"
     attempt(label, stop_if_lower_hook, metric_name="nothing", threshold=threshold)
 
@@ -71,9 +74,10 @@ def make_hook(run, stop):
         return len(asked) > stop
 
     estimator = run.estimator()
-    hook = make_early_stopping_hook(estimator, should_stop, run_every_secs=None, run_every_steps=2)
-    label = "make_early_stopping_hook(run_every_steps=2): train(steps=100)"
-    train(run, estimator, label, hooks=[hook], steps=100, logged=False)
+    ((every, steps),) = run.recorded.numbers("make_early_stopping_hook(run_every_steps={}): train(steps={})")
+    hook = make_early_stopping_hook(estimator, should_stop, run_every_secs=None, run_every_steps=every)
+    label = f"make_early_stopping_hook(run_every_steps={every}): train(steps={steps})"
+    train(run, estimator, label, hooks=[hook], steps=steps, logged=False)
     run.note(f"should_stop_fn was asked {len(asked)} times")
     run.state(estimator)
     run.call(
@@ -92,8 +96,9 @@ def make_hook(run, stop):
 def both(run, estimator, label, *, train_kwargs, **eval_kwargs):
     """Writes down one call of train_and_evaluate, with one exporter unless told otherwise."""
     count = train_kwargs.pop("count", None)
-    eval_count = eval_kwargs.pop("count", 2)
-    eval_kwargs = {"steps": 2, "throttle_secs": 0, "exporters": RecordingExporter(run, "one"), **eval_kwargs}
+    evaluated = run.recorded.batches_evaluated()
+    eval_count = eval_kwargs.pop("count", evaluated)
+    eval_kwargs = {"steps": evaluated, "throttle_secs": 0, "exporters": RecordingExporter(run, "one"), **eval_kwargs}
     run.call(
         label,
         lambda: js.train_and_evaluate(
@@ -149,13 +154,14 @@ def no_max_steps(run, n, k, save):
 @scenario("train_and_evaluate/stops")
 def stops(run, a):
     estimator = run.estimator(save_checkpoints_steps=2)
-    listener = run.listener("listener", stop_from=4)
+    at, after = (run.recorded.number(f"asks to stop {when} {{}}") for when in ("at step", "after run"))
+    listener = run.listener("listener", stop_from=at)
     training = {"max_steps": a, "saving_listeners": [listener]}
-    both(run, estimator, "a listener asks to stop at step 4", train_kwargs=training)
+    both(run, estimator, f"a listener asks to stop at step {at}", train_kwargs=training)
     run.state(estimator)
     estimator = run.estimator(save_checkpoints_steps=2)
-    hook = run.hook("hook", steps=False, after_run={3: "stop"})
-    both(run, estimator, "a hook asks to stop after run 3", train_kwargs={"max_steps": a, "hooks": [hook]})
+    hook = run.hook("hook", steps=False, after_run={after: "stop"})
+    both(run, estimator, f"a hook asks to stop after run {after}", train_kwargs={"max_steps": a, "hooks": [hook]})
     run.state(estimator)
     estimator = run.estimator(save_checkpoints_steps=None, save_checkpoints_secs=None)
     both(run, estimator, "checkpoints switched off", train_kwargs={"max_steps": a})
@@ -200,9 +206,10 @@ class Exporting:
         return path
 
 
-def ask(run, name, exporter, estimator, values, *, final, key="loss"):
-    """Writes down what an exporter does at each of a list of evaluations; the last one is final, or not."""
+def ask(run, name, exporter, estimator, *, final=True, key="loss"):
+    """Writes down what an exporter does at each of the recorded evaluations; the last one is final, or not."""
     run.note(f"exporter {name}")
+    values = run.recorded.values(f"exporter {name}", key)
     path = os.path.join(estimator.model_dir, "export", "name")
     for number, value in enumerate(values):
         is_final = final and number + 1 == len(values)
@@ -218,7 +225,7 @@ def ask(run, name, exporter, estimator, values, *, final, key="loss"):
 
 
 @scenario("exporters/decisions")
-def decisions(run, scores, k):
+def decisions(run, k, **_):
     def receiver():
         return None
 
@@ -244,21 +251,19 @@ def decisions(run, scores, k):
         ("BestExporter(compare_fn=higher loss)", best(compare_fn=higher)),
         ("BestExporter(event_file_pattern=None)", best(event_file_pattern=None)),
     ):
-        ask(run, name, exporter, Exporting(run), scores, final="never" not in name)
+        ask(run, name, exporter, Exporting(run), final="never" not in name)
     name = "BestExporter, results without loss"
-    ask(run, name, best(), Exporting(run), scores[:2], final=True, key="score")
+    ask(run, name, best(), Exporting(run), key="score")
 
 
 @scenario("exporters/best_after_restart")
-def best_after_restart(run, scores):
+def best_after_restart(run, **_):
     def best(**kwargs):
         return js.BestExporter("name", lambda: None, **kwargs)
 
     estimator = Exporting(run)
-    ask(run, "first process", best(), estimator, scores[:5], final=True)
-    later = [1.5, 1.0, -0.5]
-    ask(run, "after restart, same model_dir", best(), estimator, later, final=True)
+    ask(run, "first process", best(), estimator)
+    ask(run, "after restart, same model_dir", best(), estimator)
     estimator = Exporting(run)
-    ask(run, "first process, no pattern", best(event_file_pattern=None), estimator, scores[:5], final=True)
-    later = [5.0, 6.0, 4.0]
-    ask(run, "after restart, no pattern", best(event_file_pattern=None), estimator, later, final=True)
+    ask(run, "first process, no pattern", best(event_file_pattern=None), estimator)
+    ask(run, "after restart, no pattern", best(event_file_pattern=None), estimator)

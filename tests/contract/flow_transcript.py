@@ -17,8 +17,6 @@ from jaxspec import checkpoint
 from jaxspec.checkpoint.directory import checkpoint_steps
 from jaxspec.hooks import CheckpointSaverListener, SessionRunArgs, SessionRunHook
 
-ROWS = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -30,7 +28,66 @@ class Setup:
 
 
 FALLBACK = Setup("use_tpu=False", 1, use_tpu=False)
-SETUPS = [FALLBACK, Setup("4 shards", 4)]
+
+
+def setups(rows):
+    """The fallback, and as many shards, at most 4, as batches of that many rows can be mapped over."""
+    shards = next(n for n in (4, 3, 2, 1) if rows % n == 0)
+    return [FALLBACK, Setup(f"{shards} shards", shards)]
+
+
+class Recording:
+    """A recorded case, and the numbers that it was recorded with, wherever they stand.
+
+    Args:
+      case: its `args` hold numbers by name; others stand in the labels of its events.
+      parameters: those of the file; of them `batch`, the rows of a batch, is used.
+    """
+
+    def __init__(self, case, parameters):
+        self.arguments = {key: value for key, value in (case.get("args") or {}).items() if key != "note"}
+        self.events, self.rows = case["events"], parameters["batch"]
+
+    def numbers(self, template):
+        """The whole numbers (or None) that stand for each `{}` of a text in the labels, a tuple for each label that fits."""
+        pattern = re.escape(template).replace(r"\{\}", r"(-?\d+|None)")
+        found = [match.groups() for event in self.events if (match := re.search(pattern, label_of(event)))]
+        assert found, f"no label {template!r} is recorded"
+        return [tuple(None if text == "None" else int(text) for text in groups) for groups in found]
+
+    def number(self, template):
+        """The first one."""
+        return self.numbers(template)[0][0]
+
+    def values(self, start, key):
+        """The numbers in the calls `KEY=NUMBER final=...` behind the line `start`, up to the next event that is no call."""
+        calls = self.events[self.events.index(start) + 1 :]
+        ends = (i for i, event in enumerate(calls) if not isinstance(event, dict) or "call" not in event)
+        calls = calls[: next(ends, len(calls))]
+        return [float(event["call"].removeprefix(f"{key}=").split()[0]) for event in calls]
+
+    def returned(self, label=None):
+        """What a call returned, of the first one with that label."""
+        return next(e["returned"] for e in self.events if isinstance(e, dict) and e.get("call") == label)
+
+    def batches_evaluated(self):
+        """How many batches the first recorded evaluation saw: batch i is filled with i, so their mean tells."""
+        results = (result for event in self.events if isinstance(event, dict) for result in _results(event))
+        return round(2 * float(next(results)["mean_x"])) + 1
+
+
+def _results(event):
+    returned = event.get("returned")
+    for value in returned if isinstance(returned, list) else [returned]:
+        if isinstance(value, dict) and "mean_x" in value:
+            yield value
+
+
+def label_of(event):
+    """What an event is about."""
+    if isinstance(event, str):
+        return event
+    return next(f"{kind} {event[kind]}" for kind in ("call", "state", "event") if kind in event)
 
 
 class Transcript:
@@ -38,11 +95,12 @@ class Transcript:
 
     Args:
       directory: everything is written below it.
+      recorded: the case, for the numbers it was recorded with.
       setup: the devices.
     """
 
-    def __init__(self, directory, setup=FALLBACK):
-        self.directory, self.setup = pathlib.Path(directory), setup
+    def __init__(self, directory, recorded, setup=FALLBACK):
+        self.directory, self.setup, self.recorded, self.rows = pathlib.Path(directory), setup, recorded, recorded.rows
         self.events, self.losses, self._folders = [], [], 0
         self._inside = None
         self._seen = {}
@@ -102,7 +160,7 @@ class Transcript:
         self._folders += 1
         return str(self.directory / (name or f"folder_{self._folders}"))
 
-    def estimator(self, model_dir=None, *, model_fn=None, init_fn=contract_models.init_fn, sizes=(ROWS,) * 3, **config):
+    def estimator(self, model_dir=None, *, model_fn=None, init_fn=contract_models.init_fn, sizes=None, **config):
         """An estimator of the counting model. Unless `config` says otherwise, only the first and last step are saved."""
         tpu = config.pop("tpu", {})
         if self.setup.use_tpu:
@@ -115,7 +173,7 @@ class Transcript:
             config=js.RunConfig(js.TPUConfig(**tpu), **settings),
             params={},
             use_tpu=self.setup.use_tpu,
-            **dict(zip(("train_batch_size", "eval_batch_size", "predict_batch_size"), sizes, strict=True)),
+            **dict(zip(("train_batch_size", "eval_batch_size", "predict_batch_size"), sizes or [self.rows] * 3, strict=True)),
         )
 
     def model(self, model_fn=contract_models.model_fn, *, losses=True, training_hooks=(), **fields):
@@ -129,23 +187,20 @@ class Transcript:
 
         return counting
 
-    def input(
-        self, count=None, *, last=ROWS, logged=True, name="input_fn", rows=ROWS, labels=False, nan_at=None, bad=None
-    ):
-        """An input_fn whose batch i holds the number i (or `bad` from step `nan_at`); `last` rows in the last batch."""
+    def input(self, count=None, *, last=None, logged=True, name="input_fn", labels=False, nan_at=None, bad=None):
+        """An input_fn whose batch i holds the number i (or `bad` in batch `nan_at`); `last` rows in the last batch, or all."""
 
         def input_fn(params):
             if logged:
                 self.note(f"{name} batch_size={params.get('batch_size')}")
-            return self._batches(count, last, rows, labels, nan_at, bad)
+            return self._batches(count, last or self.rows, labels, nan_at, bad)
 
         return input_fn
 
-    @staticmethod
-    def _batches(count, last, rows, labels, nan_at, bad):
+    def _batches(self, count, last, labels, nan_at, bad):
         i = 0
         while count is None or i < count:
-            x = np.full(last if i + 1 == count else rows, bad if i == nan_at else i, np.float32)
+            x = np.full(last if i + 1 == count else self.rows, bad if i == nan_at else i, np.float32)
             yield ({"x": x}, np.zeros(len(x), np.int32)) if labels else {"x": x}
             i += 1
 

@@ -8,48 +8,37 @@ import re
 
 import numpy as np
 import pytest
-from contract_values import load_cases, other_recordings
+from contract_values import load, other_recordings
 from flow_differences import CHANGES, LEFT_OUT
 from flow_registry import SCENARIOS
-from flow_transcript import FALLBACK, SETUPS, Transcript
+from flow_transcript import FALLBACK, Recording, Transcript, label_of, setups
 
 for module in ("flow_train", "flow_inference", "flow_hooks", "flow_training"):
     importlib.import_module(module)  # which registers its scenarios
-CASES = {case["name"]: case for case in load_cases("control_flow")}
+DOCUMENT = load("control_flow")
+CASES = {case["name"]: case for case in DOCUMENT["cases"]}
 
 
 def replays():
     """A case and a setup for each replay."""
     for name, case in CASES.items():
         if name in SCENARIOS:
-            for setup in [FALLBACK] if SCENARIOS[name][1] else SETUPS:
+            for setup in [FALLBACK] if SCENARIOS[name][1] else setups(DOCUMENT["parameters"]["batch"]):
                 yield pytest.param(case, setup, id=f"{name}, {setup.name}")
 
 
 @pytest.mark.parametrize(("case", "setup"), list(replays()))
 def test_replayed(case, setup, tmp_path):
-    name, arguments = case["name"], case.get("args") or {}
+    name, recorded = case["name"], Recording(case, DOCUMENT["parameters"])
     expected = copy.deepcopy(case["events"])
     for _, change in CHANGES.get(name, ()):
-        change(expected, setup=setup, **arguments)
-    run = Transcript(tmp_path, setup)
-    run_scenario(name, run, arguments)
+        change(expected, setup=setup, **recorded.arguments)
+    run = Transcript(tmp_path, recorded, setup)
+    SCENARIOS[name][0](run, **recorded.arguments)
     ours = run.events
     assert [label_of(event) for event in ours] == [label_of(event) for event in expected]
     for number, (want, have) in enumerate(zip(expected, ours, strict=True)):
         compare(want, have, f"event {number}: {label_of(want)}", logs="logging_tensor" in name)
-
-
-def run_scenario(name, run, arguments):
-    """Runs a scenario with the numbers of its case."""
-    SCENARIOS[name][0](run, **{key: value for key, value in arguments.items() if key != "note"})
-
-
-def label_of(event):
-    """What an event is about."""
-    if isinstance(event, str):
-        return event
-    return next(f"{kind} {event[kind]}" for kind in ("call", "state", "event") if kind in event)
 
 
 def compare(want, have, where, *, logs):
