@@ -132,6 +132,7 @@ _GONE = {
         ("train_distribute", "eval_distribute", "experimental_distribute"),
         "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
     ),
+    "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
 }
 """What to write for arguments of TensorFlow's."""
 
@@ -169,6 +170,9 @@ class RunConfig:
     progress_bar: bool | None = None
     """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
     the terminal is a dumb one; False: never."""
+    _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
+    passes on every field, and this tells which of the two is meant."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -185,10 +189,21 @@ class RunConfig:
         steps, secs = self.save_checkpoints_steps, self.save_checkpoints_secs
         if steps is _UNSET and secs is _UNSET:
             secs = _DEFAULT_SAVE_SECS
-        put("save_checkpoints_steps", None if steps is _UNSET else steps)
-        put("save_checkpoints_secs", None if secs is _UNSET else secs)
-        if self.save_checkpoints_steps is not None and self.save_checkpoints_secs is not None:
-            raise ValueError("`save_checkpoints_steps` and `save_checkpoints_secs` cannot be both set.")
+        steps, secs = (None if value is _UNSET else value for value in (steps, secs))
+        if steps is not None and secs is not None and self._saved_before is not None:
+            steps_before, secs_before = self._saved_before
+            if steps == steps_before and secs != secs_before:
+                steps = None
+            elif secs == secs_before and steps != steps_before:
+                secs = None
+        if steps is not None and secs is not None:
+            raise ValueError(
+                f"`save_checkpoints_steps` and `save_checkpoints_secs` cannot be both set. Got {steps!r} and {secs!r}; "
+                "leave one of them out."
+            )
+        put("save_checkpoints_steps", steps)
+        put("save_checkpoints_secs", secs)
+        put("_saved_before", (steps, secs))
         if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
             raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
         seed = self.tf_random_seed
@@ -203,7 +218,7 @@ class RunConfig:
 
     def replace(self, **kwargs: Any) -> "RunConfig":
         """A checked copy with some fields changed. Setting one of save_checkpoints_steps and _secs clears the other."""
-        names = [field.name for field in dataclasses.fields(self)]
+        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith("_")]
         for name in kwargs:
             if name not in names:
                 raise ValueError(f"Replacing {name} is not supported. Allowed properties are {sorted(names)}.")

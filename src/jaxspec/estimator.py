@@ -5,8 +5,7 @@ import functools
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Self
 
 import jax
@@ -21,10 +20,10 @@ from .arguments import (
     choose_model_dir,
     no_batch_message,
 )
-from .arrays import describe_array
 from .callables import argument_names, check_arguments
 from .config import RunConfig, TPUConfig, check_positive_int
 from .context import TPUContext
+from .evaluation_results import write_results
 from .hooks import CheckpointSaverHook, CheckpointSaverListener, SessionRunHook
 from .hooks.calls import HookCalls
 from .hooks.listener import check_listeners
@@ -43,7 +42,7 @@ from .ownership import StateOwner
 from .programs import Programs
 from .progress import ProgressBar, open_progress
 from .replicate import choose_devices, describe_devices, first_shard
-from .reporting import TrainingReport
+from .reporting import TrainingClock, TrainingReport
 from .results import MetricsOfBatches, choose_keys, examples
 from .signals import StopRequest, doing, raise_if_interrupted, signals_put_off
 from .sources import Source, Sources
@@ -144,8 +143,8 @@ class TPUEstimator:
         self._savers: dict[str, checkpoint.Saver] = {}
         self._announced = False
         self._bar: ProgressBar | None = None
-        self._secs_elsewhere = 0.0
-        """Spent in evaluations and predictions while training was under way: it counts for no rate of training."""
+        self._clock = TrainingClock()
+        """Of the training that is under way, or was the last one."""
         self._training = threading.Lock()
 
     # What it is made of.
@@ -298,25 +297,23 @@ class TPUEstimator:
         self._checked_batch_size(ModeKeys.EVAL)
         self._announce()
         with (
+            self._clock.stopped(),
             contextlib.closing(self._source(checkpoint_path)) as source,
             contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed,
         ):
             if infeed.first is None:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
-            metrics = MetricsOfBatches(source.step)
             writer = create_file_writer(self.eval_dir(name))
+            writer.warn_if_unwritable()
+            metrics = MetricsOfBatches(source.step, writer)
             with doing("evaluation"), contextlib.ExitStack() as stack:
                 run = self._inference(stack, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
                 while run.next_batch(metrics.add) is not None:
                     pass
                 run.end()
             results = metrics.compute()
-        _logger.info(
-            "Saving dict for global step %d: %s",
-            results["global_step"],
-            ", ".join(f"{k} = {v if np.size(v) <= 10 else describe_array(v)}" for k, v in sorted(results.items())),
-        )
-        self._write_results(results, source, writer)
+            path = source.path or checkpoint.checkpoint_path(self._model_dir, source.step)
+            write_results(results, path, writer)
         return results
 
     def predict(
@@ -347,11 +344,27 @@ class TPUEstimator:
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         if checkpoint_path is not None:
             checkpoint.checkpoint_step(checkpoint_path)
-        return self._predict(input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
+        return self._with_clock_stopped(
+            self._predict(input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
+        )
+
+    def _with_clock_stopped(self, predictions: Generator[Any, None, None]) -> Iterator[Any]:
+        """The same items; no rate of training counts the time in which a hook waits for them."""
+        ended = object()
+        try:
+            while True:
+                with self._clock.stopped():
+                    item = next(predictions, ended)
+                if item is ended:
+                    return
+                yield item
+        finally:
+            with self._clock.stopped():
+                predictions.close()
 
     def _predict(
         self, input_fn: Any, predict_keys: Any, hooks: tuple[SessionRunHook, ...], path: str | None, single: bool
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         self._announce()
         with (
             contextlib.closing(self._source(path)) as source,
@@ -492,6 +505,7 @@ class TPUEstimator:
         hooks: tuple[SessionRunHook, ...],
         listeners: tuple[CheckpointSaverListener, ...],
     ) -> None:
+        self._clock = TrainingClock()
         program, state = self._programs.training(infeed, source)
         hooks, checkpoint_dirs = self._with_saver((*hooks, *(program.spec.training_hooks or ())), listeners)
         calls = HookCalls(hooks, "in training")
@@ -531,7 +545,7 @@ class TPUEstimator:
                     summary_every=config.save_summary_steps,
                     rows_per_step=self._batch_sizes[ModeKeys.TRAIN],
                     bar=bar,
-                    clock=lambda: time.monotonic() - self._secs_elsewhere,
+                    clock=self._clock,
                 ),
                 writer=writer,
                 interrupt=interrupt,
@@ -611,26 +625,10 @@ class TPUEstimator:
             limit=limit,
         )
 
-    def _write_results(self, results: dict[str, Any], source: Source, writer: SummaryWriter) -> None:
-        step = source.step
-        for key, value in results.items():
-            if key == "global_step":
-                continue
-            if np.asarray(value).dtype.kind in "biuf":
-                writer.array(key, value, step)
-            else:
-                _logger.warning("Skipping summary for %s: it is no number and no array, but %s.", key, type(value))
-        path = source.path or checkpoint.checkpoint_path(self._model_dir, step)
-        if os.path.isdir(path):
-            _logger.info("Saving 'checkpoint_path' summary for global step %d: %s", step, path)
-            writer.text("checkpoint_path", path, step)
-        writer.flush()
-
     @contextlib.contextmanager
     def _progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
         """A progress bar, if there is to be one; that of a verb which is under way meanwhile is put aside."""
         outer, rows = self._bar, self._batch_sizes[mode]
-        began, within_training = time.monotonic(), mode != ModeKeys.TRAIN and self._training.locked()
         if outer is not None:
             outer.pause()
         bar = self._bar = open_progress(
@@ -644,8 +642,6 @@ class TPUEstimator:
             self._bar = outer
             if outer is not None:
                 outer.resume()
-            if within_training:
-                self._secs_elsewhere += time.monotonic() - began
 
 
 _VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}

@@ -1,9 +1,10 @@
 """What a training run tells about itself: log lines, automatic summaries, the progress bar."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from .hooks.rates import record_rate
 from .hooks.timer import LoopTimer
@@ -11,6 +12,41 @@ from .progress import ProgressBar
 from .summary import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
+
+
+class TrainingClock:
+    """The seconds that training takes: it stands still while the thread that made it evaluates or predicts.
+
+    What other threads do meanwhile takes nothing from training, and changes nothing.
+
+    Args:
+      clock: seconds since some start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._thread = clock, threading.get_ident()
+        self._away, self._stopped_at, self._depth = 0.0, 0.0, 0
+
+    def __call__(self) -> float:
+        """Seconds since some start. It never goes back."""
+        return (self._stopped_at if self._depth else self._clock()) - self._away
+
+    def stopped(self) -> Self:
+        """A context within which the clock stands still; another one inside it changes nothing."""
+        return self
+
+    # Not a generator of contextlib: predict enters it for every example.
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._thread:
+            if not self._depth:
+                self._stopped_at = self._clock()
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() == self._thread:
+            self._depth -= 1
+            if not self._depth:
+                self._away += self._clock() - self._stopped_at
 
 
 class TrainingReport:

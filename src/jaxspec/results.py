@@ -10,6 +10,7 @@ from .hostcall import on_host, run_host_call
 from .loss_sums import LossSums
 from .metrics._accept import as_metric
 from .spec import TPUEstimatorSpec
+from .summary import SummaryWriter
 from .summary.in_force import run_position
 
 
@@ -18,17 +19,18 @@ class MetricsOfBatches:
 
     Args:
       step: the global step of the state.
+      writer: of the evaluation's event files, for what host functions write.
     """
 
-    def __init__(self, step: int) -> None:
-        self._step, self._number = step, 0
+    def __init__(self, step: int, writer: SummaryWriter) -> None:
+        self._step, self._writer, self._number = step, writer, 0
         self._metrics: dict[str, Any] = {}
         self._loss = LossSums()
 
     def add(self, host_spec: TPUEstimatorSpec, rows: int, loss: LossSums) -> None:
         """Calls metric_fn and host_call on one batch of `rows` examples, whose loss has these sums."""
         try:
-            with run_position(self._step, None):
+            with run_position(self._step, self._writer, in_evaluation=True):
                 spec = on_host(host_spec)
                 run_host_call(spec)
         except BaseException as error:

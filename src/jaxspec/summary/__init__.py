@@ -1,7 +1,9 @@
 """Summaries for TensorBoard, written on the host.
 
-A host function writes to the writer in force: the one made default by `as_default()`, or the run's own. The step is
-that of the run, unless given.
+A host function writes to the writer in force: the one made default by `as_default()`, or the run's own: of training
+that of model_dir, of an evaluation that of its `eval_dir`. The step is that of the run, unless given. All batches of an
+evaluation are at one step, that of the weights: each writes, and readers that keep one value of a tag at a step keep
+the last batch's. What concerns the whole set is a metric.
 """
 
 from .functions import histogram as histogram

@@ -19,8 +19,9 @@ class _Position:
     """Where the run stands while a host function runs."""
 
     step: int
-    writer: "SummaryWriter | None"
-    """The run's own writer; None in evaluation, where nothing is written to it."""
+    writer: "SummaryWriter"
+    """The run's own writer."""
+    in_evaluation: bool
 
 
 _default: contextvars.ContextVar["SummaryWriter | None"] = contextvars.ContextVar(
@@ -41,9 +42,9 @@ def default_writer(writer: "SummaryWriter") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_position(step: int, writer: "SummaryWriter | None") -> Iterator[None]:
-    """Within it, host functions are at `step` of a run whose own writer is `writer` (None: in evaluation)."""
-    token = _position.set(_Position(step, writer))
+def run_position(step: int, writer: "SummaryWriter", *, in_evaluation: bool = False) -> Iterator[None]:
+    """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
+    token = _position.set(_Position(step, writer, in_evaluation))
     try:
         yield
     finally:
@@ -73,7 +74,7 @@ def record_if(condition: Any) -> Iterator[None]:
 def in_evaluation() -> bool:
     """Whether a host function of an evaluation is running."""
     position = _position.get()
-    return position is not None and position.writer is None
+    return position is not None and position.in_evaluation
 
 
 def destination(function: str, name: str, step: Any = None) -> "tuple[SummaryWriter, int] | None":
@@ -97,8 +98,6 @@ def destination(function: str, name: str, step: Any = None) -> "tuple[SummaryWri
         return None
     position, writer = _position.get(), _default.get()
     if writer is None and position is not None:
-        if position.writer is None:
-            return None
         writer = position.writer
     if writer is None:
         raise ValueError(

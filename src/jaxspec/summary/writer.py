@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -21,6 +22,8 @@ _logger = logging.getLogger("jaxspec")
 _FLUSH_SECS = 10.0
 _LOOK_SECS = 1.0
 """How often it is looked whether the file is still there. Asking is a system call, which lets other threads go first."""
+_RETRY_SECS = 10.0
+"""How long after a failure it is tried again. Until then summaries are dropped at once, so that a full disk costs no time."""
 _LARGEST_SHOWN = 32
 
 
@@ -28,6 +31,10 @@ class SummaryWriter:
     """An open event file of one directory. Made by `create_file_writer`.
 
     Events are written at once, by the thread that calls, and flushed every few seconds. Any thread may call.
+
+    Summaries tell about a run and must not end it: where the file cannot be written, or the directory cannot be made,
+    there is one warning, and what was to be written is dropped. It is tried again some seconds later, with a new file,
+    because the one that failed may break off inside a record.
 
     Args:
       logdir: where the file goes.
@@ -48,6 +55,7 @@ class SummaryWriter:
         self._looked = -math.inf
         self._warned: set[str] = set()
         self._start: int | None = None
+        self._failing, self._retry_at = False, -math.inf
 
     def begin_run(self, step: int) -> None:
         """Begins a run at a global step: what an earlier run wrote at later steps is void, and no longer shown."""
@@ -123,17 +131,60 @@ class SummaryWriter:
         record = event.SerializeToString()
         with self._lock:
             now = self._clock()
-            if self._file is None or self._is_gone(now):
-                self.close()
-                self._open()
-            if self._start is not None:
-                self._file.write(protos.start_event(self._start + 1).SerializeToString())
-                self._start = None
-            self._file.write(record)
+            if now < self._retry_at:
+                return
+            with self._failures_told():
+                if self._file is None or self._is_gone(now):
+                    self.close()
+                    self._open()
+                if self._start is not None:
+                    self._file.write(protos.start_event(self._start + 1).SerializeToString())
+                    self._start = None
+                self._file.write(record)
             self._unflushed += 1
             due = self._max_queue is not None and self._unflushed >= self._max_queue
             if due or now - self._flushed >= self._flush_secs:
                 self.flush()
+
+    def warn_if_unwritable(self) -> None:
+        """Warns if nothing could be written to the directory now, or it could not be made: before long work is done."""
+        place = self.logdir
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        effective = os.access in os.supports_effective_ids
+        if not os.path.isdir(place):
+            number = errno.ENOTDIR
+        elif not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+            number = errno.EACCES
+        else:
+            return
+        with self._lock:
+            self._tell(OSError(number, os.strerror(number), place))
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Within it, an error of the file system is a warning, and ends the file."""
+        try:
+            yield
+        except OSError as error:
+            self._tell(error)
+            self._retry_at = self._clock() + _RETRY_SECS
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+            with contextlib.suppress(OSError):
+                if self._path and not os.path.getsize(self._path):
+                    os.remove(self._path)  # or a full disk would be full of empty files
+
+    def _tell(self, error: OSError) -> None:
+        if not self._failing:
+            self._failing = True
+            _logger.warning(
+                "Summaries cannot be written to %s: %s. The run goes on, and what it computes is returned, but summaries are "
+                "dropped until writing works again. Make room on the disk, make the directory writable, or use another one.",
+                *(self._path or self.logdir, error),
+            )
 
     def _is_gone(self, now: float) -> bool:
         """Whether the directory was removed, and the file with it."""
@@ -147,6 +198,7 @@ class SummaryWriter:
         # wait for them.
         from tensorboardX.record_writer import RecordWriter
 
+        self._path = ""
         os.makedirs(self.logdir, exist_ok=True)
         # The start of the name is what TensorBoard looks for; a reader that sorts names has the files in order of time.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
@@ -164,16 +216,21 @@ class SummaryWriter:
         """Makes what was written visible to readers, and safe on the disk."""
         with self._lock:
             if self._file is not None:
-                self._file.flush()
+                with self._failures_told():
+                    self._file.flush()
+                    if self._failing:
+                        self._failing = False
+                        _logger.warning("Summaries are written again, to %s.", self._path)
             self._flushed, self._unflushed = self._clock(), 0
             self._looked = -math.inf  # a run ends with a flush, and before the next one its directory may go
 
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
         with self._lock:
-            if self._file is not None:
-                self.flush()
-                self._file.close()
+            self.flush()
+            if self._file is not None:  # a flush that failed has closed it
+                with self._failures_told():
+                    self._file.close()
                 self._file = None
 
 
