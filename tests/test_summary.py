@@ -222,12 +222,12 @@ def test_a_default_writer_goes_before_that_of_the_run(tmp_path, kind):
 
 
 @kinds
-def test_in_evaluation_only_a_default_writer_is_written_to(tmp_path, kind):
-    with run_position(5, None):
+def test_an_evaluation_gives_writer_and_step_too(tmp_path, kind):
+    with run_position(5, create_file_writer(tmp_path / "eval"), in_evaluation=True):
         WRITE[kind]()
-        with create_file_writer(tmp_path).as_default():
+        with create_file_writer(tmp_path / "mine").as_default():
             WRITE[kind]()
-    assert steps_written(tmp_path) == [5]
+    assert steps_written(tmp_path / "eval") == steps_written(tmp_path / "mine") == [5]
 
 
 @kinds
@@ -368,7 +368,7 @@ def test_host_call_writes_scalars_and_histograms_by_their_shape_on_the_shard(tmp
 
 def test_host_call_writes_nothing_in_evaluation_even_with_a_default_writer(writer, tmp_path):
     fn, tensors = js.summary.host_call(x=np.float32(1))
-    with run_position(3, None):
+    with run_position(3, create_file_writer(tmp_path), in_evaluation=True):
         fn(**tensors)
     assert steps_written(tmp_path) == []
 

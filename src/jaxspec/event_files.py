@@ -1,67 +1,124 @@
 """Reads event files back: the scalars of a directory."""
 
 import logging
+import math
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 _logger = logging.getLogger("jaxspec")
 _SCALARS_PLUGIN = "scalars"
 
 
-def read_scalars(logdir: Any) -> dict[int, dict[str, float]]:
+class _Scalar(NamedTuple):
+    step: int
+    tag: str
+    value: float
+
+
+def read_scalars(logdir: Any, told: set[str] | None = None) -> dict[int, dict[str, float]]:
     """The scalars of all event files that lie directly in a directory, whoever wrote them.
 
-    Files are read in the order in which they were begun; of two values of one tag at one step the later one counts. A
-    file that breaks off inside a record, or whose checksum is wrong, is read up to there, with a warning.
+    Files are read in the order in which they were begun; of two values of one tag at one step the later one counts. What
+    cannot be read ends no reading: there is one warning for the file, and the rest of it counts, or, where it breaks off or
+    a checksum is wrong, what stands before; and so do the other files.
 
     Args:
       logdir: the directory; one that does not exist holds no scalars.
+      told: paths that there was a warning about, which get no other; new ones are added. None: none yet.
 
     Returns:
       `{step: {tag: value}}`, steps ascending. Values have the precision of the file, float32.
     """
-    scalars: dict[int, dict[str, float]] = {}
-    for path in _event_files(os.fspath(logdir)):
-        for event in _events(path):
-            for value in event.summary.value:
-                number = _scalar(value)
-                if number is not None:
-                    scalars.setdefault(event.step, {})[value.tag] = number
-    return dict(sorted(scalars.items()))
+    told = set() if told is None else told
+    files = []
+    for name, path in _event_files(os.fspath(logdir), told):
+        events = _Events(path)
+        scalars = [scalar for event in events for scalar in _scalars(event, events)]
+        if events.trouble is not None:
+            _warn_once(told, path, events.trouble)
+        files.append((events.begun, name, scalars))
+    found: dict[int, dict[str, float]] = {}
+    for *_, scalars in sorted(files):
+        for step, tag, value in scalars:
+            found.setdefault(step, {})[tag] = value
+    return dict(sorted(found.items()))
 
 
-def _event_files(logdir: str) -> list[str]:
-    if not os.path.isdir(logdir):
+def _warn_once(told: set[str], path: str, trouble: str) -> None:
+    if path not in told:
+        told.add(path)
+        _logger.warning(
+            "Event file %s: %s. What can be read of it and of other files counts. Remove the file to be rid of this warning.",
+            *(path, trouble),
+        )
+
+
+def _event_files(logdir: str, told: set[str]) -> list[tuple[str, str]]:
+    """(name, path) of the event files."""
+    try:
+        with os.scandir(logdir) as entries:
+            # As in TensorBoard, which asks for no more of a name.
+            return [(entry.name, entry.path) for entry in entries if "tfevents" in entry.name and entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    begun = []
-    for entry in os.scandir(logdir):
-        # As in TensorBoard, which asks for no more of a name.
-        if "tfevents" in entry.name and entry.is_file():
-            first = next(_events(entry.path), None)
-            if first is not None:
-                begun.append((first.wall_time, entry.name, entry.path))
-    return [path for *_, path in sorted(begun)]
+    except OSError as error:
+        _warn_once(told, logdir, f"the directory cannot be read: {error}")
+        return []
 
 
-def _events(path: str) -> Iterator[Any]:
-    from tensorboardX.proto.event_pb2 import Event
+class _Events:
+    """The events of a file, as far as it can be read.
 
-    with open(path, "rb") as file:
+    Attributes:
+      begun: the wall time of the first event; infinite where it has none.
+      trouble: what was wrong first, or None.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.begun = math.inf
+        self.trouble: str | None = None
+
+    def found(self, trouble: str) -> None:
+        """Notes that something is wrong. The first counts."""
+        self.trouble = self.trouble or trouble
+
+    def __iter__(self) -> Iterator[Any]:
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from tensorboardX.proto.event_pb2 import Event
+
         try:
-            while (record := _record(file)) is not None:
-                yield Event.FromString(record)
+            with open(self._path, "rb") as file:
+                is_first = True
+                while (record := _record(file)) is not None:
+                    start, data = record
+                    try:
+                        event = Event.FromString(data)
+                    except DecodeError:
+                        self.found(f"the record at byte {start} holds no event")
+                        continue
+                    if is_first and math.isfinite(event.wall_time):
+                        self.begun = event.wall_time
+                    is_first = False
+                    yield event
         except _DamagedError as error:
-            _logger.warning("Event file %s: %s. What follows is not read.", path, error)
+            self.found(str(error))
+        except MemoryError:
+            self.found("it holds a record too large for the memory")
+        except OSError as error:
+            self.found(f"it cannot be read: {error}")
 
 
 class _DamagedError(Exception):
     """The file does not go on as a file of records does."""
 
 
-def _record(file: BinaryIO) -> bytes | None:
-    """The next record of a TFRecord file: length, checksum of the length, data, checksum of the data."""
+def _record(file: BinaryIO) -> tuple[int, bytes] | None:
+    """The next record of a TFRecord file, and where it begins: length, checksum of it, data, checksum of the data."""
     from tensorboardX.record_writer import masked_crc32c
 
     start = file.tell()
@@ -72,21 +129,54 @@ def _record(file: BinaryIO) -> bytes | None:
         length, checksum = struct.unpack("<QI", header)
         if checksum != masked_crc32c(header[:8]):
             raise _DamagedError(f"wrong checksum at byte {start}")
-        data, footer = file.read(length), file.read(4)
-        if len(footer) == 4:
-            if struct.unpack("<I", footer)[0] != masked_crc32c(data):
-                raise _DamagedError(f"wrong checksum at byte {start}")
-            return data
-    raise _DamagedError(f"it breaks off inside the record at byte {start}")
+        # Asked before it is read: a length may claim any number of bytes.
+        if length <= os.fstat(file.fileno()).st_size - start - 16:
+            data, footer = file.read(length), file.read(4)
+            if len(footer) == 4:
+                if struct.unpack("<I", footer)[0] != masked_crc32c(data):
+                    raise _DamagedError(f"wrong checksum at byte {start}")
+                return start, data
+    raise _DamagedError(f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)")
 
 
-def _scalar(value: Any) -> float | None:
-    """The number in a Summary.Value, in the old form or in TensorFlow 2's; None if it is no scalar."""
+def _scalars(event: Any, events: _Events) -> Iterator[_Scalar]:
+    for value in event.summary.value:
+        try:
+            number = _number(value)
+        except ValueError as error:
+            events.found(f"the value of {value.tag!r} at step {event.step} is no scalar: {error}")
+            continue
+        if number is not None:
+            yield _Scalar(event.step, value.tag, number)
+
+
+# The numbers of types.proto, with the name in a tensor of what holds their values.
+_DTYPES = {
+    1: (np.float32, "float_val"),
+    2: (np.float64, "double_val"),
+    3: (np.int32, "int_val"),
+    9: (np.int64, "int64_val"),
+}
+
+
+def _number(value: Any) -> float | None:
+    """The number in a Summary.Value, in the old form or in TensorFlow 2's; None if it is no scalar.
+
+    Raises:
+      ValueError: for what says that it is a scalar, and is none.
+    """
     if value.HasField("simple_value"):
         return float(value.simple_value)
-    if value.HasField("tensor") and value.metadata.plugin_data.plugin_name == _SCALARS_PLUGIN:
-        tensor = value.tensor
-        if tensor.tensor_content:
-            return float(struct.unpack("<f", tensor.tensor_content)[0])
-        return float(tensor.float_val[0])
-    return None
+    if not value.HasField("tensor") or value.metadata.plugin_data.plugin_name != _SCALARS_PLUGIN:
+        return None
+    tensor = value.tensor
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"its dtype has the number {tensor.dtype}; expected one of {sorted(_DTYPES)}")
+    dtype, field = _DTYPES[tensor.dtype]
+    if tensor.tensor_content:
+        numbers = np.frombuffer(tensor.tensor_content, np.dtype(dtype).newbyteorder("<"))
+    else:
+        numbers = np.asarray(getattr(tensor, field))
+    if numbers.size != 1:
+        raise ValueError(f"it has {numbers.size} entries")
+    return float(numbers[0])

@@ -241,7 +241,10 @@ def logging_tensor(run, a, log):
 def stop_at_step(run, a):
     estimator = run.estimator()
     number = run.recorded.number
-    steps, last = number("StopAtStepHook(num_steps={}), train()"), number("StopAtStepHook(last_step={}), train(steps=a)")
+    steps, last = (
+        number("StopAtStepHook(num_steps={}), train()"),
+        number("StopAtStepHook(last_step={}), train(steps=a)"),
+    )
     ((passed, at),) = run.recorded.numbers("StopAtStepHook(last_step={}) at step {}, train(steps=a)")
     again = number("one StopAtStepHook(num_steps={}) object, first train()")
     twice = StopAtStepHook(num_steps=again)

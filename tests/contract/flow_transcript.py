@@ -173,7 +173,11 @@ class Transcript:
             config=js.RunConfig(js.TPUConfig(**tpu), **settings),
             params={},
             use_tpu=self.setup.use_tpu,
-            **dict(zip(("train_batch_size", "eval_batch_size", "predict_batch_size"), sizes or [self.rows] * 3, strict=True)),
+            **dict(
+                zip(
+                    ("train_batch_size", "eval_batch_size", "predict_batch_size"), sizes or [self.rows] * 3, strict=True
+                )
+            ),
         )
 
     def model(self, model_fn=contract_models.model_fn, *, losses=True, training_hooks=(), **fields):

@@ -272,9 +272,10 @@ def _metric_hook(
     _check_estimator(estimator)
     timer = _timer(run_every_secs, run_every_steps, clock)
     directory = os.fspath(estimator.eval_dir() if eval_dir is None else eval_dir)
+    told: set[str] = set()  # a damaged file is read again and again, and told of once
 
     def reason(step: int) -> str | None:
-        evaluations = read_eval_metrics(directory)
+        evaluations = read_scalars(directory, told)
         counted = {at: metrics for at, metrics in evaluations.items() if min_steps <= at <= step}
         values = {at: metrics[metric_name] for at, metrics in counted.items() if metric_name in metrics}
         if counted and not values:

@@ -227,7 +227,8 @@ class SummaryWriter:
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
         with self._lock:
-            self.flush()
+            if self._file is not None:
+                self.flush()
             if self._file is not None:  # a flush that failed has closed it
                 with self._failures_told():
                     self._file.close()
