@@ -44,8 +44,8 @@ def names_and_events(run, a, batches):
 
 @scenario("evaluate/steps")
 def steps(run, batches, last):
-    estimator = run.estimator()
-    estimator.train(run.input(logged=False), steps=2)
+    estimator, recorded = run.estimator(), run.recorded.events[0]["returned"]
+    estimator.train(run.input(logged=False), steps=int(recorded["global_step"]))
     for (steps,) in run.recorded.numbers("evaluate(steps={}) over " + f"{batches} batches, "):
         label = f"evaluate(steps={steps}) over {batches} batches, the last with {last} rows"
         evaluate(run, estimator, label, count=batches, last=last, steps=steps)

@@ -103,13 +103,14 @@ def stop_exceptions(run, a, stop):
 
 @scenario("train/failing_hook")
 def failing_hook(run, stop):
+    steps = run.recorded.events[-1]["global_step"]  # behind an error in `end`, when all are done
     for method in ("begin", "after_create_session", "before_run", "after_run", "end"):
         in_run = method in ("before_run", "after_run")
         estimator = run.estimator(save_checkpoints_steps=2)
         error = KeyError("scripted")
         hooks = [run.hook("first"), run.hook("bad", **{method: {stop: error} if in_run else error}), run.hook("last")]
         label = f"train(steps=a), KeyError in {method}" + (f" of run {stop}" if in_run else "")
-        train(run, estimator, label, hooks=hooks, steps=stop + 2, logged=False)
+        train(run, estimator, label, hooks=hooks, steps=steps, logged=False)
         run.state(estimator)
 
 
@@ -303,8 +304,9 @@ def listeners_stop(run, a):
     label = f"train(steps=a), listener_1 asks to stop from step {stop}"
     train(run, estimator, label, listeners=[first, second], steps=a, logged=False)
     run.state(estimator)
-    label = "train(steps=3): the save at the start also returns True, but only after_run counts"
-    train(run, estimator, label, listeners=[first], steps=3, logged=False)
+    steps = run.recorded.number("train(steps={}): the save at the start")
+    label = f"train(steps={steps}): the save at the start also returns True, but only after_run counts"
+    train(run, estimator, label, listeners=[first], steps=steps, logged=False)
     run.state(estimator)
 
 
