@@ -3,12 +3,14 @@
 import logging
 import os
 import shutil
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import counting_init, counting_input, run_config
+from tensorboardX.record_writer import masked_crc32c
+from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
 from jaxspec import EvalSpec, TrainSpec, train_and_evaluate
@@ -410,3 +412,24 @@ def test_with_long_loops_a_run_that_has_stopped_makes_no_further_step(tmp_path):
 
     # Evaluated at 7, where the score is low enough; asked at 1, 5 and 9.
     assert [again(), again(), again()] == [9, 9, 9]
+
+
+def test_a_damaged_event_file_is_told_of_once_and_training_goes_on(tmp_path, caplog):
+    estimator = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        config=run_config(num_shards=1),
+        train_batch_size=4,
+        eval_batch_size=4,
+    )
+    estimator.evaluate(counting_input(2))
+    damaged = tmp_path / "eval" / "events.out.tfevents.0"
+    data = b"\xff\xff no event"
+    header = struct.pack("<Q", len(data))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
+    damaged.write_bytes(header + checksums[0] + data + checksums[1])
+    hook = stop_if_lower_hook(estimator, "loss", 0.0, run_every_secs=None, run_every_steps=1)
+    estimator.train(counting_input(), steps=5, hooks=[hook])
+    assert estimator.get_variable_value("params/w") == 5
+    assert [str(damaged) in record.getMessage() for record in caplog.records].count(True) == 1
