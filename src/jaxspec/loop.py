@@ -33,7 +33,7 @@ from .summary import SummaryWriter
 from .summary.in_force import run_position
 
 _logger = logging.getLogger("jaxspec")
-_FIRST_HOST_CALLS_SECS = 1.0
+_FIRST_HOST_CALLS_SECS = 0.5
 """How long the host calls of a run's first dispatch are waited for, to see whether they read the state."""
 
 
