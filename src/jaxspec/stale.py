@@ -14,7 +14,7 @@ _logger = logging.getLogger("jaxspec")
 
 
 def warn_of_losses_without_gradient(
-    values: Dependence, losses: Sequence[int | None], targets: Sequence[Sequence[int]]
+    values: Dependence, losses: Sequence[int | None], targets: Sequence[Sequence[int]], *, takes_variables: bool
 ) -> None:
     """Warns of each loss that depends on nothing that its TrainOp trains, but through integers, which have no gradient.
 
@@ -22,16 +22,18 @@ def warn_of_losses_without_gradient(
       values: of the traced model_fn.
       losses: for each TrainOp the number of its loss in `values`; None where it brings gradients of its own.
       targets: for each TrainOp the numbers of the leaves that it trains.
+      takes_variables: whether model_fn names `variables`.
     """
     for number, (loss, trained) in enumerate(zip(losses, targets, strict=True)):
         if loss is None or loss in values.have_gradient(trained):
             continue
         which = f" of TrainOp {number}" if len(losses) > 1 else ""
         _logger.warning(
-            "The loss%s does not depend on what is trained (variables['params'], or what of= names of it), so its gradient "
+            "%sThe loss%s does not depend on what is trained (variables['params'], or what of= names of it), so its gradient "
             "is zero and nothing will be learnt. Compute it from the `variables` that model_fn is given: def "
             "model_fn(variables, features, ...) and module.apply(variables, features). A model that makes or keeps its own "
             "variables, and a loss of argmax or of comparisons, have no gradient.",
+            "" if takes_variables else "model_fn does not name `variables`. ",
             which,
         )
 
