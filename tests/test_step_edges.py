@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import counting_init, counting_model_fn, run_config
+from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
 
@@ -32,6 +32,13 @@ def test_the_step_stands_still_at_the_top_of_its_type():
         seen.append(int(state.step))
     assert seen == [2**31 - 1] * 3
     assert float(state.variables["params"]["w"]) == 3
+
+
+@pytest.mark.parametrize("name", ["steps", "max_steps"])
+def test_more_steps_than_there_are_numbers_are_refused(name):
+    estimator = js.TPUEstimator(counting_model_fn, counting_init, train_batch_size=4)
+    with pytest.raises(ValueError, match=rf"Train {name} must be at most 2147483647, .* given: 2147483648"):
+        estimator.train(counting_input(), **{name: 2**31})
 
 
 @pytest.mark.parametrize("jitted", [False, True])

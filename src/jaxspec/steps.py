@@ -1,7 +1,6 @@
 """model_fn -> pure step functions."""
 
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,8 +24,6 @@ from .train_op import TrainOp, as_train_ops
 from .trainable import select
 from .update import apply_train_ops, losses_and_collections
 from .variables import checked_like
-
-_logger = logging.getLogger("jaxspec")
 
 
 class TrainState(NamedTuple):
@@ -129,9 +126,8 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
     values = Dependence(program.jaxpr.jaxpr)
     numbers = jax.tree.unflatten(jax.tree.structure(arguments), values.inputs)[0]
     losses = jax.tree.unflatten(jax.tree.structure(program.out_info), values.outputs)[1]
-    warn_of_losses_without_gradient(
-        values, losses, [jax.tree.leaves(select(params, of, numbers["params"])) for of in trained]
-    )
+    targets = [jax.tree.leaves(select(params, of, numbers["params"])) for of in trained]
+    warn_of_losses_without_gradient(values, losses, targets, takes_variables=model.takes_variables)
     warn_of_stale_collections(values, variables, numbers, written)
 
     def compute(variables: Any) -> Any:
