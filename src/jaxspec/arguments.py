@@ -17,6 +17,10 @@ _logger = logging.getLogger("jaxspec")
 INPUT_FN_ARGUMENTS = ("params", "mode", "config")
 
 
+LAST_STEP = 2**31 - 1
+"""The global step is an int32."""
+
+
 def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
     """Raises unless at most one is given, and that is a positive integer."""
     if steps is not None and max_steps is not None:
@@ -28,6 +32,10 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
             raise TypeError(f"{verb} {name} must be int, got {type(value)}: {value!r}")
         if value <= 0:
             raise ValueError(f"Must specify {name} > 0, given: {value}")
+        if value > LAST_STEP:
+            raise ValueError(
+                f"{verb} {name} must be at most {LAST_STEP}, the last number that a step may have, given: {value}."
+            )
 
 
 def check_params(model_fn: Any, params: Any) -> None:

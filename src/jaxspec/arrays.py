@@ -51,3 +51,9 @@ def describe_array(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return repr(value)
+
+
+def at_least_float32(dtype: Any) -> np.dtype:
+    """float32 for a narrower floating dtype. (`jnp.promote_types` refuses where promotion is strict.)"""
+    dtype = np.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)

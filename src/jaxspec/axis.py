@@ -85,14 +85,66 @@ def same_on_all_shards(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def of_shard_0(tree: Any) -> Any:
-    """Shard 0's value of each leaf, on every shard."""
-    if not shard_axis_is_bound():
-        return tree
+def agreed(tree: Any) -> Any:
+    """As `same_on_all_shards`, and exactly the leaf itself where it is the same on every shard already."""
 
     def one(x: Any) -> Any:
-        if is_key(x):
-            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        return jax.lax.all_gather(x, SHARD_AXIS)[0]
+        first = of_shard_0(x)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return first
+        # The sum of equal values, divided by their number, may be another value where that is no power of two.
+        return first + mean_over_shards(x - first)
 
     return jax.tree.map(one, tree)
+
+
+def of_shard_0(tree: Any) -> Any:
+    """Shard 0's value of each leaf, on every shard, bit for bit."""
+    if not shard_axis_is_bound():
+        return tree
+    # A sum over shards that all but the first add zeros to, and not `all_gather(x)[0]`: shard_map knows of a sum that
+    # it is the same everywhere, and it takes no memory for the values of the others.
+    return jax.tree.map(_of_shard_0, tree)
+
+
+def _of_shard_0(x: Any) -> Any:
+    if is_key(x):
+        return jax.random.wrap_key_data(_of_shard_0(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jax.lax.complex(_of_shard_0(jnp.real(x)), _of_shard_0(jnp.imag(x)))
+    if x.dtype == jnp.bool_:
+        return _of_shard_0(x.astype(jnp.uint32)).astype(jnp.bool_)
+    if jnp.issubdtype(x.dtype, jnp.inexact):  # as bits: -0.0 + 0.0 is 0.0
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(_of_shard_0(bits), x.dtype)
+    if x.dtype.itemsize < 4:  # not every backend adds small integers
+        return _of_shard_0(x.astype(jnp.int32)).astype(x.dtype)
+    mine = shard_index() == 0
+    return jax.lax.psum(jnp.where(mine, x, jnp.zeros_like(x)), SHARD_AXIS)
+
+
+def varying(tree: Any) -> Any:
+    """Tells `shard_map` to take the leaves for each shard's own, though they are the same on all; elsewhere a no-op.
+
+    With `check_vma=True`, its default, the gradient with respect to what is the same on all shards is summed over them
+    already; with respect to what varies it is that of the shard, as under every other mapping.
+    """
+    if not shard_axis_is_bound() or not _varies(jax.lax.axis_index(SHARD_AXIS)):
+        return tree
+    return jax.tree.map(lambda x: x if _varies(x) else jax.lax.pcast(x, SHARD_AXIS, to="varying"), tree)
+
+
+def varying_as(tree: Any, like: Any) -> Any:
+    """The leaves, taken for each shard's own where those of `like` are. See `varying`."""
+    return jax.tree.map(lambda x, other: varying(x) if _varies(other) else x, tree, like)
+
+
+def unvarying(tree: Any) -> Any:
+    """Proves to `shard_map` that the leaves are the same on all shards, as they are; elsewhere a no-op. See `varying`."""
+    return jax.tree.map(lambda x: of_shard_0(x) if _varies(x) else x, tree)
+
+
+def _varies(x: Any) -> bool:
+    """Whether `shard_map` keeps account of what varies over shards, and `x` does."""
+    kind: Any = getattr(jax.typeof(x), "manual_axis_type", None)
+    return kind is not None and SHARD_AXIS in kind.varying

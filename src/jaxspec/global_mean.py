@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arrays import at_least_float32
 from .axis import mean_over_shards, sum_over_shards
 from .debugging import debugging, values_of_tracers
 from .spec import TPUEstimatorSpec, replaced
@@ -50,7 +51,7 @@ def global_mean(values: Any, weights: Any = None) -> jax.Array:
     """
     values = jnp.asarray(values)
     dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.dtype(jnp.float32)
-    accumulated = jnp.promote_types(dtype, jnp.float32)
+    accumulated = at_least_float32(dtype)
     values = values.astype(accumulated)
     if weights is None:
         weights = jnp.ones_like(values)
@@ -125,7 +126,7 @@ def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec
 
 def _accumulated(loss: Any) -> Any:
     # Half precision cannot hold the number of rows.
-    return jnp.asarray(loss).astype(jnp.promote_types(loss.dtype, jnp.float32))
+    return jnp.asarray(loss).astype(at_least_float32(loss.dtype))
 
 
 def _differentiated(

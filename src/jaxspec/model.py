@@ -1,6 +1,7 @@
 """Calling model_fn, and checking what it returns."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from .outputs import check_fetch_names
 from .recompilation import RecompilationWatch
 from .spec import ModeKeys, TPUEstimatorSpec
 
-MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variables", "step", "rng")
+MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variables", "opt_state", "step", "rng")
 
 
 class Model:
@@ -26,6 +27,7 @@ class Model:
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
+        self.takes_opt_state = "opt_state" in names
         self.takes_variables = takes_any or "variables" in names
         self.model_fn = model_fn
         self.params = params
@@ -41,9 +43,15 @@ class Model:
         return with_values(self.params, **{k: v for k, v in defaults.items() if not holds(self.params, k)}, **size)
 
     def __call__(
-        self, mode: str, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any
+        self, mode: str, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any, opt_state: Any = None
     ) -> TPUEstimatorSpec:
-        """Calls model_fn on one shard's batch and checks what it returns for `mode`."""
+        """Calls model_fn on one shard's batch and checks what it returns for `mode`.
+
+        Args:
+          opt_state: what model_fn may name in EVAL and PREDICT; in TRAIN it gets None, for the optimizer comes from it.
+        """
+        if mode != ModeKeys.TRAIN and opt_state is None:
+            self._check_can_do_without_opt_state(mode)
         if mode == ModeKeys.PREDICT:
             labels = None
         elif labels is not None and not self._takes_labels:
@@ -58,6 +66,7 @@ class Model:
             "params": self.params_for(features),
             "config": copy.deepcopy(self.config),
             "variables": dict(variables),
+            "opt_state": None if mode == ModeKeys.TRAIN else opt_state,
             "step": step,
             "rng": rng,
         }
@@ -85,3 +94,12 @@ class Model:
             )
         check_fetch_names(spec, step)
         return spec
+
+    def _check_can_do_without_opt_state(self, mode: str) -> None:
+        if not self.takes_opt_state:
+            return
+        if inspect.signature(self.model_fn).parameters["opt_state"].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
+                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
+            )

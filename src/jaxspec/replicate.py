@@ -12,7 +12,7 @@ import numpy as np
 from .arrays import describe_array, is_key, named_leaves
 from .axis import SHARD_AXIS
 from .debugging import debugging
-from .spec import TPUEstimatorSpec, replaced
+from .spec import TPUEstimatorSpec, WholeBatchSpec, replaced
 
 MAX_IN_FLIGHT = 2
 """Dispatches that may wait on the devices. CPU devices deadlock when collectives run far ahead; two keep any busy."""
@@ -295,10 +295,39 @@ def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
 
     Arrays are fetched with `jax.device_get`; those of the shards are concatenated along axis 0 in shard order, a
     scalar becomes one entry for each shard. The loss stays a scalar.
+
+    Args:
+      spec: from `replicate`, or from a `pmap`, `vmap` or `shard_map` of your own over `SHARD_AXIS`, each leaf but the loss
+        `[shards, ...]`.
+
+    Raises:
+      ValueError: if the step was not mapped over shards, or the mapping has concatenated the shards already.
     """
+    if isinstance(spec, WholeBatchSpec):
+        raise ValueError(
+            "gather: expected a spec with a leading axis of shards, got that of a step that was not mapped over the axis "
+            f"{SHARD_AXIS!r}: it is the spec of its whole batch. Write jax.device_get(spec) instead of gather(spec), or map "
+            "the step: js.replicate(step)."
+        )
+    for name, leaf in named_leaves(replaced(spec, loss=None)).items():
+        _check_has_axis_of_shards(name, leaf)
     host: TPUEstimatorSpec = jax.device_get(spec)
     loss = host.loss if host.loss is None or not np.ndim(host.loss) else np.mean(host.loss)
     return replaced(jax.tree.map(concatenate_shards, replaced(host, loss=None)), loss=loss)
+
+
+def _check_has_axis_of_shards(name: str, leaf: Any) -> None:
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or SHARD_AXIS not in sharding.mesh.shape:
+        return
+    shards = sharding.mesh.shape[SHARD_AXIS]
+    # Of one shard JAX does not say which axis it is.
+    if (shards == 1 or sharding.spec[:1] == (SHARD_AXIS,)) and leaf.shape[:1] != (shards,):
+        raise ValueError(
+            f"gather: leaf {name} is {describe_array(leaf)}, but its leading axis must be that of the {shards} shards. The "
+            "mapping has concatenated the shards already: write jax.device_get(spec), or give each leaf but the loss an "
+            "axis of shards inside the mapped function: x[None]."
+        )
 
 
 def concatenate_shards(x: np.ndarray) -> np.ndarray:

@@ -243,6 +243,12 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         )
 
 
+class WholeBatchSpec(TPUEstimatorSpec):
+    """The spec of a step that nobody has mapped over shards: its leaves have no axis of shards."""
+
+    __slots__ = ()
+
+
 def replaced(spec: TPUEstimatorSpec, **fields: Any) -> TPUEstimatorSpec:
     """A copy with some fields changed and nothing checked: for specs that were checked when the user made them."""
     return TPUEstimatorSpec._make({**spec._asdict(), **fields}.values())
@@ -359,5 +365,5 @@ def _unflatten(cls: Any, static: Iterable[Any], children: Iterable[Any]) -> Any:
     return cls._make(values)
 
 
-for _cls in (TPUEstimatorSpec, EstimatorSpec):
+for _cls in (TPUEstimatorSpec, WholeBatchSpec, EstimatorSpec):
     jax.tree_util.register_pytree_with_keys(_cls, _flatten, functools.partial(_unflatten, _cls))

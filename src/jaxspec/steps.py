@@ -1,36 +1,29 @@
 """model_fn -> pure step functions."""
 
-import contextlib
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .arrays import describe_array, is_key, named_leaves
-from .axis import (
-    bind_shard_axis,
-    mean_over_shards,
-    of_shard_0,
-    same_on_all_shards,
-    shard_index,
-    sum_over_shards,
-)
-from .captures import captured_tracers
-from .debugging import debugging, values_of_tracers
+from .axis import bind_shard_axis, mean_over_shards, shard_axis_is_bound, shard_index, varying
+from .debugging import debugging
+from .dependence import Dependence
 from .global_mean import with_parts_of_loss
 from .init import init_on_one_shard, strong_arrays
+from .lifting import needed_part
 from .model import Model
-from .spec import ModeKeys, TPUEstimatorSpec, call_scaffold_fn, replaced
-from .train_op import as_train_ops
-from .trainable import merge, select
+from .spec import ModeKeys, TPUEstimatorSpec, WholeBatchSpec, call_scaffold_fn, replaced
+from .stale import warn_of_losses_without_gradient, warn_of_stale_collections
+from .train_op import TrainOp, as_train_ops
+from .trainable import select
+from .update import apply_train_ops, losses_and_collections
 from .variables import checked_like
-
-_logger = logging.getLogger("jaxspec")
 
 
 class TrainState(NamedTuple):
@@ -100,32 +93,52 @@ def trace_train_op(model: Model, variables: Any, rng: jax.Array, features: Any, 
     Under `jax.disable_jit()` nothing is traced, and `variables` must be arrays.
     """
     specs: list[TPUEstimatorSpec] = []
+    written: set[str] = set()
+    trained: list[Any] = []
 
-    def init_opt_state(variables: Any, rng: Any, features: Any, labels: Any) -> Any:
-        spec = model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
+    def init_opt_state(variables: Any, rng: Any, features: Any, labels: Any) -> tuple[Any, Any, Any]:
+        def call(variables: Any) -> TPUEstimatorSpec:
+            return model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
+
+        spec = call(variables)
         ops = as_train_ops(spec.train_op)
-        if not model.takes_variables and any(op.loss is None and op.grads is None for op in ops):
-            _logger.warning(
-                "model_fn does not name `variables`, so its loss cannot depend on them, and nothing will be learnt. Write "
-                "def model_fn(variables, features, ...) and use them: module.apply(variables, features)."
-            )
         specs.append(shapes(leaving_device(spec)))
         states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
-        return strong_arrays(states[0] if len(ops) == 1 else states)
+        opt_state = strong_arrays(states[0] if len(ops) == 1 else states)
+        if debugging():
+            return opt_state, None, None
+        losses, collections = losses_and_collections(ops, spec.loss, variables)
+        trained.extend(op.of for op in ops)
+        written.update(name for new in collections for name in new)
+        return opt_state, losses, (jax.tree.leaves(spec), collections)
 
     bound = bind_shard_axis(init_opt_state)
     if debugging():
         features, labels = jax.tree.map(jnp.asarray, (features, labels))
-        opt_state = bound(variables, rng, features, labels)
+        opt_state, _, _ = bound(variables, rng, features, labels)
         return TrainOpTrace(
-            specs[-1], None, shapes(opt_state), lambda variables: bound(variables, rng, features, labels)
+            specs[-1], None, shapes(opt_state), lambda variables: bound(variables, rng, features, labels)[0]
         )
-    program = jax.jit(bound).trace(variables, rng, features, labels)
+    arguments = (variables, rng, features, labels)
+    program = jax.jit(bound).trace(*arguments)
+    opt_state = shapes(program.out_info[0])
+    params = variables["params"]
+    values = Dependence(program.jaxpr.jaxpr)
+    numbers = jax.tree.unflatten(jax.tree.structure(arguments), values.inputs)[0]
+    losses = jax.tree.unflatten(jax.tree.structure(program.out_info), values.outputs)[1]
+    targets = [jax.tree.leaves(select(params, of, numbers["params"])) for of in trained]
+    warn_of_losses_without_gradient(values, losses, targets, takes_variables=model.takes_variables)
+    warn_of_stale_collections(values, variables, numbers, written)
 
     def compute(variables: Any) -> Any:
-        return program.lower().compile()(variables, rng, features, labels)
+        # Only what the optimizer needs: the callbacks of model_fn belong to steps.
+        treedef: Any
+        leaves, treedef = jax.tree.flatten(opt_state)
+        closed = jax.extend.core.ClosedJaxpr(needed_part(program.jaxpr.jaxpr, len(leaves)), program.jaxpr.consts)
+        flat = jax.jit(jax.extend.core.jaxpr_as_fun(closed))(*jax.tree.leaves((variables, rng, features, labels)))
+        return treedef.unflatten(flat)
 
-    return TrainOpTrace(specs[0], program.jaxpr, shapes(program.out_info), compute)
+    return TrainOpTrace(specs[0], program.jaxpr, opt_state, compute)
 
 
 def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> TrainState:
@@ -186,11 +199,14 @@ def _buffer_array(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if is_key(x) else x
 
 
+_APPLIED = TrainOp(optax.identity(), None, None, (), "mean", None, None)
+
+
 def leaving_device(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
     """The spec without the arrays that its mode does not send to the host.
 
-    TRAIN keeps loss and host_call's tensors, EVAL also those of eval_metrics, PREDICT predictions alone. Of
-    train_op only the static part stays.
+    TRAIN keeps loss and host_call's tensors, EVAL also those of eval_metrics, PREDICT predictions alone. train_op
+    has been applied: what stands in its place holds nothing of the trace.
     """
     train, evaluate = spec.mode == ModeKeys.TRAIN, spec.mode == ModeKeys.EVAL
     predict = spec.mode == ModeKeys.PREDICT
@@ -200,7 +216,7 @@ def leaving_device(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
             spec.mode,
             spec.predictions if predict else {},
             None if predict else spec.loss,
-            jax.tree.map(lambda _: None, spec.train_op) if train else None,
+            _APPLIED if train else None,
             spec.eval_metrics if evaluate else None,
             None,
             spec.scaffold_fn,
@@ -233,7 +249,7 @@ def make_eval_step(
     the number of the batch, an int32 scalar that is folded into `rng`: count the batches, if model_fn uses `rng`, or
     every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
     """
-    return bind_shard_axis(functools.partial(_eval_step, Model(model_fn, params)))
+    return _told_if_whole(functools.partial(_eval_step, Model(model_fn, params)))
 
 
 def make_predict_step(
@@ -243,12 +259,18 @@ def make_predict_step(
 
     The spec holds this shard's `predictions`. Labels are ignored; `batch` is as in `make_eval_step`.
     """
-    return bind_shard_axis(functools.partial(_predict_step, Model(model_fn, params)))
+    return _told_if_whole(functools.partial(_predict_step, Model(model_fn, params)))
 
 
 def train_step(model: Model) -> Callable[..., tuple[TrainState, TPUEstimatorSpec]]:
     """`make_train_step` of a Model."""
-    return bind_shard_axis(functools.partial(_train_step, model))
+    step = bind_shard_axis(functools.partial(_train_step, model))
+
+    def train(state: TrainState, features: Any, labels: Any = None) -> tuple[TrainState, TPUEstimatorSpec]:
+        new_state, spec = step(state, features, labels)
+        return new_state, spec if shard_axis_is_bound() else WholeBatchSpec._make(spec)
+
+    return train
 
 
 def eval_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
@@ -263,6 +285,17 @@ def eval_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
 def predict_step(model: Model) -> Callable[..., TPUEstimatorSpec]:
     """The step of `predict`, `(state, features, labels, place)`; labels are ignored, `place` is as in `eval_step`."""
     return bind_shard_axis(functools.partial(_counted_predict_step, model))
+
+
+def _told_if_whole(step: Callable[..., TPUEstimatorSpec]) -> Callable[..., TPUEstimatorSpec]:
+    """The step, which gives a `WholeBatchSpec` where no mapping of the caller has split the batch."""
+    bound = bind_shard_axis(step)
+
+    def told(*args: Any, **kwargs: Any) -> TPUEstimatorSpec:
+        spec: TPUEstimatorSpec = bound(*args, **kwargs)
+        return spec if shard_axis_is_bound() else WholeBatchSpec._make(spec)
+
+    return told
 
 
 def _shard_rng(state: TrainState) -> jax.Array:
@@ -284,7 +317,9 @@ def _infer(
     mode: str, model: Model, state: TrainState, features: Any, labels: Any, batch: Any, shard: Any
 ) -> TPUEstimatorSpec:
     rng = _inference_rng(mode, state, batch, shard)
-    return leaving_device(model(mode, state.variables, features, labels, step=state.step, rng=rng))
+    variables = varying(state.variables)
+    spec = model(mode, variables, features, labels, step=state.step, rng=rng, opt_state=state.opt_state)
+    return leaving_device(spec)
 
 
 def _eval_step(model: Model, state: TrainState, features: Any, labels: Any = None, batch: Any = 0) -> TPUEstimatorSpec:
@@ -317,144 +352,23 @@ def _counted_predict_step(
 def _train_step(
     model: Model, state: TrainState, features: Any, labels: Any = None
 ) -> tuple[TrainState, TPUEstimatorSpec]:
-    rng = _shard_rng(state)
+    rng = varying(_shard_rng(state))
 
     def call(variables: Any) -> TPUEstimatorSpec:
         return model(ModeKeys.TRAIN, variables, features, labels, step=state.step, rng=rng)
 
-    spec, loss, gradient = _differentiate_spec(call, state.variables)
-    ops = as_train_ops(spec.train_op)
-    variables = state.variables
-    opt_states = (state.opt_state,) if len(ops) == 1 else state.opt_state
-    if len(opt_states) != len(ops):
-        raise ValueError(f"train_op has {len(ops)} TrainOps, but the state was made for {len(opt_states)}.")
-    new_opt_states = []
-    for number, (op, opt_state) in enumerate(zip(ops, opt_states, strict=True)):
-        params = variables["params"]
-        target = select(params, op.of)
-        updates = op.updates
-        if op.grads is not None:
-            value, grads = loss, select(params, op.of, _embed(op.grads, op.of, params))
-        elif op.loss is not None:
-            value, grads, more = _differentiate_loss(op.loss, variables, target)
-            updates = {**more, **(updates or {})}
-        else:
-            if number:  # the predecessor has changed the variables
-                _, value, gradient = _differentiate_spec(call, variables)
-            else:
-                value = loss
-            grads = select(params, op.of, gradient())
-        transform = optax.with_extra_args_support(op.optimizer)
-        changes, opt_state = transform.update(
-            _reduce(grads, op.reduction), opt_state, target, value=mean_over_shards(value)
-        )
-        variables = {**variables, "params": merge(params, optax.apply_updates(target, changes))}
-        if updates:
-            variables = _write(variables, updates, "updates", reduce=True)
-        if op.after is not None:
-            reduce = not getattr(op.after, "same_on_all_shards", False)
-            variables = _write(variables, op.after(variables), "after", reduce=reduce)
-        new_opt_states.append(opt_state)
-    opt_state = new_opt_states[0] if len(ops) == 1 else tuple(new_opt_states)
-    new_state = TrainState(state.step + 1, variables, opt_state, state.rng)
-    _check_same_types(state, new_state)
-    return new_state, leaving_device(replaced(spec, loss=mean_over_shards(spec.loss)))
+    variables, opt_state, spec = apply_train_ops(call, leaving_device, state.variables, state.opt_state)
+    new_state = _check_same_types(state, TrainState(next_step(state.step), variables, opt_state, state.rng))
+    return new_state, replaced(spec, loss=mean_over_shards(spec.loss))
 
 
-def _differentiate_spec(
-    call: Callable[[Any], TPUEstimatorSpec], variables: Any
-) -> tuple[TPUEstimatorSpec, Any, Callable[[], Any]]:
-    """(spec, its loss, a function that gives the gradient of the loss, in the tree of params).
-
-    Whether the gradient is wanted stands in the spec, so model_fn is run under differentiation at once: nearly
-    always it is, and model_fn then runs once. The rest of this function is for the other cases.
-    """
-    params = variables["params"]
-    trace: list[Any] = []
-
-    def loss_of(selected: Any) -> tuple[Any, TPUEstimatorSpec]:
-        trace.extend(getattr(leaf, "_trace", None) for leaf in jax.tree.leaves(selected)[:1])
-        spec = call({**variables, "params": merge(params, selected)})
-        return spec.loss, jax.tree.map(jnp.asarray, spec)
-
-    try:
-        with values_of_tracers() if debugging() else contextlib.nullcontext():
-            loss, pullback, spec = jax.vjp(loss_of, select(params, None), has_aux=True)
-    except Exception as error:
-        # Either model_fn fails, and then fails again here, with a shorter traceback; or it cannot be differentiated.
-        spec = call(variables)
-        if any(op.loss is None and op.grads is None for op in as_train_ops(spec.train_op)):
-            raise
-        failure = error
-
-        def refuse() -> Any:
-            raise failure
-
-        return spec, spec.loss, refuse
-    ops = as_train_ops(spec.train_op)
-    if any(
-        getattr(tracer, "_trace", None) in trace
-        for op in ops
-        for part in (op.loss, op.after, op.optimizer)
-        for _, tracer in captured_tracers(part)
-    ):
-        # A function of a TrainOp has captured something differentiated above, where it cannot be used any more.
-        spec = call(variables)
-
-    def gradient() -> Any:
-        if not jnp.issubdtype(loss.dtype, jnp.floating):
-            raise TypeError(f"loss must be floating to be minimized, got {describe_array(loss)}.")
-        return merge(params, pullback(jnp.ones_like(loss))[0])
-
-    return spec, loss, gradient
+def next_step(step: Any) -> Any:
+    """The number of the step after `step`. It stands still at the top of its type: a negative step would be worse."""
+    return jnp.where(step == np.iinfo(step.dtype).max, step, step + 1)
 
 
-def _differentiate_loss(loss_fn: Callable[[Any], Any], variables: Any, target: Any) -> tuple[Any, Any, Any]:
-    """(loss, gradient in the tree of `target`, updates) of a TrainOp's own loss."""
-
-    def loss_of(target: Any) -> tuple[Any, Any]:
-        out = loss_fn({**variables, "params": merge(variables["params"], target)})
-        loss, updates = out if isinstance(out, tuple) else (out, {})
-        if jnp.size(loss) != 1:
-            raise ValueError(f"the loss of minimize must be scalar, got {describe_array(loss)}.")
-        return jnp.reshape(loss, ()), dict(updates)
-
-    with values_of_tracers() if debugging() else contextlib.nullcontext():
-        loss, pullback, updates = jax.vjp(loss_of, target, has_aux=True)
-    return loss, pullback(jnp.ones_like(loss))[0], updates
-
-
-def _embed(grads: Any, of: Any, params: Any) -> Any:
-    """Gradients of the keys `of` alone, in the tree of `params`; any other gradients as they are."""
-    if isinstance(of, tuple) and isinstance(grads, Mapping) and set(grads) == set(of) and set(grads) != set(params):
-        return {**params, **grads}
-    return grads
-
-
-def _reduce(grads: Any, reduction: str | None) -> Any:
-    if reduction == "mean":
-        return mean_over_shards(grads)
-    if reduction == "sum":
-        return sum_over_shards(grads)
-    return of_shard_0(grads)
-
-
-def _write(variables: dict[str, Any], new: Any, source: str, *, reduce: bool) -> dict[str, Any]:
-    """`variables` with some collections replaced by `new` ones of the same structure."""
-    if not isinstance(new, Mapping):
-        raise TypeError(f"{source} must give a dict of collections such as {{'batch_stats': ...}}, got {new!r}.")
-    for name in new:
-        if name not in variables:
-            raise ValueError(
-                f"{source} writes the collection {name!r}, which init_fn never made; it made {sorted(variables)}. "
-                "Let init_fn return it too."
-            )
-    old = {name: variables[name] for name in new}
-    new = checked_like(old, dict(new), f"{source} does not fit the variables")
-    return {**variables, **(same_on_all_shards(new) if reduce else new)}
-
-
-def _check_same_types(old: TrainState, new: TrainState) -> None:
+def _check_same_types(old: TrainState, new: TrainState) -> TrainState:
+    """`new`, whose leaves must have the shapes and dtypes of `old`; without weak types, which `old` cannot have."""
     structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
     if structures[0] != structures[1]:
         was, now = named_leaves(old), named_leaves(new)
@@ -468,3 +382,5 @@ def _check_same_types(old: TrainState, new: TrainState) -> None:
                 f"the training step changes {name} from {describe_array(was)} to {describe_array(now)}; an update "
                 "must keep shape and dtype."
             )
+    state: TrainState = strong_arrays(new)
+    return state

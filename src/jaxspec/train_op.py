@@ -128,7 +128,7 @@ def apply_gradients(
 def _train_op(
     optimizer: Any, loss: Any, grads: Any, of: Any, reduction: Reduction, updates: Any, after: Any
 ) -> TrainOp:
-    if isinstance(optimizer, CrossShardOptimizer):
+    if isinstance(optimizer, CrossShardOptimizer):  # the outermost one counts
         optimizer, reduction = optimizer.optimizer, optimizer.reduction
     if not is_optimizer(optimizer):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, given: {optimizer!r}.")
@@ -187,15 +187,30 @@ class CrossShardOptimizer(NamedTuple):
     optimizer: optax.GradientTransformation
     reduction: Reduction = "mean"
 
-    @property
-    def init(self) -> Any:
-        """The optimizer's own."""
-        return self.optimizer.init
+    # `minimize` takes the optimizer out of this: these two are called where it stands inside another transformation.
 
-    @property
-    def update(self) -> Any:
-        """The optimizer's own: it is given gradients that are reduced over shards already."""
-        return self.optimizer.update
+    def init(self, params: Any) -> Any:
+        """The optimizer's own.
+
+        Raises:
+          ValueError: if this asks for another reduction than "mean", which could have no effect here.
+        """
+        self._check_inside()
+        return self.optimizer.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        """The optimizer's own: the gradients are averaged over shards already. Raises as `init`."""
+        self._check_inside()
+        return optax.with_extra_args_support(self.optimizer).update(updates, state, params, **extra_args)
+
+    def _check_inside(self) -> None:
+        if self.reduction != "mean":
+            raise ValueError(
+                f"CrossShardOptimizer(..., {self.reduction!r}) stands inside another transformation (optax.chain, "
+                "MultiSteps, ...), which is given gradients that are averaged over shards already. Wrap the whole: "
+                f"CrossShardOptimizer(optax.chain(..., optimizer), {self.reduction!r}), or write "
+                f"minimize(optax.chain(..., optimizer), reduction={self.reduction!r})."
+            )
 
     @answers(_GONE, write=_MINIMIZE)
     def minimize(self, loss: Callable[[Any], Any] | None = None, **kwargs: Any) -> TrainOp:

@@ -1,0 +1,67 @@
+"""What depends on what in a traced program."""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+
+
+class Dependence:
+    """The values of a jaxpr, calls of jitted functions opened up, and how they are computed from one another.
+
+    An equation that holds a program of its own (a loop, a custom derivative) is taken as one whose outputs depend on
+    all of its inputs, so "does not depend" is always true, and "depends" nearly always.
+    """
+
+    def __init__(self, jaxpr: Any) -> None:
+        self._equations: list[tuple[list[int], list[tuple[int, Any]]]] = []
+        self._count = 0
+        self.inputs = [self._new() for _ in jaxpr.invars]
+        self.outputs = self._add(jaxpr, self.inputs)
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _add(self, jaxpr: Any, inputs: list[int]) -> list[int]:
+        values = dict(zip(map(id, jaxpr.invars), inputs, strict=True))
+
+        def value(var: Any) -> int:
+            return values.setdefault(id(var), self._new())  # constants and literals: numbers of their own
+
+        for equation in jaxpr.eqns:
+            ins = [value(v) for v in equation.invars]
+            inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+            if equation.primitive.name in ("jit", "pjit", "closed_call") and len(inner) == 1:
+                outs = self._add(inner[0], ins)
+                # A new number each: an output that nobody uses is told from the value inside that it is.
+                for var, inside in zip(equation.outvars, outs, strict=True):
+                    values[id(var)] = self._new()
+                    self._equations.append(([inside], [(values[id(var)], var.aval)]))
+            else:
+                outputs = [(self._new(), var.aval) for var in equation.outvars]
+                values.update((id(var), number) for var, (number, _) in zip(equation.outvars, outputs, strict=True))
+                self._equations.append((ins, outputs))
+        return [value(v) for v in jaxpr.outvars]
+
+    def have_gradient(self, sources: Collection[int]) -> set[int]:
+        """The values that depend on one of the `sources` through floating values only: others have no gradient."""
+        found = set(sources)
+        for ins, outs in self._equations:
+            if not found.isdisjoint(ins):
+                found.update(number for number, aval in outs if jnp.issubdtype(aval.dtype, jnp.inexact))
+        return found
+
+    def has_unused_new_value(self, source: int, aval: Any) -> bool:
+        """Whether a value nobody uses was computed from `source`, each value on the way of its shape and dtype.
+
+        That is how a new value of a variable looks (`0.9 * old + 0.1 * batch`, `old + 1`) that was not handed over.
+        """
+        found, used = {source}, set(self.outputs)
+        for ins, outs in self._equations:
+            used.update(ins)
+            if not found.isdisjoint(ins):
+                found.update(number for number, out in outs if (out.shape, out.dtype) == (aval.shape, aval.dtype))
+        return bool(found - used - {source})
