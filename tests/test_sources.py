@@ -82,7 +82,7 @@ def test_a_newer_checkpoint_discards_the_state_in_memory_with_a_warning(tmp_path
     estimator = counting(tmp_path).train(counting_input(), steps=3)
     counting(tmp_path).train(counting_input(), steps=2)
     assert estimator.evaluate(counting_input(1))["global_step"] == 5
-    assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in warnings_of(caplog)[0]
+    assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in warnings_of(caplog)[-1]
 
 
 def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
@@ -256,3 +256,54 @@ def test_an_init_fn_that_fails_is_itself_where_the_form_of_the_variables_is_not_
     counting(tmp_path, model_fn, init_fn).train(js.inputs.numpy_input_fn(x, y), steps=2)
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'shape'"):
         list(counting(tmp_path, model_fn, init_fn).predict(js.inputs.numpy_input_fn(x)))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_optimizer_may_keep_the_weights_to_evaluate_in_its_state(tmp_path, shards):
+    """Schedule-free SGD is evaluated at other weights than it trains at."""
+    optimizer = optax.contrib.schedule_free_sgd(0.3)
+
+    def fn(variables, features, labels, mode, opt_state):
+        params = variables["params"]
+        if mode != js.ModeKeys.TRAIN:
+            params = optax.contrib.schedule_free_eval_params(opt_state, params)
+        y = features @ params["w"]
+        if mode == js.ModeKeys.PREDICT:
+            return js.TPUEstimatorSpec(mode, predictions=y)
+        return js.TPUEstimatorSpec(mode, loss=((y - labels) ** 2).mean(), train_op=js.minimize(optimizer))
+
+    def make():
+        return js.TPUEstimator(
+            fn,
+            lambda: {"params": {"w": jnp.zeros(3)}},
+            model_dir=tmp_path,
+            config=run_config(save=1000, num_shards=shards),
+            train_batch_size=8,
+            eval_batch_size=8,
+            predict_batch_size=8,
+        )
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 3)).astype(np.float32), rng.normal(size=64).astype(np.float32)
+    trained = make().train(js.inputs.numpy_input_fn(x, y))
+    b1, z, w = (trained.get_variable_value(name) for name in ("opt_state/b1", "opt_state/z/w", "params/w"))
+    predicted = x @ ((w - (1 - b1) * z) / b1)
+    assert not np.allclose(x @ w, predicted, atol=1e-3)
+    read = make()
+    with pytest.raises(TypeError) as caught:
+        list(read.predict(js.inputs.numpy_input_fn(x)))
+    assert "call evaluate before predict, or train in the same process" in "".join(caught.value.__notes__)
+    for estimator in (trained, read):
+        loss = estimator.evaluate(js.inputs.numpy_input_fn(x, y))["loss"]
+        np.testing.assert_allclose(loss, ((predicted - y) ** 2).mean(), rtol=1e-5)
+        np.testing.assert_allclose(
+            list(estimator.predict(js.inputs.numpy_input_fn(x))), predicted, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_training_past_the_last_number_of_a_step_is_refused(tmp_path):
+    estimator = counting(tmp_path).train(counting_input(), steps=3)
+    with pytest.raises(
+        ValueError, match="training 2147483645 steps from step 3 leads past 2147483647, the last number"
+    ):
+        estimator.train(counting_input(), steps=2**31 - 3)

@@ -38,6 +38,15 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
             )
 
 
+def check_last_step(step: int, stop: int | None) -> None:
+    """Raises if training from `step` to `stop` leads past the last number that a step may have."""
+    if stop is not None and stop > LAST_STEP:
+        raise ValueError(
+            f"training {stop - step} steps from step {step} leads past {LAST_STEP}, the last number that a step may have; make fewer "
+            "steps, or begin anew in another model_dir."
+        )
+
+
 def check_params(model_fn: Any, params: Any) -> None:
     """Raises if `params` holds reserved keys or takes no further ones, or model_fn does not name `params`."""
     if params is None:

@@ -14,6 +14,7 @@ import numpy as np
 from . import checkpoint
 from .arguments import (
     INPUT_FN_ARGUMENTS,
+    check_last_step,
     check_params,
     check_steps,
     check_supported,
@@ -259,6 +260,7 @@ class TPUEstimator:
                     return self
                 self._announce()
                 stop = max_steps if steps is None else source.step + steps
+                check_last_step(source.step, stop)
                 # The first batch is fetched before signals are put off: until then there is nothing to save.
                 with (
                     contextlib.closing(self._training_infeed(input_fn, source, stop, resume_input)) as infeed,
@@ -552,6 +554,7 @@ class TPUEstimator:
                 fail_on_nan_loss=config.fail_on_nan_loss,
             )
             run.run()
+            jax.effects_barrier()  # callbacks of model_fn belong to their steps
         _logger.info("Loss for final step: %s.", run.loss)
 
     def _saver(self, checkpoint_dir: str) -> checkpoint.Saver:

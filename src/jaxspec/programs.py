@@ -74,6 +74,8 @@ class Programs:
         self._seed, self._loop_steps = seed, loop_steps
         self._made: dict[Any, Program] = {}
         self._last_read: tuple[Any, TrainState] | None = None
+        self._opt_state: Any = None
+        """Shapes and dtypes of the optimizer state, once they are known."""
 
     @jax.transfer_guard("allow")  # a caller's guard is about his own code: what a program needs is meant to be sent
     def training(self, infeed: Infeed, source: Source) -> tuple[Program, Callable[[], TrainState]]:
@@ -97,6 +99,7 @@ class Programs:
             else:
                 variables = self._variables_like(source.path, init_rng, features, labels)
             trace = trace_train_op(self._model, variables, step_rng, features, labels)
+            self._opt_state = trace.opt_state
             if program is None:
                 rolled = rolls_well(trace.jaxpr, self._devices)
                 loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
@@ -121,9 +124,9 @@ class Programs:
 
     @jax.transfer_guard("allow")
     def inference(self, mode: str, infeed: Infeed, source: Source) -> tuple[Program, TrainState]:
-        """(the program for the batches of `infeed`, the state of `source`, without its optimizer state).
+        """(the program for the batches of `infeed`, the state of `source`).
 
-        Hooks as in `training`.
+        The state has its optimizer state only if model_fn names `opt_state`, and none where nothing was trained. Hooks as in `training`.
         """
         features, labels = infeed.first_shard()
         key = _signature(mode, infeed)
@@ -131,7 +134,9 @@ class Programs:
         fresh = source.live is None and source.path is None
         with jax.default_device(self._devices[0]), noting_verb("evaluate" if mode == ModeKeys.EVAL else "predict"):
             if source.live is not None:
-                state: TrainState = source.live.state._replace(opt_state=None)
+                state: TrainState = source.live.state
+                if not self._model.takes_opt_state:
+                    state = state._replace(opt_state=None)
             elif source.path is not None:
                 state = self._read(source, features, labels)
             else:
@@ -163,8 +168,14 @@ class Programs:
             self._last_read = None  # its memory goes before more is needed
             init_rng, step_rng = self._rngs()
             like = self._variables_like(source.path, init_rng, features, labels)
-            variables = checkpoint.read_variables(source.path, like, broadcast_sharding(self._devices))
-            state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
+            sharding = broadcast_sharding(self._devices)
+            if self._model.takes_opt_state:
+                opt_state = self._opt_state_like(like, step_rng, features, labels)
+                state = checkpoint.read_state(source.path, TrainState(None, like, opt_state, step_rng), sharding)
+                state = state._replace(rng=step_rng)
+            else:
+                variables = checkpoint.read_variables(source.path, like, sharding)
+                state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             last = self._last_read = (key, broadcast(state, self._devices))
         return last[1]
 
@@ -180,6 +191,19 @@ class Programs:
             if stored is None:
                 raise
             return stored
+
+    def _opt_state_like(self, variables: Any, rng: jax.Array, features: Any, labels: Any) -> Any:
+        """The structure of the optimizer state, which comes out of model_fn in TRAIN."""
+        if self._opt_state is None:
+            try:
+                self._opt_state = trace_train_op(self._model, variables, rng, features, labels).opt_state
+            except Exception as error:
+                error.add_note(
+                    "model_fn names `opt_state`: to read it from a checkpoint, model_fn is traced in mode 'train' on this input. Where "
+                    "that needs labels, call evaluate before predict, or train in the same process."
+                )
+                raise
+        return self._opt_state
 
     def _rngs(self) -> tuple[jax.Array, jax.Array]:
         """(the key for init_fn, the key that the state carries)."""
