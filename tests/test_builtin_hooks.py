@@ -115,12 +115,12 @@ def test_logging_tensor(tmp_path, logged):
     assert lines[1].startswith("mean = 2.0, x = [2. 2. 2. 2.] (")
     assert lines[1].endswith(" sec)")
     # Steps count from the start of each session.
-    estimator.train(counting_input(), steps=2, hooks=[hook])
+    estimator.train(counting_input(), steps=2, hooks=[hook], resume_input=False)
     assert logged()[2] == "mean = 0.0, x = [0. 0. 0. 0.]"
     at_end = js.hooks.LoggingTensorHook(
         {"z": "loss", "a": "params/w"}, at_end=True, formatter=lambda values: f"the end: {values['a']}"
     )
-    estimator.train(counting_input(), steps=2, hooks=[at_end])
+    estimator.train(counting_input(), steps=2, hooks=[at_end], resume_input=False)
     assert logged()[3:] == ["the end: 7.0"]
 
 

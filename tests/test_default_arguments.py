@@ -56,7 +56,7 @@ def test_functions_with_any_keywords_get_all_of_them(tmp_path):
     assert seen == {
         "input_fn": {"params", "mode", "config"},
         "init_fn": {"features", "labels", "params"},
-        "model_fn": {"labels", "mode", "params", "config", "variables", "step", "rng"},
+        "model_fn": {"labels", "mode", "params", "config", "variables", "step", "rng", "opt_state"},
     }
 
 

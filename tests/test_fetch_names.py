@@ -97,3 +97,11 @@ def test_what_does_not_leave_the_device_takes_no_name(tmp_path):
         return dict(eval_metrics=metrics(score=v["labels"]), host_call=call(score=v["out"]))
 
     estimator(tmp_path, edit).train(lambda: batches(X, Y, size=4))
+
+
+def test_the_tags_of_summaries_are_no_fetch_names(tmp_path):
+    final = js.hooks.FinalOpsHook("loss")
+    made = estimator(tmp_path, lambda v: dict(host_call=js.summary.host_call(loss=v["loss"] + 1000)))
+    made.train(lambda: batches(X[:4], Y[:4], size=4), hooks=[final])
+    np.testing.assert_allclose(final.final_ops_values, ((X[:4].sum(-1) - Y[:4]) ** 2).mean(), rtol=1e-5)
+    assert js.hooks.read_eval_metrics(tmp_path)[0]["loss"] > 1000

@@ -15,10 +15,9 @@ X = np.random.default_rng(0).normal(size=45).astype(np.float32) ** 2
 
 def evaluate(model_dir, shards, metric_fn, tensors, host_call=None, hooks=(), sizes=(16, 13, 7, 1, 8)):
     def model_fn(variables, features, mode):
-        host = None if host_call is None else (host_call, tensors(features))
-        return js.TPUEstimatorSpec(
-            mode, loss=features.mean(), eval_metrics=(metric_fn, tensors(features)), host_call=host
-        )
+        given = tensors(features)
+        host = None if host_call is None else (host_call, given)
+        return js.TPUEstimatorSpec(mode, loss=features.mean(), eval_metrics=(metric_fn, given), host_call=host)
 
     estimator = js.TPUEstimator(
         model_fn,

@@ -45,6 +45,8 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
             other, held = taken.setdefault(name, (field, leaf))
             if held is leaf or (isinstance(held, bool | int | float) and held == leaf):
                 continue
+            if name in ("loss", "global_step") and getattr((spec.host_call or (None,))[0], "names_are_tags", False):
+                continue  # summary.host_call: hooks get the spec's own
             same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
             raise ValueError(
                 f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "

@@ -120,6 +120,8 @@ def host_call(**tensors: Any) -> tuple[Callable[..., None], dict[str, Any]]:
             if name in arrays:
                 writer.histogram(name, value, step)
 
+    # Its names are tags: one that is called `loss` does not take the place of the spec's own for hooks.
+    write_tensors.names_are_tags = True  # type: ignore[attr-defined]
     return write_tensors, tensors
 
 
