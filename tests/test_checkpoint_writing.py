@@ -234,9 +234,9 @@ def test_a_directory_that_vanishes_while_a_checkpoint_is_written_is_one_short_er
 
 def test_a_directory_that_cannot_be_made_is_one_short_error(tmp_path):
     (tmp_path / "file").write_text("")
+    saver = Saver(str(tmp_path / "file" / "run"))
+    saver.save(_state(1))
     with pytest.raises(OSError, match=r"run/model.ckpt-1 could not be written: ") as caught:
-        saver = Saver(str(tmp_path / "file" / "run"))
-        saver.save(_state(1))
         saver.wait()
     assert len(str(caught.value).splitlines()) == 1
 

@@ -83,6 +83,8 @@ def _new_place(path: str, lock: contextlib.ExitStack) -> str:
 
 
 def _is_left_over(path: str, lock: contextlib.ExitStack) -> bool:
+    if ".removed" in os.path.basename(path):
+        return True
     is_ours = _lock(path, lock)
     return time.time() - os.path.getmtime(path) > _PATIENCE_SECS if is_ours is None else is_ours
 
