@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from checkpoint_states import restored, saved, state_of
-from tiny_models import assert_trees_equal, counting_input, run_config
+from tiny_models import assert_trees_equal, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
 from jaxspec.checkpoint import array_names, read_array, state_arrays, stored_variables
@@ -124,6 +124,22 @@ def test_random_keys_of_another_implementation_stay_what_they_were(tmp_path):
         got = restored(path, like)
     assert jax.random.key_impl(got.rng) == jax.random.key_impl(state.rng)
     assert_trees_equal(got, state)
+
+
+def test_training_with_a_random_key_among_the_variables_goes_on_under_another_default_implementation(tmp_path):
+    def init_fn():
+        return {"params": {"w": jnp.zeros(())}, "rngs": {"k": jax.random.key(3)}}
+
+    def make():
+        return js.TPUEstimator(counting_model_fn, init_fn, model_dir=tmp_path, use_tpu=False, config=run_config(save=1))
+
+    make().train(counting_input(), steps=1)
+    with jax.default_prng_impl("rbg"):
+        assert make().evaluate(counting_input(1))["global_step"] == 1
+        estimator = make().train(counting_input(), steps=1)
+        assert estimator.get_variable_value("params/w") == 2
+    stored = read_array(str(tmp_path / "model.ckpt-2"), "rngs/k")
+    np.testing.assert_array_equal(stored, jax.random.key_data(jax.random.key(3)))
 
 
 def test_raw_keys_of_another_implementation_are_named_as_that(tmp_path):
