@@ -523,7 +523,6 @@ class TPUEstimator:
                 self._owner.reinstate(source.live)
             source.close()
             del state  # the owner alone keeps arrays alive
-            self._sources.expects_checkpoint = self._model_dir in checkpoint_dirs
             infeed.start(program.capacity)
             writer.begin_run(source.step)
             for checkpoint_dir in {self._model_dir, *checkpoint_dirs}:
@@ -553,8 +552,13 @@ class TPUEstimator:
                 interrupt=interrupt,
                 fail_on_nan_loss=config.fail_on_nan_loss,
             )
-            run.run()
-            jax.effects_barrier()  # callbacks of model_fn belong to their steps
+            try:
+                run.run()
+                jax.effects_barrier()  # callbacks of model_fn belong to their steps
+            finally:
+                # Where none could be written, the state in memory is all there is.
+                has_checkpoint = bool(checkpoint.checkpoint_steps(self._model_dir))
+                self._sources.expects_checkpoint = has_checkpoint and self._model_dir in checkpoint_dirs
         _logger.info("Loss for final step: %s.", run.loss)
 
     def _saver(self, checkpoint_dir: str) -> checkpoint.Saver:

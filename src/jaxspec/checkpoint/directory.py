@@ -20,7 +20,7 @@ def checkpoint_steps(model_dir: str) -> list[int]:
     """The steps of the checkpoints, ascending. One that is still being written does not count."""
     try:
         names = os.listdir(absolute_path(model_dir))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 

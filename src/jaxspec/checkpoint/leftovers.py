@@ -1,23 +1,34 @@
 """What a killed process leaves among the checkpoints: directories half written or half removed."""
 
+import contextlib
 import logging
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
+from collections.abc import Iterator
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger("jaxspec")
-_PARTIAL = re.compile(r"model\.ckpt-\d+\.partial-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+(\..*)?")
-_REMOVED = re.compile(r"model\.ckpt-\d+\.removed.*")
-_OTHERS_PATIENCE_SECS = 24 * 3600
-"""After so long a directory that another host was writing is taken for left over."""
+_LEFTOVER = re.compile(r"model\.ckpt-\d+\.(partial|removed|orbax-checkpoint-tmp).*")
+_PATIENCE_SECS = 24 * 3600
+"""Where there are no locks, a directory of which nothing changed for so long is taken for left over."""
 
 
-def partial_path(path: str) -> str:
-    """A new name for a checkpoint while it is written; it tells which process does."""
-    return f"{path}.partial-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+@contextlib.contextmanager
+def workplace(path: str) -> Iterator[str]:
+    """A new directory beside `path` to write in. It is locked, which tells that its process lives, and removed at the end."""
+    with contextlib.ExitStack() as lock:
+        place = _new_place(path, lock)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def removed_path(path: str) -> str:
@@ -32,38 +43,66 @@ def remove_leftovers(model_dir: str) -> None:
     except OSError:
         return
     for name in names:
-        path = os.path.join(model_dir, name)
-        partial = _PARTIAL.fullmatch(name)
-        if _REMOVED.fullmatch(name) or (partial and not _is_being_written(path, partial["host"], int(partial["pid"]))):
-            remove(path)
+        if _LEFTOVER.fullmatch(name):
+            path = os.path.join(model_dir, name)
+            try:
+                with contextlib.ExitStack() as lock:
+                    if _is_left_over(path, lock):
+                        remove(path)
+            except FileNotFoundError:
+                pass  # another process was faster
+            except OSError as error:
+                _warn(path, error)
 
 
 def remove(path: str) -> None:
-    """Removes a directory; a failure is a warning."""
+    """Removes a directory or a file; a failure is a warning."""
     try:
-        shutil.rmtree(path)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
     except FileNotFoundError:
         pass  # another process was faster
     except OSError as error:
-        _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
+        _warn(path, error)
 
 
-def _is_being_written(path: str, host: str, pid: int) -> bool:
-    if host != _host():
-        try:
-            return time.time() - os.path.getmtime(path) < _OTHERS_PATIENCE_SECS
-        except OSError:
-            return False
-    if pid == os.getpid():
+def _warn(path: str, error: OSError) -> None:
+    _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
+
+
+def _new_place(path: str, lock: contextlib.ExitStack) -> str:
+    while True:
+        place = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+        os.mkdir(place)
+        # Until it is locked, a process that starts may take it for left over.
+        with contextlib.suppress(FileNotFoundError):
+            if _lock(place, lock) is not False and os.path.isdir(place):
+                return place
+
+
+def _is_left_over(path: str, lock: contextlib.ExitStack) -> bool:
+    if ".removed" in os.path.basename(path):
         return True
+    is_ours = _lock(path, lock)
+    return time.time() - os.path.getmtime(path) > _PATIENCE_SECS if is_ours is None else is_ours
+
+
+def _lock(path: str, lock: contextlib.ExitStack) -> bool | None:
+    """Locks a directory until `lock` is closed or the process ends.
+
+    Returns:
+      True; False if another has locked it; None where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    lock.callback(os.close, descriptor)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     except OSError:
-        pass  # it is somebody else's
+        return None  # a file system without locks
     return True
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname()) or "host"

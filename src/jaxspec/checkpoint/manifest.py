@@ -16,7 +16,7 @@ class DamagedCheckpointError(ValueError):
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(
-            f"the checkpoint {path} is damaged: {problem}. Remove that directory, or restore it from a copy; the checkpoint "
+            f"the checkpoint {path} is damaged: {problem}. Remove it, or restore it from a copy; the checkpoint "
             "before it may be used."
         )
 
@@ -44,6 +44,8 @@ def verify(path: str, step: int) -> None:
       FileNotFoundError: if there is no such directory, or it goes meanwhile.
       DamagedCheckpointError: naming the file.
     """
+    if os.path.isfile(path):
+        raise DamagedCheckpointError(path, "it is a file, not a directory")
     try:
         found = _files(path)
         with open(os.path.join(path, NAME), "rb") as file:

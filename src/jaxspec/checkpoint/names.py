@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ..arrays import key_name
+from ..arrays import key_name, path_name
 
 _ROOT = "value"
 """The name of a tree that is one array."""
@@ -14,10 +14,23 @@ _EMPTY = "%"
 
 
 def nested(tree: Any) -> dict[str, Any]:
-    """A tree as nested dicts; different paths stay different, whatever characters their keys have."""
+    """A tree as nested dicts; different paths stay different, whatever characters their keys have.
+
+    Raises:
+      ValueError: naming two leaves below different keys of one node that are equal as text.
+    """
     out: dict[str, Any] = {}
+    first: dict[tuple[str, ...], Any] = {}  # by the names of a node, the first path that goes there
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, last = encoded_path(path)
+        *parents, last = names = encoded_path(path)
+        for depth in range(1, len(path) + 1):
+            other = first.setdefault(tuple(names[:depth]), path)
+            if other[:depth] != path[:depth]:
+                one, two = (jax.tree_util.keystr(either) for either in (other, path))
+                raise ValueError(
+                    f"the leaves {one} and {two} have the same name, {path_name(path[:depth])}: a checkpoint cannot tell "
+                    "them apart. Give one of them another key."
+                )
         node = out
         for name in parents:
             node = node.setdefault(name, {})
@@ -44,8 +57,8 @@ def is_plain(tree: Any) -> bool:
 
 def _encode(key: str) -> str:
     # A dot parts names in the files.
-    return urllib.parse.quote(key, safe="").replace(".", "%2E") or _EMPTY
+    return urllib.parse.quote(key, safe="", errors="surrogatepass").replace(".", "%2E") or _EMPTY
 
 
 def _decode(name: str) -> str:
-    return "" if name == _EMPTY else urllib.parse.unquote(name)
+    return "" if name == _EMPTY else urllib.parse.unquote(name, errors="surrogatepass")

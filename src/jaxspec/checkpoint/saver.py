@@ -14,6 +14,7 @@ from ..steps import TrainState
 from .directory import checkpoint_path, checkpoint_steps
 from .leftovers import remove, remove_leftovers, removed_path
 from .manifest import KEPT
+from .store import check_names
 from .writing import Writing
 
 _logger = logging.getLogger("jaxspec")
@@ -68,6 +69,7 @@ class Saver:
 
         Raises:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
+          ValueError: naming two leaves that a checkpoint could not tell apart; nothing is written then.
           OSError: if the checkpoint before could not be written.
         """
         self.wait()
@@ -76,12 +78,13 @@ class Saver:
         exists = step in checkpoint_steps(self.model_dir)
         if exists and step in self._own_steps:
             return
+        check_names(state)
         self._refuse_non_finite(state, step)
         if exists:
             _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
         _logger.info("Saving checkpoint for %d into %s.", step, path)
         self._writing = (step, Writing(path, step, state, position))
-        self._writing[1].wait_for_copy()
+        self._writing[1].begin()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the last checkpoint is whole, at most `timeout` seconds, and removes those that are too old.

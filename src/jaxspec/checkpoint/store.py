@@ -20,6 +20,12 @@ from .names import decoded, encoded_path, is_plain, nested
 FORMAT = 2
 
 
+def check_names(state: TrainState) -> None:
+    """Raises a ValueError that names two leaves which a checkpoint of the state could not tell apart."""
+    nested(state.variables)
+    nested(state.opt_state)
+
+
 def write(path: str, state: TrainState, position: str | None, copied: Callable[[], None]) -> None:
     """Writes the parts of a state, and waits until they are whole.
 
@@ -37,7 +43,9 @@ def write(path: str, state: TrainState, position: str | None, copied: Callable[[
     parts["input"] = {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)}
     parts["meta"] = {
         "format": FORMAT,
-        "rng_impl": str(jax.random.key_impl(state.rng)),
+        # The kinds of typed random keys, whose data alone is stored; and that of other keys, which are arrays to JAX.
+        "keys": {part: _keys(tree) for part, tree in trees.items()},
+        "default_prng_impl": _default_prng_impl(),
         # Arrays of no elements, which orbax does not write.
         "empty": {part: _empty_leaves(tree) for part, tree in stored.items()},
         "variables_are_plain": int(is_plain(state.variables)),  # orbax takes a bool for an array
@@ -49,7 +57,7 @@ def read_variables(path: str, like: Any, sharding: Any) -> Any:
     """The variables of a checkpoint, on the devices. Reads that part alone.
 
     Args:
-      like: a tree of arrays or shapes: the structure to read into.
+      like: a tree of arrays or shapes: the structure to read into. Typed random keys are of the kind that was stored.
       sharding: where to put the leaves.
 
     Raises:
@@ -61,8 +69,8 @@ def read_variables(path: str, like: Any, sharding: Any) -> Any:
 
 
 def read_state(path: str, like: TrainState, sharding: Any) -> TrainState:
-    """The whole state, on the devices. Arguments as in `read_variables`; the key is of the kind that was stored."""
-    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": _stored_key(path)}
+    """The whole state, on the devices. Arguments as in `read_variables`; `like.rng` must be a key."""
+    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
     parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
     return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
 
@@ -75,7 +83,13 @@ def stored_variables(path: str) -> Any:
     parts = _parts(path)
     if not parts["meta"]["variables_are_plain"]:
         return None
-    return decoded(parts["variables"])
+    kinds = _kinds(parts["meta"], "variables")
+
+    def one(key_path: Any, leaf: Any) -> Any:
+        impl = kinds.get(tuple(key.key for key in key_path))
+        return leaf if impl is None else _keys_like(leaf.shape[:-1], impl)
+
+    return decoded(jax.tree_util.tree_map_with_path(one, parts["variables"]))
 
 
 def read_position(path: str) -> str | None:
@@ -157,9 +171,17 @@ def _at(tree: Any, key_path: Any) -> Any:
 
 def _read(path: str, parts: dict[str, Any], sharding: Any) -> dict[str, Any]:
     stored = _parts(path)
+    parts = {part: _of_stored_kind(like, _kinds(stored["meta"], part)) for part, like in parts.items()}
     problems: list[str] = []
     for part, like in parts.items():
         problems += _differences(like, stored[part], part)
+    then, now = stored["meta"]["default_prng_impl"], _default_prng_impl()
+    if problems and then != now and all("uint32[" in problem for problem in problems):
+        raise ValueError(
+            f"the checkpoint {path} holds random keys of another kind: {'; '.join(problems)}. It was written where the "
+            f"default PRNG implementation was {then!r}; here it is {now!r}. Set JAX_DEFAULT_PRNG_IMPL={then}, or make keys "
+            "with jax.random.key(seed), which keep their kind."
+        )
     if problems:
         raise ValueError(
             f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
@@ -186,17 +208,13 @@ def _restored(like: Any, loaded: Any, sharding: Any) -> Any:
 
 def _differences(like: Any, stored: Any, part: str) -> list[str]:
     where = "" if part == "variables" else f"{part}/"
-    keys = named_leaves(decoded(nested(like)))
     want, have = named_leaves(decoded(nested(_key_data(like)))), named_leaves(decoded(stored))
     out = [f"{where}{name} is not in the checkpoint" for name in want if name not in have]
     out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
     for name in want:
         if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
-            is_random_key = "the data of a random key, " if is_key(keys[name]) else ""
-            mend = " (of another kind: see jax_default_prng_impl)" if is_random_key else ""
             out.append(
-                f"{where}{name} is {is_random_key}{describe_array(have[name])} in the checkpoint, "
-                f"{describe_array(want[name])} in the model{mend}"
+                f"{where}{name} is {describe_array(have[name])} in the checkpoint, {describe_array(want[name])} in the model"
             )
     return out
 
@@ -262,9 +280,33 @@ def _on_one_device() -> Any:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-def _stored_key(path: str) -> Any:
-    impl = _load(path, {"meta": None})["meta"]["rng_impl"]
-    return jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+def _keys(tree: Any) -> list[Any]:
+    """[names, kind] of the typed random keys of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [[encoded_path(path), str(_key_impl(leaf))] for path, leaf in leaves if is_key(leaf)]
+
+
+def _kinds(meta: Any, part: str) -> dict[tuple[str, ...], str]:
+    return {tuple(names): impl for names, impl in meta["keys"][part]}
+
+
+def _of_stored_kind(like: Any, kinds: dict[tuple[str, ...], str]) -> Any:
+    """The tree with its random keys of the kinds that a checkpoint has there."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        impl = kinds.get(tuple(encoded_path(path))) if is_key(leaf) else None
+        return leaf if impl is None else _keys_like(leaf.shape, impl)
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
+
+def _keys_like(shape: tuple[int, ...], impl: str) -> Any:
+    one = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    return jax.ShapeDtypeStruct(shape, one.dtype)
+
+
+def _default_prng_impl() -> str:
+    return str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
 
 
 def _key_impl(key: Any) -> Any:

@@ -1,18 +1,19 @@
 """One checkpoint on its way to the disk."""
 
-import contextlib
 import errno
 import os
-import shutil
+import re
 import threading
 
 from ..steps import TrainState
 from . import manifest, store
-from .leftovers import partial_path, removed_path
+from .leftovers import remove, removed_path, workplace
 
 
 class Writing:
     """Writes one checkpoint in a thread of its own, which nothing interrupts.
+
+    Made first and begun afterwards, so that an interrupt at any moment leaves it known to its owner.
 
     The files are written into a directory beside the checkpoint, then their manifest, then the directory gets its name: the
     checkpoint appears whole or not at all.
@@ -30,14 +31,14 @@ class Writing:
         self._position = position
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
-        # A process that must end does not wait for it: what it leaves is removed at the next start.
-        threading.Thread(target=self._run, name="jaxspec-checkpoint", daemon=True).start()
+        self._once = threading.Lock()
 
-    def wait_for_copy(self) -> None:
-        """Waits until the state may be donated. An interrupt is raised only then."""
+    def begin(self) -> None:
+        """Begins it, and waits until the state may be donated. An interrupt is raised only then."""
         interrupt: BaseException | None = None
         while not self._copied.is_set():
             try:
+                self._start()
                 self._copied.wait()
             except BaseException as raised:
                 interrupt = raised
@@ -46,33 +47,46 @@ class Writing:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the checkpoint is whole, at most `timeout` seconds; returns whether it is. Raises what went wrong."""
+        if not self._done.is_set():
+            self._start()  # an interrupt may have come before
         if not self._done.wait(timeout):
             return False
         if self._error is not None:
             raise self._error
         return True
 
+    def _start(self) -> None:
+        if not self._once.locked():
+            # A process that must end does not wait for it: what it leaves is removed at the next start.
+            threading.Thread(target=self._run, name="jaxspec-checkpoint", daemon=True).start()
+
     def _run(self) -> None:
-        partial = partial_path(self._path)
+        with self._once:  # an interrupted start may have been repeated
+            if not self._done.is_set():
+                self._run_once()
+
+    def _run_once(self) -> None:
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            assert self._state is not None
-            store.write(partial, self._state, self._position, self._free_state)
-            manifest.write(partial, self._step)
-            if os.path.exists(self._path):
-                gone = removed_path(self._path)
-                os.replace(self._path, gone)
-                os.replace(partial, self._path)
-                shutil.rmtree(gone, ignore_errors=True)
-            else:
-                os.replace(partial, self._path)
+            with workplace(self._path) as place:
+                self._write(os.path.join(place, "checkpoint"))
         except Exception as error:
             self._error = _clear_error(self._path, error)
-            with contextlib.suppress(OSError):
-                shutil.rmtree(partial, ignore_errors=True)
         finally:
             self._free_state()
             self._done.set()
+
+    def _write(self, whole: str) -> None:
+        assert self._state is not None
+        store.write(whole, self._state, self._position, self._free_state)
+        manifest.write(whole, self._step)
+        if os.path.lexists(self._path):
+            gone = removed_path(self._path)
+            os.replace(self._path, gone)
+            os.replace(whole, self._path)
+            remove(gone)
+        else:
+            os.replace(whole, self._path)
 
     def _free_state(self) -> None:
         self._state = None
@@ -83,9 +97,15 @@ def _clear_error(path: str, error: Exception) -> OSError:
     """One error of a few lines: beneath orbax a full disk has hundreds."""
     cause = _first_os_error(error)
     number = None if cause is None else cause.errno
-    if number is None and "No space left" in str(error):
-        number = errno.ENOSPC
-    reason = os.strerror(number) if number is not None else f"{type(error).__name__}: {str(error).splitlines()[0:1]}"
+    of_files = re.search(r"os_error_code='(\d+)'", str(error))  # how the library below orbax tells it
+    if of_files:
+        number = int(of_files[1])
+    if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
+        number, reason = errno.ENOENT, "its directory is not there, or was removed meanwhile"
+    elif number is not None:
+        reason = os.strerror(number)
+    else:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
     text = (
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints are as they "
         "were: make room or mend the directory, then call train again."
