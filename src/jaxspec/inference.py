@@ -23,6 +23,7 @@ from .progress import ProgressBar
 from .replicate import MAX_IN_FLIGHT, Loop, first_shard, on_first
 from .signals import interrupted, raise_if_interrupted
 from .spec import TPUEstimatorSpec
+from .stacks import SingleBatches
 from .summary import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
@@ -127,7 +128,7 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
-    pace = Pace()
+    pace, singles = Pace(), SingleBatches()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
@@ -151,7 +152,8 @@ def run_batches(
             pending.append(fetch_tail(run_tail(item, number)))
             number += 1
         else:
-            place = np.zeros((capacity, num_shards, 2), np.int32)
+            item = singles.alone(item)
+            place = np.zeros((item.capacity, num_shards, 2), np.int32)
             place[item.start : item.stop, :, 0] = np.arange(number, number + item.stop - item.start)[:, None]
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)

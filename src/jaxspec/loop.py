@@ -29,6 +29,7 @@ from .replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
 from .reporting import TrainingReport
 from .signals import Interrupted, StopRequest
 from .spec import TPUEstimatorSpec, replaced
+from .stacks import SingleBatches
 from .summary import SummaryWriter
 from .summary.in_force import run_position
 
@@ -97,6 +98,7 @@ class TrainingRun:
         self._host = HostQueue(threaded=run_ahead, give_up=self._gives_up_host_calls)
         self._report, self._writer, self._interrupt = report, writer, interrupt
         self._pending: collections.deque[_Pending] = collections.deque()
+        self._singles = SingleBatches()
         self._loop_ends: collections.deque[int] = collections.deque()
         self._seen_step = self._first_step = step
         self._in_step_seen = False
@@ -249,6 +251,7 @@ class TrainingRun:
         if isinstance(item, Batch):
             # One batch of its own size, on one device: a stack of capacity one.
             item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
+        item = self._singles.alone(item)
         self._keep_host_calls_in_step()
         began = self._pace.clock()
         state = self._owner.take()

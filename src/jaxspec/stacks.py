@@ -58,3 +58,33 @@ class Slice:
     start: int
     stop: int
     position: str | None
+
+    @property
+    def capacity(self) -> int:
+        """How many batches the stack may hold."""
+        size: int = jax.tree.leaves(self.data)[0].shape[0]
+        return size
+
+
+class SingleBatches:
+    """Takes a single batch out of its stack, so that a dispatch carries what it uses.
+
+    A stack of another capacity is another program. It computes the same, bit for bit, but has to be compiled: so this
+    begins once single batches have come some times, as with a slow input, or where a hook cuts loops short.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def alone(self, item: Slice) -> Slice:
+        """The slice, or one of a stack that holds its only batch and nothing else."""
+        if item.stop - item.start > 1 or item.capacity == 1:
+            return item
+        self._seen += 1
+        if self._seen <= _WORTH_A_PROGRAM:
+            return item
+        return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+
+
+_WORTH_A_PROGRAM = 3
+"""So many dispatches of one batch in a stack for many are let pass: the first of a run, and what comes by chance."""
