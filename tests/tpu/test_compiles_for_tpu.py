@@ -40,12 +40,12 @@ def state():
     return js.create_train_state(digits.model_fn, digits.INIT_FN, jax.random.key(0), features, labels, digits.PARAMS)
 
 
-def batches(num_shards, *, weight):
-    """What a loop takes, as shapes: images, digits, and in evaluation the rows of each shard."""
+def batches(num_shards, *, place):
+    """What a loop takes, as shapes: images, digits, and in evaluation the numbers of each batch and of its first shard."""
     lead = (CAPACITY, num_shards)
     images = jax.ShapeDtypeStruct((*lead, ROWS, 8, 8, 1), np.float32)
     labels = jax.ShapeDtypeStruct((*lead, ROWS), np.int32)
-    return (images, labels, jax.ShapeDtypeStruct(lead, np.float32)) if weight else (images, labels)
+    return (images, labels, jax.ShapeDtypeStruct((*lead, 2), np.int32)) if place else (images, labels)
 
 
 def compiled(loop, state, batches):
@@ -54,7 +54,7 @@ def compiled(loop, state, batches):
 
 @pytest.fixture(scope="module")
 def training(devices, state):
-    return compiled(Loop(train_step(MODEL), devices, trains=True), state, batches(len(devices), weight=False))
+    return compiled(Loop(train_step(MODEL), devices, trains=True), state, batches(len(devices), place=False))
 
 
 def replica_groups(hlo, op):
@@ -116,7 +116,7 @@ def test_the_number_of_steps_is_no_part_of_the_program(training):
 
 def test_evaluation_compiles(devices, state):
     loop = Loop(eval_step(MODEL), devices, trains=False)
-    program = compiled(loop, state, batches(len(devices), weight=True))
+    program = compiled(loop, state, batches(len(devices), place=True))
     groups = replica_groups(program.as_text(), "all-reduce")  # of the loss
     assert groups
     for group in groups:
@@ -126,5 +126,5 @@ def test_evaluation_compiles(devices, state):
 
 def test_prediction_compiles_and_asks_no_other_replica(devices, state):
     loop = Loop(predict_step(MODEL), devices, trains=False)
-    program = compiled(loop, state, batches(len(devices), weight=True))
+    program = compiled(loop, state, batches(len(devices), place=True))
     assert not re.findall(r" (?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())
