@@ -338,6 +338,10 @@ def test_an_error_behind_a_mean_is_the_users_own(tmp_path):
     assert caught.value.__context__ is None
 
 
+@pytest.mark.skipif(
+    jax.__version_info__[:2] == (0, 11),
+    reason="XLA's CPU compiler of jax 0.11.2 crashes on an array without entries in a loop",
+)
 def test_leaves_without_entries_are_no_harm_in_a_short_batch(tmp_path):
     def model_fn(features, mode):
         return js.TPUEstimatorSpec(mode, predictions=features["x"] + features["none"].sum())
