@@ -260,6 +260,61 @@ def test_many_means_in_one_loss(tmp_path):
     np.testing.assert_allclose(loss, sum(np.average(x[:, i], weights=weights[:, i]) for i in range(9)), rtol=1e-6)
 
 
+def means_of_columns(x, weights):
+    return sum(np.average(x[:, i], weights=weights[:, i]) for i in range(x.shape[1]))
+
+
+def evaluated(loss_fn, x, weights, size, model_dir):
+    """The loss of an evaluation on two shards."""
+    pieces = [{"x": x[i : i + size], "weights": weights[i : i + size]} for i in range(0, len(x), size)]
+
+    def model_fn(features, mode):
+        return js.TPUEstimatorSpec(mode, loss=loss_fn(features["x"], features["weights"]))
+
+    return make(model_fn, 2, size, model_dir).evaluate(lambda: pieces)["loss"]
+
+
+jitted_mean = jax.jit(js.global_mean)
+UNEQUAL = np.random.default_rng(1).integers(0, 9, (11, 3)).astype(np.float32)
+
+
+def test_a_jitted_mean_may_be_called_several_times(tmp_path, caplog):
+    def loss_fn(x, weights):
+        return jitted_mean(x[:, 0], weights[:, 0]) + sum(jitted_mean(x[:, i], weights[:, i]) for i in (1, 2))
+
+    x = np.random.default_rng(0).uniform(1, 2, UNEQUAL.shape).astype(np.float32)
+    np.testing.assert_allclose(evaluated(loss_fn, x, UNEQUAL, 4, tmp_path), means_of_columns(x, UNEQUAL), rtol=1e-6)
+    assert "weighted mean of the whole set" not in caplog.text
+
+
+def in_a_scan(x, weights):
+    return jax.lax.scan(lambda sum, xw: (sum + js.global_mean(*xw), None), jnp.float32(0), (x.T, weights.T))[0]
+
+
+def under_vmap(x, weights):
+    return jax.vmap(js.global_mean, in_axes=1)(x, weights).sum()
+
+
+def signs_that_cancel(x, weights):
+    return jnp.sum(jnp.float32([1, -1]) * jax.vmap(js.global_mean, in_axes=1)(x[:, :2], weights[:, :2]))
+
+
+@pytest.mark.parametrize("loss_fn", [in_a_scan, under_vmap])
+def test_a_mean_that_runs_several_times_is_exact_for_equal_weights_or_a_warning(tmp_path, caplog, loss_fn):
+    x = np.random.default_rng(0).uniform(1, 2, UNEQUAL.shape).astype(np.float32)
+    equal = np.repeat(UNEQUAL[:, :1], 3, 1)
+    loss = evaluated(loss_fn, x, equal, 4, tmp_path)
+    np.testing.assert_allclose(loss, means_of_columns(x, equal), rtol=1e-6)
+    assert "weighted mean of the whole set" not in caplog.text
+    evaluated(loss_fn, x, UNEQUAL, 4, tmp_path)
+    assert "is not exactly the weighted mean of the whole set: a global_mean of it runs several times" in caplog.text
+
+
+def test_means_of_one_call_that_cancel_are_a_warning(tmp_path, caplog):
+    evaluated(signs_that_cancel, np.float32([[1, 2], [3, 5], [4, 9]]), np.ones((3, 2), np.float32), 2, tmp_path)
+    assert "is not exactly the weighted mean of the whole set" in caplog.text
+
+
 def test_hooks_see_the_loss_of_their_batch(tmp_path):
     seen = []
 

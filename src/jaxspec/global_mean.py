@@ -34,8 +34,9 @@ def global_mean(values: Any, weights: Any = None) -> jax.Array:
         loss = js.global_mean(per_token, mask) + 1e-4 * regularisation
 
     Each `global_mean` is weighted by the sum of its own weights, and the rest of the loss (the regularisation) by the
-    number of rows. A factor is no harm. A function of it that is not linear (`jnp.exp`, a product of two) is evaluated
-    as a mean over batches: report such a number with eval_metrics.
+    number of rows. A factor is no harm. One that runs several times with unequal weights, in a `scan` or under `vmap`,
+    is not exact in evaluation, which is a warning. A function of it that is not linear (`jnp.exp`, a product of two) is
+    evaluated as a mean over batches: report such a number with eval_metrics.
 
     Args:
       values: per-shard array of any shape, floating.
@@ -67,39 +68,56 @@ def global_mean(values: Any, weights: Any = None) -> jax.Array:
     normaliser = mean_over_shards(weight)
     empty = normaliser == 0
     mean = jnp.where(empty, 0, jnp.sum(values * weights) / jnp.where(empty, 1, normaliser))
-    recorder = _recorder.value
-    if recorder is not None and (probe := recorder.next()) is not None:
-        factor, total, offset = (x.astype(accumulated) for x in probe)
-        mean = mean * (1 + factor) + total * sum_over_shards(weight) + offset
+    turn = _recorder.value
+    if turn is not None and (probe := turn.recorder.next()) is not None:
+        factor, total, square, offset = (x.astype(accumulated) for x in probe)
+        total_weight = sum_over_shards(weight)
+        mean = mean * (1 + factor) + (total + square * total_weight) * total_weight + offset
     return mean.astype(dtype)
 
 
 class _Recorder:
-    """Gives each `global_mean` of a trace three zeros of its own, by which the loss is differentiated.
+    """Gives each `global_mean` of a trace four zeros of its own, by which the loss is differentiated.
 
     Args:
       probes: the zeros; a `global_mean` beyond them gets none.
+      contexts: left when the trace ends.
     """
 
-    def __init__(self, probes: Any) -> None:
-        self._probes, self.count = probes, 0
+    def __init__(self, probes: Any, contexts: contextlib.ExitStack) -> None:
+        self._probes, self._contexts, self.count = probes, contexts, 0
 
     def next(self) -> Any:
         """The zeros of the next one."""
         probe = self._probes[self.count] if self.count < len(self._probes) else None
         self.count += 1
+        self.enter()
         return probe
+
+    def enter(self) -> None:
+        """Makes the context another one: a jitted function that is called twice is to be traced twice."""
+        self._contexts.enter_context(_recorder(_Turn(self)))
 
     def forget(self) -> None:
         """Lets go of the tracers: the caches of jit keep what is in a context."""
         self._probes = ()
 
 
+class _Turn:
+    """What is in the context. Compared by identity, so that each is another key for the caches of jit."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.recorder = recorder
+
+
 def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec:
-    """The spec that `call` returns, its loss taken apart: `[rest, term, weight, term, weight, ...]`, averaged over shards.
+    """The spec that `call` returns, its loss taken apart: `[rest, term, weight, spread, ...]`, averaged over shards.
 
     There is a term for each `global_mean`: what it adds to the loss, and the sum of its weights on all shards (0 where
     the loss does not depend on it). The loss is the sum of the terms and the rest. At least float32.
+
+    A `global_mean` that runs several times (in a scan, under vmap) is one term, with the mean of the weights. The
+    spread is their relative variance: 0 if they are equal.
 
     The terms are found by differentiation: the loss is linear in them, as a rule. So it does not matter where in
     model_fn they are computed, and nothing before them is differentiated.
@@ -133,26 +151,28 @@ def _differentiated(
     call: Callable[[], TPUEstimatorSpec], size: int, recorders: list[_Recorder]
 ) -> tuple[TPUEstimatorSpec, jax.Array]:
     def loss_of(probes: Any) -> tuple[jax.Array, TPUEstimatorSpec]:
-        recorder = _Recorder(probes)
-        recorders.append(recorder)
-        try:
-            with _recorder(recorder):
-                spec = call()
-        finally:
-            recorder.forget()
+        with contextlib.ExitStack() as contexts:
+            recorder = _Recorder(probes, contexts)
+            recorders.append(recorder)
+            contexts.callback(recorder.forget)
+            recorder.enter()
+            spec = call()
         return _accumulated(spec.loss), replaced(spec, loss=None)
 
     zero = np.zeros((), jnp.result_type(float))
     with values_of_tracers() if debugging() else contextlib.nullcontext():
-        loss, pullback, spec = jax.vjp(loss_of, [(zero, zero, zero)] * size, has_aux=True)
+        loss, pullback, spec = jax.vjp(loss_of, [(zero, zero, zero, zero)] * size, has_aux=True)
     if not (count := recorders[-1].count):
         return spec, mean_over_shards(loss)[None]
     (gradients,) = pullback(jnp.ones_like(loss))
-    # Of each: the term; factor * weight; factor.
+    # Of each, summed over its runs: the term; factor * weight; factor * weight**2; factor.
     terms = jnp.stack([jnp.stack(of_one) for of_one in gradients[:count]]).astype(loss.dtype)
     loss, terms = mean_over_shards((loss, terms))
-    term, weighted, factor = terms[:, 0], terms[:, 1], terms[:, 2]
+    term, weighted, squares, factor = (terms[:, i] for i in range(4))
     weight = jnp.where(factor == 0, 0, weighted / jnp.where(factor == 0, 1, factor))
+    cancelled = (squares != 0) | ((factor == 0) & (term != 0))
+    spread = jnp.abs(squares * factor / jnp.where(weighted == 0, 1, weighted) ** 2 - 1)
+    spread = jnp.where((weighted == 0) | (factor == 0), cancelled, spread)
     total = jnp.sum(term)
     rest = jnp.where(jnp.isfinite(total), loss - total, 0)
-    return spec, jnp.concatenate([rest[None], jnp.stack([term, weight], 1).reshape(-1)])
+    return spec, jnp.concatenate([rest[None], jnp.stack([term, weight, spread], 1).reshape(-1)])

@@ -1,5 +1,6 @@
 """What evaluate and predict make of the host specs of their batches."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from .metrics._accept import as_metric
 from .spec import TPUEstimatorSpec
 from .summary import SummaryWriter
 from .summary.in_force import run_position
+
+_logger = logging.getLogger("jaxspec")
 
 
 class MetricsOfBatches:
@@ -48,6 +51,12 @@ class MetricsOfBatches:
         """The metrics by name, `loss` and `global_step`."""
         if not self._number:
             raise ValueError("Evaluation was stopped by a hook before its first batch: there is nothing to report.")
+        if self._loss.inexact:
+            _logger.warning(
+                "The loss of this evaluation is not exactly the weighted mean of the whole set: a global_mean of it runs "
+                "several times (in a scan, or under vmap) with unequal weights, and batches are weighted by their mean. Call "
+                "global_mean once for each weights, in a Python loop, or once outside with all values and weights."
+            )
         results = {name: metric.compute() for name, metric in self._metrics.items()}
         return {**results, "loss": self._loss.compute(), "global_step": self._step}
 
