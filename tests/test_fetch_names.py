@@ -50,6 +50,11 @@ REFUSED = {
         lambda v: dict(eval_metrics=metrics(loss=v["out"])),
         r"'loss': one of eval_metrics",
     ),
+    "loss of eval_metrics beside summaries": (
+        "evaluate",
+        lambda v: dict(eval_metrics=metrics(loss=v["out"]), host_call=js.summary.host_call(loss=v["loss"] + 1000)),
+        r"'loss': one of eval_metrics .*, one of loss",
+    ),
     "step": (
         "train",
         lambda v: dict(host_call=call(global_step=v["step"] + 1)),

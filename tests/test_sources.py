@@ -85,6 +85,18 @@ def test_a_newer_checkpoint_discards_the_state_in_memory_with_a_warning(tmp_path
     assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in warnings_of(caplog)[-1]
 
 
+def test_a_newer_checkpoint_that_is_damaged_is_passed_over_for_the_newest_that_is_whole(tmp_path, caplog):
+    estimator = counting(tmp_path).train(counting_input(), steps=3)
+    counting(tmp_path).train(counting_input(), steps=2)
+    counting(tmp_path).train(counting_input(), steps=2)
+    (tmp_path / "model.ckpt-7" / "manifest.json").write_text("{")
+    caplog.clear()
+    assert estimator.evaluate(counting_input(1))["global_step"] == 5
+    damaged, newer = warnings_of(caplog)
+    assert f"the checkpoint {tmp_path / 'model.ckpt-7'} is damaged" in damaged
+    assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in newer
+
+
 def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
     counting(tmp_path).train(counting_input(), max_steps=3)
     counting(tmp_path).train(counting_input(), max_steps=2)
@@ -195,8 +207,9 @@ def test_a_run_makes_no_transfer_that_a_transfer_guard_disallows(tmp_path):
         )
 
     x = np.random.default_rng(0).normal(size=(22, 3)).astype(np.float32)
-    for shards in (1, 4):
-        estimator = js.TPUEstimator(
+
+    def make(shards):
+        return js.TPUEstimator(
             fn,
             lambda rng: {"params": {"w": jax.random.normal(rng, (3,))}},
             model_dir=tmp_path / str(shards),
@@ -205,20 +218,16 @@ def test_a_run_makes_no_transfer_that_a_transfer_guard_disallows(tmp_path):
             eval_batch_size=8,
             predict_batch_size=8,
         )
-        input_fn = js.inputs.numpy_input_fn(x, x[:, 0])
+
+    input_fn = js.inputs.numpy_input_fn(x, x[:, 0])
+    for shards in (1, 4):
+        estimator = make(shards)
         with jax.transfer_guard("disallow"):
             estimator.train(input_fn, steps=2)
             estimator.evaluate(input_fn)
             assert len(list(estimator.predict(input_fn))) == 22
             estimator.get_variable_value("params/w")
-            again = js.TPUEstimator(
-                fn,
-                lambda rng: {"params": {"w": jax.random.normal(rng, (3,))}},
-                model_dir=tmp_path / str(shards),
-                config=run_config(save=2, num_shards=shards),
-                train_batch_size=8,
-                eval_batch_size=8,
-            )
+            again = make(shards)
             again.evaluate(input_fn)
             again.train(input_fn, steps=1)
 

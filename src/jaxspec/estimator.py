@@ -72,7 +72,7 @@ class TPUEstimator:
 
     Args:
       model_fn: a pure function, called by keyword with those of `features`, `labels`, `mode`, `params`, `config`,
-        `variables`, `step`, `rng` that it names; returns a `TPUEstimatorSpec` of one shard's batch. Its Python code
+        `variables`, `opt_state`, `step`, `rng` that it names; returns a `TPUEstimatorSpec` of one shard's batch. Its Python code
         runs when a program is compiled, not at each step.
       init_fn: makes the variables: a function of those of `rng`, `features`, `labels`, `params` that it names, or a
         Flax Linen Module.
@@ -225,7 +225,7 @@ class TPUEstimator:
             caller made before and holds on to goes on where it stands, and is not closed. Any other input begins again
             at each call.
           hooks: `hooks.SessionRunHook`s. They are called after the checkpoint saver and before those of the spec. The
-            hooks of a spec are made when it is compiled, and used again by later calls.
+            hooks of a spec are made anew for each call: model_fn is traced again then, and nothing is compiled.
           steps: updates to make.
           max_steps: the global step to reach; if it is reached already, input_fn is not called.
           saving_listeners: `hooks.CheckpointSaverListener`s, called around every checkpoint.

@@ -20,7 +20,9 @@ def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, Any]]:
     """(the field, a tree whose paths are fetch names)."""
     for field, pair in (("eval_metrics", spec.eval_metrics), ("host_call", spec.host_call)):
         if pair is not None and isinstance(pair[1], dict):
-            yield field, pair[1]
+            # The names of summary.host_call are tags: one of these does not take the place of the spec's own.
+            tags = {"loss", "global_step"} if getattr(pair[0], "names_are_tags", False) else ()
+            yield field, {name: tensor for name, tensor in pair[1].items() if name not in tags}
     yield "predictions", {"predictions": spec.predictions}
     yield "loss", {"loss": spec.loss}
 
@@ -45,8 +47,6 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
             other, held = taken.setdefault(name, (field, leaf))
             if held is leaf or (isinstance(held, bool | int | float) and held == leaf):
                 continue
-            if name in ("loss", "global_step") and getattr((spec.host_call or (None,))[0], "names_are_tags", False):
-                continue  # summary.host_call: hooks get the spec's own
             same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
             raise ValueError(
                 f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "

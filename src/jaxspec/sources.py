@@ -52,30 +52,37 @@ class Sources:
         lease = self._owner.lease()
         if lease is not None and training:
             return Source(lease, None, lease.step)
-        if lease is not None:
-            steps = checkpoint.checkpoint_steps(self._model_dir)
-            if not steps and self.expects_checkpoint:
-                _logger.warning(
-                    "model_dir %s was cleared: the state in memory, of step %d, is discarded, and fresh weights are used. To keep a "
-                    "state, leave its checkpoints where they are.",
-                    *(self._model_dir, lease.step),
-                )
-                self.expects_checkpoint = False
-            elif steps and steps[-1] > lease.step and self._newer_checkpoint(lease.step) is not None:
-                _logger.warning(
-                    "model_dir %s holds a checkpoint of step %d, newer than the state in memory (step %d): the state in memory is "
-                    "discarded, and the checkpoint is used. Another program writes there; give each a model_dir of its own.",
-                    *(self._model_dir, steps[-1], lease.step),
-                )
-            else:
-                return Source(lease, None, lease.step)
-            self._owner.discard(lease)
-            lease.close()
-        latest = checkpoint.latest_whole_checkpoint(self._model_dir)
-        return Source(None, latest, checkpoint.checkpoint_step(latest) if latest else 0)
+        if lease is None:
+            return self._stored(checkpoint.latest_whole_checkpoint(self._model_dir))
+        cleared = self.expects_checkpoint and not checkpoint.checkpoint_steps(self._model_dir)
+        newer = self._stored(self._newer_checkpoint(lease.step))
+        if cleared:
+            _logger.warning(
+                "model_dir %s was cleared: the state in memory, of step %d, is discarded, and fresh weights are used. To keep a "
+                "state, leave its checkpoints where they are.",
+                *(self._model_dir, lease.step),
+            )
+            self.expects_checkpoint = False
+        elif newer.path is not None:
+            _logger.warning(
+                "model_dir %s holds a checkpoint of step %d, newer than the state in memory (step %d): the state in memory is "
+                "discarded, and the checkpoint is used. Another program writes there; give each a model_dir of its own.",
+                *(self._model_dir, newer.step, lease.step),
+            )
+        else:
+            return Source(lease, None, lease.step)
+        self._owner.discard(lease)
+        lease.close()
+        return newer
+
+    def _stored(self, path: str | None) -> Source:
+        """The state of that checkpoint; None: a fresh one."""
+        return Source(None, path, checkpoint.checkpoint_step(path) if path else 0)
 
     def _newer_checkpoint(self, step: int) -> str | None:
         """The latest whole checkpoint, if it is of a later step."""
+        if checkpoint.load_global_step(self._model_dir) <= step:
+            return None  # without reading any
         try:
             path = checkpoint.latest_whole_checkpoint(self._model_dir)
         except checkpoint.DamagedCheckpointError:
