@@ -21,10 +21,11 @@ demo: .venv/ready  ## train on handwritten digits, evaluate, predict; options: m
 test: .venv/ready  ## run the tests; options: make test ARGS="-k evaluate"
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-check: .venv/ready  ## lint, check types, compare the export list with the package
+check: .venv/ready  ## lint, check types and layers, compare the export list with the package
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q tests/test_public_api.py
 
 test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compiler (no TPU needed)

@@ -18,7 +18,7 @@ import jax
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec import signals
+from jaxspec._src.run import signals
 
 PATIENCE_SECS = 1.0
 LIMIT_SECS = 20

@@ -11,7 +11,9 @@ from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec.checkpoint import DamagedCheckpointError, backend, latest_whole_checkpoint, manifest, read_array
+from jaxspec._src.checkpoint import backend, manifest
+from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec.checkpoint import DamagedCheckpointError, read_array
 
 
 def _cut(file):

@@ -15,16 +15,11 @@ from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-import jaxspec.checkpoint.saver as saver_module
-from jaxspec.checkpoint import (
-    Saver,
-    backend,
-    latest_checkpoint,
-    latest_whole_checkpoint,
-    leftovers,
-    read_array,
-    writing,
-)
+import jaxspec._src.checkpoint.saver as saver_module
+from jaxspec._src.checkpoint import backend, leftovers, writing
+from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec._src.checkpoint.saver import Saver
+from jaxspec.checkpoint import latest_checkpoint, read_array
 
 
 def _state(step, value=None):
@@ -245,7 +240,8 @@ _FULL = """
 import resource, signal, sys, jax, jax.numpy as jnp, traceback
 sys.path.insert(0, sys.argv[2])
 from checkpoint_states import state_of
-from jaxspec.checkpoint import Saver, latest_whole_checkpoint
+from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec._src.checkpoint.saver import Saver
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 saver = Saver(sys.argv[1])
 state = state_of({"w": jax.random.normal(jax.random.key(0), (1 << 18,))})

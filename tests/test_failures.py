@@ -12,8 +12,9 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec import host_queue, signals
-from jaxspec.checkpoint.directory import checkpoint_steps
+from jaxspec._src.checkpoint.directory import checkpoint_steps
+from jaxspec._src.checkpoint.saver import Saver
+from jaxspec._src.run import host_queue, signals
 from jaxspec.hooks import SessionRunHook
 
 
@@ -266,7 +267,7 @@ def test_the_state_of_an_evaluation_may_be_kept(tmp_path):
 
 
 def test_the_users_error_is_raised_although_a_checkpoint_fails_too(tmp_path, monkeypatch):
-    estimator, wait = counting(tmp_path, save=2), js.checkpoint.Saver.wait
+    estimator, wait = counting(tmp_path, save=2), Saver.wait
 
     def failing_wait(saver, timeout=None):
         wait(saver, timeout)
@@ -275,7 +276,7 @@ def test_the_users_error_is_raised_although_a_checkpoint_fails_too(tmp_path, mon
     class Fails(SessionRunHook):
         def after_run(self, run_context, run_values):
             if run_context.last_step >= 2:
-                monkeypatch.setattr(js.checkpoint.Saver, "wait", failing_wait)
+                monkeypatch.setattr(Saver, "wait", failing_wait)
                 raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine") as caught:

@@ -10,8 +10,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, data, run_config
 
 import jaxspec as js
-from jaxspec.infeed import Batch, Infeed
-from jaxspec.position import decode_position, encode_position
+from jaxspec._src.data.position import decode_position, encode_position
+from jaxspec._src.data.prefetch import Batch, Infeed
 
 X, Y = data(rows=24)
 

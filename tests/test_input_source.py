@@ -12,9 +12,9 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.data.input_source import InputMemory
+from jaxspec._src.data.prefetch import Infeed
 from jaxspec.hooks import SessionRunHook, StopAtStepHook
-from jaxspec.infeed import Infeed
-from jaxspec.input_source import InputMemory
 
 ROWS = 4
 

@@ -19,9 +19,9 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec import pace
+from jaxspec._src.run import pace
+from jaxspec._src.run.pace import Pace
 from jaxspec.hooks import CheckpointSaverListener, SessionRunHook
-from jaxspec.pace import Pace
 
 
 def config(**kwargs):
@@ -148,7 +148,7 @@ def test_the_pace_starts_with_one_step_and_follows_the_least_upper_bound_that_is
 @pytest.fixture
 def dispatches(monkeypatch):
     """The numbers of steps that were dispatched at once."""
-    loop = sys.modules["jaxspec.replicate"].Loop  # `jaxspec.replicate` is the function
+    from jaxspec._src.device.replicate import Loop as loop
     seen, call = [], loop.__call__
 
     def spy(self, state, batches, start, stop):

@@ -18,7 +18,7 @@ import pytest
 from tiny_models import batches, data, linear_init, linear_model_fn
 
 import jaxspec as js
-from jaxspec.progress import open_progress
+from jaxspec._src.run.progress import open_progress
 
 
 class Clock:

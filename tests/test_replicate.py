@@ -26,9 +26,9 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec.model import Model
-from jaxspec.replicate import Loop, broadcast, choose_devices, describe_devices, map_over_devices
-from jaxspec.steps import eval_step, train_step
+from jaxspec._src.device.replicate import Loop, broadcast, choose_devices, describe_devices, map_over_devices
+from jaxspec._src.step.model import Model
+from jaxspec._src.step.steps import eval_step, train_step
 
 X, Y = data(rows=16)
 KEY = jax.random.key(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxspec as js
-from jaxspec.metrics._shard_scalars import ShardScalars
+from jaxspec._src.metrics.shard_scalars import ShardScalars
 
 X = np.random.default_rng(0).normal(size=45).astype(np.float32) ** 2
 

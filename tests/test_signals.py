@@ -13,7 +13,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec.checkpoint.directory import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
 
@@ -260,7 +260,7 @@ def test_any_number_of_signals_leaves_whole_checkpoints_and_ends_in_time(tmp_pat
 
 def test_a_host_call_that_hangs_is_waited_for_once(tmp_path, monkeypatch, caplog):
     """The end of the run and the end of its thread share one time."""
-    from jaxspec import signals
+    from jaxspec._src.run import signals
 
     monkeypatch.setattr(signals, "PATIENCE_SECS", 1.0)
     go, stamps = threading.Event(), []

@@ -10,7 +10,7 @@ from tiny_models import Net as TinyNet
 from tiny_models import assert_trees_equal, data, net_model_fn, run_config
 
 import jaxspec as js
-from jaxspec.replicate import Loop
+from jaxspec._src.device.replicate import Loop
 
 X, Y = data(rows=96)
 

@@ -23,9 +23,9 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec.event_files import read_scalars
+from jaxspec._src.summary.context import run_position
+from jaxspec._src.summary.event_files import read_scalars
 from jaxspec.summary import SummaryWriter, create_file_writer, record_if
-from jaxspec.summary.in_force import run_position
 
 
 def read(logdir):

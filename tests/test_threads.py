@@ -10,7 +10,7 @@ import pytest
 from tiny_models import counting_init, counting_input, run_config
 
 import jaxspec as js
-from jaxspec.ownership import StateOwner
+from jaxspec._src.device.live_state import StateOwner
 
 
 def model_fn(variables, features, mode, step):

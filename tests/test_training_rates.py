@@ -9,7 +9,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec.reporting import TrainingClock, TrainingReport
+from jaxspec._src.run.reports import TrainingClock, TrainingReport
 
 
 class Time:
@@ -91,7 +91,7 @@ def test_rates_are_those_of_the_time_outside(caplog):
 def time(monkeypatch):
     """The clock of training, moved by the test."""
     time = Time()
-    monkeypatch.setattr("jaxspec.estimator.TrainingClock", lambda: TrainingClock(time))
+    monkeypatch.setattr("jaxspec._src.run.estimator.TrainingClock", lambda: TrainingClock(time))
     return time
 
 

@@ -65,7 +65,11 @@ def test_every_docstring_has_an_example(name: str) -> None:
     assert re.search(r"^\s*>>> ", inspect.getdoc(getattr(metrics, name)) or "", re.M)
 
 
-MODULES = ["jaxspec.metrics", *(m.name for m in pkgutil.iter_modules(metrics.__path__, "jaxspec.metrics."))]
+PRIVATE = "jaxspec._src.metrics"
+MODULES = [
+    "jaxspec.metrics",
+    *(m.name for m in pkgutil.iter_modules(importlib.import_module(PRIVATE).__path__, f"{PRIVATE}.")),
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -17,9 +17,9 @@ import pytest
 from jax.experimental import topologies
 
 import jaxspec as js
-from jaxspec.model import Model
-from jaxspec.replicate import Loop
-from jaxspec.steps import eval_step, predict_step, shapes, train_step
+from jaxspec._src.device.replicate import Loop
+from jaxspec._src.step.model import Model
+from jaxspec._src.step.steps import eval_step, predict_step, shapes, train_step
 
 ROWS = 16
 CAPACITY = 4

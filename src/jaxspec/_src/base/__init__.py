@@ -1,0 +1,1 @@
+"""What everything may use: names of arrays, checks, errors, callables."""

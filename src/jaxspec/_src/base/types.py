@@ -1,0 +1,40 @@
+"""Types by their meaning. `Any` stands here for what JAX and Python have no better type for, and is named once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+
+PyTree: TypeAlias = Any
+"""A tree of containers that JAX knows. Its leaves are arrays, unless a docstring says otherwise."""
+Array: TypeAlias = jax.Array | np.ndarray
+"""An array of JAX (traced or concrete) or of NumPy."""
+Variables: TypeAlias = Mapping[str, PyTree]
+"""Collections by name: `{"params": what is trained, ...}`."""
+Batch: TypeAlias = PyTree
+"""Features, or labels: a tree of arrays `[rows, ...]`."""
+HyperParameters: TypeAlias = Any
+"""The user's `params`: a dict, a ConfigDict, a namespace, a dataclass or another object."""
+Metrics: TypeAlias = dict[str, Any]
+"""Results by name. Each is what the metric's `compute` returns: a float, an array, or a value of the user's own."""
+
+AnyFunction: TypeAlias = Callable[..., Any]
+"""A function whose arguments are known by name only."""
+ModelFn: TypeAlias = AnyFunction
+"""Called by keyword with those of its arguments that it names; returns a `TPUEstimatorSpec`."""
+InitFn: TypeAlias = AnyFunction
+"""Called by keyword with those of `rng`, `features`, `labels`, `params` that it names; returns `Variables`."""
+InputFn: TypeAlias = AnyFunction
+"""Called by keyword with those of `params`, `mode`, `config` that it names; returns an iterable of batches."""
+HostFunction: TypeAlias = tuple[AnyFunction, PyTree]
+"""`(fn, tensors)`: list tensors are passed by position, dict tensors by keyword."""
+
+Function = TypeVar("Function", bound=AnyFunction)
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Seconds since some start."""
+
+    def __call__(self) -> float: ...

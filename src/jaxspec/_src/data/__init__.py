@@ -1,0 +1,1 @@
+"""Batches on their way from input_fn to the devices."""

@@ -1,0 +1,146 @@
+"""Ready-made input functions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.hyperparameters import value_of
+from jaxspec._src.data.position import arrays_fingerprint
+from jaxspec._src.spec.spec import ModeKeys
+
+
+def numpy_input_fn(
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    num_epochs: int | None = 1,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Callable[..., "NumpyBatches"]:
+    """An input_fn over arrays in memory.
+
+    Args:
+      x: features: an array `[examples, ...]` or any tree of them.
+      y: labels, likewise; None: batches have no labels.
+      batch_size: rows a batch; None: `params["batch_size"]`.
+      num_epochs: how often all examples are given; None: for ever. A batch may span two epochs.
+      shuffle: whether each epoch has an order of its own, made from `seed` and the number of the epoch.
+      seed: of the shuffling.
+
+    Returns:
+      An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
+      run that is killed and started again goes on with the example that follows. Another data set, or another order,
+      begins at its beginning: a position counts for arrays of the same structure, dtypes, shapes and values (of arrays
+      of more than 1 MiB, 1,024 rows spread over the whole are compared) in the same order. batch_size and num_epochs
+      may change.
+    """
+    x, y = jax.tree.map(np.asarray, (x, y))
+    sizes = {name: np.shape(leaf)[:1] for name, leaf in named_leaves((x, y)).items()}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in named_leaves((x, y)).items())
+        raise ValueError(f"numpy_input_fn: x and y must be arrays with the same number of examples, got {shown}.")
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
+
+    def input_fn(params: Mapping[str, Any], mode: str) -> NumpyBatches:
+        size = batch_size if batch_size is not None else value_of(params, "batch_size")
+        if size is None:
+            raise ValueError(
+                "numpy_input_fn: no batch size: pass batch_size=, or give the estimator the batch size of this mode."
+            )
+        examples = next(iter(sizes.values()))[0]
+        drop = mode == ModeKeys.TRAIN
+        if drop and num_epochs is not None and 0 < num_epochs * examples < size:
+            raise ValueError(
+                f"numpy_input_fn: {examples} examples, given {num_epochs} times, are fewer than the {size} rows of one "
+                "batch, and training leaves out a short batch: nothing would be trained. Choose a smaller batch size, or "
+                "num_epochs=None to repeat the examples."
+            )
+        return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop)
+
+    return input_fn
+
+
+class NumpyBatches(Iterator[Any]):
+    """The batches of arrays, in order; `get_state` and `set_state` give and take the position."""
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        batch_size: int,
+        num_epochs: int | None,
+        seed: int | None,
+        drop_remainder: bool,
+    ) -> None:
+        self._data = x if y is None else (x, y)
+        self._size = jax.tree.leaves(x)[0].shape[0]
+        self._batch_size = batch_size
+        self._total = None if num_epochs is None else num_epochs * self._size
+        self._seed = seed
+        self._drop_remainder = drop_remainder
+        self._next_row = 0
+        self._order: tuple[int, Any] = (-1, None)
+
+    @property
+    def endless(self) -> bool:
+        """Whether there is always another batch."""
+        return self._total is None and self._size > 0
+
+    def __next__(self) -> Any:
+        start, stop = self._next_row, self._next_row + self._batch_size
+        if self._total is not None and stop > self._total:
+            stop = start if self._drop_remainder else self._total
+        if start >= stop or not self._size:
+            raise StopIteration
+        self._next_row = stop
+        first = start % self._size
+        if self._seed is None and first + (stop - start) <= self._size:
+            # Rows that lie together need no index.
+            return jax.tree.map(lambda a: a[first : first + stop - start], self._data)
+        parts = []
+        while start < stop:
+            epoch, first = divmod(start, self._size)
+            rows = min(stop - start, self._size - first)
+            parts.append(self._epoch(epoch)[first : first + rows])
+            start += rows
+        order = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return jax.tree.map(lambda a: a[order], self._data)
+
+    def _epoch(self, epoch: int) -> Any:
+        if self._seed is None:
+            return np.arange(self._size)
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self._seed, epoch])
+            self._order = (epoch, rng.permutation(self._size))
+        return self._order[1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """By what the data and their order are recognised: of large arrays a sample, so that it takes no time."""
+        return {"seed": self._seed, "arrays": arrays_fingerprint(self._data)}
+
+    def get_state(self) -> dict[str, int | None]:
+        """The position: how many rows were given, and of what."""
+        return {"rows": self._next_row, "of": self._size, "seed": self._seed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind that position.
+
+        Raises:
+          ValueError: if it is a position in another number of examples or in another order.
+        """
+        if not isinstance(state, Mapping) or not {"rows", "of", "seed"} <= set(state):
+            raise ValueError(f"the position {state!r} is not one of numpy_input_fn.")
+        if (state["of"], state["seed"]) != (self._size, self._seed):
+            raise ValueError(
+                f"the position is one in {_order(state['of'], state['seed'])}, the input has {_order(self._size, self._seed)}."
+            )
+        self._next_row = state["rows"]
+
+
+def _order(size: int, seed: int | None) -> str:
+    return f"{size} examples " + ("in order" if seed is None else f"shuffled with seed {seed}")

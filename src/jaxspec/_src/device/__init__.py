@@ -1,0 +1,1 @@
+"""Steps mapped over devices, and the state that lives there."""

@@ -1,0 +1,56 @@
+"""Listeners: user code that runs around every checkpoint."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxspec._src.base.callables import check_methods
+
+
+class CheckpointSaverListener:
+    """Base class of listeners. Every method does nothing; override what you need. All run on the host.
+
+    `session` is the view of the running session that hooks get, `global_step` the step of the checkpoint: the
+    number of updates made.
+    """
+
+    def begin(self) -> None:
+        """Called once, before the state exists."""
+
+    def before_save(self, session: Any, global_step: int) -> None:
+        """Called before a checkpoint is written: every host_call of the steps before it has run."""
+
+    def after_save(self, session: Any, global_step: int) -> bool | None:
+        """Called when the checkpoint is whole. True ends training, but for the checkpoint at the start and at the end."""
+        return None
+
+    def end(self, session: Any, global_step: int) -> None:
+        """Called after the last checkpoint of a run that ends without an error."""
+
+
+_METHODS = {
+    "begin": (),
+    "before_save": ("session", "global_step"),
+    "after_save": ("session", "global_step"),
+    "end": ("session", "global_step"),
+}
+
+
+def check_listeners(listeners: Any) -> tuple[CheckpointSaverListener, ...]:
+    """The listeners as a tuple, each once; TypeError names the one that is none, or whose signature does not fit."""
+    if listeners is None:
+        return ()
+    if isinstance(listeners, CheckpointSaverListener) or not isinstance(listeners, Iterable):
+        raise TypeError(
+            f"saving_listeners must be a list of CheckpointSaverListener, given: {listeners!r}. Write saving_listeners=[...]."
+        )
+    checked: list[CheckpointSaverListener] = []
+    for listener in listeners:
+        if not isinstance(listener, CheckpointSaverListener):
+            raise TypeError(
+                f"saving_listeners must be a list of CheckpointSaverListener, given: {listener!r}. Derive it from "
+                "jaxspec.hooks.CheckpointSaverListener and pass an instance."
+            )
+        check_methods(listener, CheckpointSaverListener, _METHODS)
+        if not any(listener is other for other in checked):
+            checked.append(listener)
+    return tuple(checked)

@@ -1,0 +1,155 @@
+"""How fast training goes."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxspec._src.base.validate import check_positive_int
+from jaxspec._src.hooks.timer import SessionTimers
+from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
+from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+
+_logger = logging.getLogger("jaxspec")
+
+
+class StepCounterHook(SessionRunHook):
+    """Logs and writes `global_step/sec` every so many steps or seconds. The first interval begins after the first loop.
+
+    It fetches nothing, so a rate may be ahead of the devices by the dispatches in flight.
+
+    Args:
+      every_n_steps, every_n_secs: exactly one of them.
+      output_dir: where event files go; None and no summary_writer: nothing is written.
+      summary_writer: a writer instead.
+      clock: seconds since some start.
+    """
+
+    after_host_calls = False
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 100,
+        every_n_secs: float | None = None,
+        output_dir: Any = None,
+        summary_writer: SummaryWriter | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if (every_n_steps is None) == (every_n_secs is None):
+            raise ValueError(
+                "exactly one of every_n_steps and every_n_secs should be provided. Got "
+                f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
+            )
+        self._timers = SessionTimers(every_n_secs, every_n_steps, names=("every_n_secs", "every_n_steps"), clock=clock)
+        self._writer = summary_writer
+        if summary_writer is None and output_dir is not None:
+            self._writer = create_file_writer(output_dir)
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        self._timers.start(session)
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if self._timers.is_due(run_context):
+            seconds, steps = self._timers.triggered(run_context)
+            if seconds and steps:
+                self._log_and_record(steps, seconds, run_context.last_step + 1)
+
+    def end(self, session: Any) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
+        record_rate(self._writer, "global_step/sec", elapsed_steps / elapsed_time, global_step)
+
+
+def record_rate(writer: SummaryWriter | None, tag: str, rate: float, step: int) -> None:
+    """Logs a rate, and writes it if there is a writer."""
+    _logger.info("%s: %g", tag, rate)
+    if writer is not None:
+        writer.scalar(tag, rate, step)
+
+
+class Rates(NamedTuple):
+    """How fast a session was, from the end of its first loop, which compiles, to its end.
+
+    The time of what happened meanwhile counts, too: checkpoints, and evaluations at them.
+    """
+
+    steps_per_sec: float
+    examples_per_sec: float
+    compile_secs: float
+    """Seconds of the first loop, less what its steps took at the later rate: tracing, compiling and loading."""
+
+
+class ExamplesPerSecondHook(StepCounterHook):
+    """`StepCounterHook` that logs and writes `examples/sec`, too; `result()` gives the rates of the whole session.
+
+    It waits for the devices twice: after the first loop and at the end.
+
+    Args:
+      batch_size: examples in a global batch.
+      every_n_steps, every_n_secs, output_dir, summary_writer, clock: as in `StepCounterHook`.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        every_n_steps: int | None = 100,
+        every_n_secs: float | None = None,
+        output_dir: Any = None,
+        summary_writer: SummaryWriter | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(every_n_steps, every_n_secs, output_dir, summary_writer, clock=clock)
+        check_positive_int("batch_size", batch_size)
+        self._batch_size, self._clock = batch_size, clock
+        self._result: Rates | None = None
+
+    def begin(self) -> None:
+        self._began: float | None = None
+        self._first_loop: tuple[float, int, int] | None = None  # seconds, its steps, the step behind it
+        self._result = None
+
+    def before_run(self, run_context: SessionRunContext) -> None:
+        if self._began is None:
+            self._began = self._clock()
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if self._first_loop is None:
+            _ = run_context.session.loss  # waits
+            assert self._began is not None
+            end = run_context.last_step + 1
+            self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)
+            self._steady_since = self._clock()
+        self._last_end = run_context.last_step + 1
+        super().after_run(run_context, run_values)
+
+    def end(self, session: Any) -> None:
+        super().end(session)
+        _ = session.loss
+        if self._first_loop is None:
+            return
+        seconds, steps, step = self._first_loop
+        elapsed = self._clock() - self._steady_since
+        if self._last_end > step and elapsed > 0:
+            rate = (self._last_end - step) / elapsed
+            self._result = Rates(rate, rate * self._batch_size, max(0.0, seconds - steps / rate))
+
+    def result(self) -> Rates:
+        """The rates of the last session.
+
+        Raises:
+          ValueError: if it had no loop after its first one, or has not ended.
+        """
+        if self._result is None:
+            raise ValueError(
+                "ExamplesPerSecondHook.result: nothing was measured. Train for more than one loop (the first one compiles), "
+                "and ask when train has returned."
+            )
+        return self._result
+
+    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
+        super()._log_and_record(elapsed_steps, elapsed_time, global_step)
+        record_rate(self._writer, "examples/sec", self._batch_size * elapsed_steps / elapsed_time, global_step)

@@ -1,0 +1,77 @@
+"""Summaries of values by name."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxspec._src.hooks.session import refuse_arrays
+from jaxspec._src.hooks.timer import SessionTimers
+from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
+from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+
+
+class SummarySaverHook(SessionRunHook):
+    """Writes values by fetch name at the first loop and then every so many steps or seconds.
+
+    Each is written in the form that shows it best: `SummaryWriter.array`. Only then does it fetch, and wait for,
+    anything.
+
+    Args:
+      save_steps, save_secs: exactly one of them.
+      output_dir: where the event files go; None: where those of the run go.
+      summary_writer: a writer instead.
+      scaffold: TensorFlow's; must be None.
+      summary_op: a fetch name (see `Session`), a list of them, or a dict from tags to fetch names.
+      clock: seconds since some start.
+    """
+
+    after_host_calls = False
+
+    def __init__(
+        self,
+        save_steps: int | None = None,
+        save_secs: float | None = None,
+        output_dir: Any = None,
+        summary_writer: SummaryWriter | None = None,
+        scaffold: Any = None,
+        summary_op: Any = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if (scaffold is None) == (summary_op is None):
+            raise ValueError(
+                "Exactly one of scaffold or summary_op must be provided. Here it must be summary_op, fetch names such as "
+                "{'train/loss': 'loss'}."
+            )
+        if scaffold is not None:
+            raise ValueError("SummarySaverHook: a Scaffold holds no summaries here; write summary_op={'tag': 'loss'}.")
+        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
+        refuse_arrays("SummarySaverHook: summary_op", summary_op)
+        names = summary_op if isinstance(summary_op, Mapping | list | tuple) else [summary_op]
+        self._tensors = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+        self._given_writer = summary_writer
+        if summary_writer is None and output_dir is not None:
+            self._given_writer = create_file_writer(output_dir)
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        session.check_fetches(self._tensors)
+        if self._writer_for(session) is None:
+            raise ValueError(
+                "SummarySaverHook: a prediction has no event files of its own; pass SummarySaverHook(output_dir=...)."
+            )
+        self._timers.start(session)
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        return SessionRunArgs(self._tensors) if self._timers.is_due(run_context) else None
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        if run_values.results is not None:
+            self._timers.triggered(run_context)
+            for tag, value in run_values.results.items():
+                self._writer_for(run_context.session).array(tag, value, run_context.session.global_step)
+
+    def end(self, session: Any) -> None:
+        self._writer_for(session).flush()
+
+    def _writer_for(self, session: Any) -> Any:
+        return self._given_writer or session.summary_writer

@@ -1,0 +1,145 @@
+"""When something that happens every so many steps or seconds is due."""
+
+import functools
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from jaxspec._src.base.validate import check_number
+from jaxspec._src.spec.hook import SessionRunContext
+
+
+class SecondOrStepTimer:
+    """Triggers at its first step, and then every `every_steps` steps or `every_secs` seconds after the last trigger.
+
+    Args:
+      every_secs, every_steps: exactly one of them.
+      clock: seconds since some start.
+
+    Raises:
+      ValueError: for both or neither.
+    """
+
+    def __init__(
+        self,
+        every_secs: float | None = None,
+        every_steps: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_one_of(every_secs, every_steps)
+        self._every_secs, self._every_steps, self._clock = every_secs, every_steps, clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the last trigger."""
+        self._last_step: int | None = None
+        self._last_time: float | None = None
+
+    def should_trigger_for_step(self, step: int) -> bool:
+        """Whether it is due at a global step. Never twice for the same one."""
+        if self._last_step is None:
+            return True
+        if step == self._last_step:
+            return False
+        if self._every_steps is not None:
+            return step >= self._last_step + self._every_steps
+        assert self._every_secs is not None
+        assert self._last_time is not None
+        return self._clock() >= self._last_time + self._every_secs
+
+    def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
+        """Notes a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the first."""
+        now = self._clock()
+        elapsed: tuple[float | None, int | None] = (None, None)
+        if self._last_step is not None and self._last_time is not None:
+            elapsed = (now - self._last_time, step - self._last_step)
+        self._last_step, self._last_time = step, now
+        return elapsed
+
+    def last_triggered_step(self) -> int | None:
+        """The global step of the last trigger."""
+        return self._last_step
+
+
+class LoopTimer(SecondOrStepTimer):
+    """A timer for sessions whose loops have several steps: it triggers at the first loop's end at or past each due step.
+
+    Steps are due at the first update of the session and every `every_steps` after it, so for loops of one step this is
+    `SecondOrStepTimer`; with longer ones the triggers keep that rate.
+    """
+
+    def start(self, step: int) -> None:
+        """Begins a session at a global step."""
+        self.reset()
+        self._due = step + 1
+
+    def due_steps(self, end: int) -> range:
+        """The steps due since the last trigger, up to `end`, for a timer of steps."""
+        assert self._every_steps is not None
+        return range(self._due, end + 1, self._every_steps)
+
+    def should_trigger_for_step(self, step: int) -> bool:
+        if self._every_steps is None:
+            return super().should_trigger_for_step(step)
+        return step >= self._due
+
+    def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
+        if self._every_steps is not None:
+            self._due += len(self.due_steps(step)) * self._every_steps
+        return super().update_last_triggered_step(step)
+
+
+class SessionTimers:
+    """A `LoopTimer` for each session that a hook is in: it may be in an evaluation while training goes on.
+
+    Args:
+      every_secs, every_steps: exactly one of them.
+      names: what the hook calls them.
+      clock: seconds since some start.
+    """
+
+    def __init__(
+        self,
+        every_secs: float | None,
+        every_steps: int | None,
+        *,
+        names: tuple[str, str] = ("every_secs", "every_steps"),
+        clock: Callable[[], float],
+    ) -> None:
+        check_one_of(every_secs, every_steps, names)
+        self._new = functools.partial(LoopTimer, every_secs, every_steps, clock=clock)
+        self._timers: weakref.WeakKeyDictionary[Any, LoopTimer] = weakref.WeakKeyDictionary()
+
+    def start(self, session: Any) -> None:
+        """Begins with a session. To be called in `after_create_session`."""
+        timer = self._timers[session] = self._new()
+        timer.start(session.first_step)
+
+    def is_due(self, context: SessionRunContext) -> bool:
+        """Whether it is due at the end of a loop."""
+        return self._timers[context.session].should_trigger_for_step(context.last_step + 1)
+
+    def triggered(self, context: SessionRunContext) -> tuple[float | None, int | None]:
+        """Notes a trigger at the end of a loop; returns (seconds, steps) since the one before, None at the first."""
+        return self._timers[context.session].update_last_triggered_step(context.last_step + 1)
+
+
+def check_one_of(
+    every_secs: float | None, every_steps: int | None, names: tuple[str, str] = ("every_secs", "every_steps")
+) -> None:
+    """ValueError, in TensorFlow's words, unless exactly one is given: steps above 0, or seconds.
+
+    Args:
+      names: what the caller calls the two.
+    """
+    if every_secs is None and every_steps is None:
+        raise ValueError("Either every_secs or every_steps should be provided. Both are None; give one number.")
+    if every_secs is not None and every_steps is not None:
+        raise ValueError(
+            f"Can not provide both every_secs and every_steps. Got {every_secs!r} seconds and {every_steps!r} steps; leave one "
+            "as None."
+        )
+    check_number(names[0], every_secs, minimum=0)
+    check_number(names[1], every_steps, above=0, whole=True)

@@ -1,0 +1,1 @@
+"""The metrics of `tf.compat.v1.metrics`, on the host."""

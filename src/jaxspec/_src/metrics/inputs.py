@@ -1,0 +1,124 @@
+"""What metric functions accept: anything NumPy can read, in shapes that fit one another."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec._src.metrics.metric import Array, Floats
+from jaxspec._src.metrics.shard_scalars import ShardScalars, refuse_shard_scalars
+
+
+def as_array(name: str, value: Any, *, text: bool = False, shard_scalars: bool = False) -> Array:
+    """`value` as a NumPy array of numbers (or, with `text`, of anything).
+
+    Half precision (bfloat16, float16, float8) comes back as float32 and 4-bit integers as int32: both are
+    exact, and NumPy's own loops are fast and complete there only.
+
+    Scalars of shards are refused unless `shard_scalars`: they need the weights that they carry.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask this metric would ignore; "
+            f"pass {name}.data and weights=~mask, or leave the masked examples out"
+        )
+    if not shard_scalars:
+        refuse_shard_scalars(name, value)
+    array = np.asarray(value)
+    dtype = array.dtype
+    if dtype.kind in "biu" or dtype in (np.float32, np.float64):
+        return array
+    if jnp.issubdtype(dtype, np.integer):
+        return array.astype(np.int32)
+    if jnp.issubdtype(dtype, np.floating):
+        return array.astype(np.float64 if dtype.itemsize > 4 else np.float32)
+    if text:
+        return array
+    raise TypeError(f"{name} has dtype {dtype}; expected numbers or booleans")
+
+
+def as_integers(name: str, value: Any) -> Array:
+    """`value` as int64. Floats lose their fraction, as in a cast."""
+    array = as_array(name, value)
+    with np.errstate(invalid="ignore"):  # NaN becomes some integer; the check of the range finds it
+        return array.astype(np.int64, copy=False)
+
+
+def as_count(name: str, value: Any, least: int) -> int:
+    """`value` as a Python integer, at least `least`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+    if count < least:
+        raise ValueError(f"{name} is {count}; expected an integer >= {least}")
+    return count
+
+
+def same_shape(first: tuple[str, Array], second: tuple[str, Array]) -> tuple[Array, Array]:
+    """Both arrays in one shape: a last axis of size 1 that only one of them has is dropped."""
+    (name, a), (other, b) = first, second
+    if a.ndim == b.ndim + 1 and a.shape[-1] == 1:
+        a = a[..., 0]
+    elif b.ndim == a.ndim + 1 and b.shape[-1] == 1:
+        b = b[..., 0]
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name} has shape {first[1].shape} and {other} has shape {second[1].shape}; "
+            "expected equal shapes, up to a last axis of size 1"
+        )
+    return a, b
+
+
+def with_rows(name: str, values: Any, weights: Any) -> tuple[Array, Any]:
+    """`values` as an array, and its weights: those of scalars of shards are the rows behind them, if no other is given."""
+    if isinstance(values, ShardScalars) and (weights is None or np.ndim(weights) == 0):
+        weights = values.weights() * (1 if weights is None else weights)
+    return as_array(name, values, shard_scalars=True), weights
+
+
+def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = False) -> Array | None:
+    """`weights` as a view of shape `shape`, or None.
+
+    Accepted are a scalar, and every axis equal to that of `shape` or 1. A missing last axis is added
+    (weights [B] for [B, D]: a weight a row), a superfluous last axis of size 1 is dropped ([B, 1] for [B]).
+    """
+    if weights is None:
+        return None
+    array = given = as_array("weights", weights, shard_scalars=True)
+    if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    elif 0 < array.ndim == len(shape) - 1:
+        array = array[..., None]
+    fits = array.ndim in (0, len(shape)) and all(
+        size in (1, full) for size, full in zip(array.shape, shape[len(shape) - array.ndim :], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"weights has shape {given.shape}; expected a scalar or a shape that broadcasts to {shape}: "
+            "the same number of axes, each of the same size or 1"
+        )
+    if not allow_negative and array.size and array.dtype.kind in "if" and array.min() < 0:
+        raise ValueError(f"weights has a negative entry, {array.min()}; expected weights >= 0: they count examples")
+    return np.broadcast_to(array, shape)
+
+
+def total(values: Array, weights: Array | None) -> np.float64:
+    """Sum of `values` times `weights`, in float64."""
+    with np.errstate(all="ignore"):  # inf * 0 and inf - inf are NaN, silently
+        if weights is None:
+            return np.float64(values.sum(dtype=np.float64))
+        return np.float64(np.multiply(values, weights, dtype=np.float64).sum())
+
+
+def weight_of(values: Array, weights: Array | None) -> np.float64:
+    """Sum of the weights, each entry of `values` counting 1 if there are none."""
+    return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
+
+
+def ratio_or_zero(numerator: Floats, denominator: Floats) -> Array:
+    """`numerator / denominator`, and 0 wherever the denominator is 0."""
+    return np.where(denominator == 0, 0.0, np.divide(numerator, np.where(denominator == 0, 1.0, denominator)))

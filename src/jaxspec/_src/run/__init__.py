@@ -1,0 +1,1 @@
+"""TPUEstimator and its verbs."""

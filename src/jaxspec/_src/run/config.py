@@ -1,0 +1,226 @@
+"""How a run is carried out: plain records, checked when they are made."""
+
+import dataclasses
+import enum
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.validate import check_number, check_positive_int
+
+
+class InputPipelineConfig(enum.IntEnum):
+    """How input_fn is called. PER_HOST_V1 and PER_HOST_V2 mean the same here: once in each process."""
+
+    PER_SHARD_V1 = 1
+    PER_HOST_V1 = 2
+    PER_HOST_V2 = 3
+    BROADCAST = 4
+    SLICED = 5
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclasses.dataclass(frozen=True)
+class TPUConfig:
+    """The part of a RunConfig that concerns the devices. TensorFlow's field names."""
+
+    iterations_per_loop: int | str = 100
+    """Steps in one loop, between two turns of the host; or a time, such as "30s", "5m", "1h", that a loop takes."""
+    num_shards: int | None = None
+    """Devices to map over; None: all."""
+    num_cores_per_replica: int | None = None
+    """Model parallelism: not supported yet; the estimator refuses it."""
+    per_host_input_for_training: bool | InputPipelineConfig = InputPipelineConfig.PER_HOST_V1
+    """Only PER_HOST_V1 (or True) and PER_HOST_V2, which mean the same."""
+    tpu_job_name: str | None = None
+    """Ignored: there are no jobs."""
+    initial_infeed_sleep_secs: int | None = None
+    """Ignored: the first batch is fetched before anything compiles."""
+    input_partition_dims: Any = None
+    """Spatial partitioning: not supported yet; the estimator refuses it."""
+    eval_training_input_configuration: InputPipelineConfig = InputPipelineConfig.PER_HOST_V1
+    """Only PER_HOST_V1; the estimator refuses SLICED."""
+    experimental_host_call_every_n_steps: int = 1
+    """host_call runs at the global steps that this divides, in training, step 0 included; 0: never."""
+    experimental_allow_per_host_v2_parallel_get_next: bool = False
+    """Ignored."""
+    experimental_feed_hook: Any = None
+    """Ignored."""
+
+    def __post_init__(self) -> None:
+        if not _valid_iterations(self.iterations_per_loop):
+            raise ValueError(
+                "Invalid TPUConfig `iterations_per_loop` value. Value must be positive integer value or time-based "
+                "value `<N><s|m|h>` where <N> is any positive integer and `s`, `m`, `h` are unit of time in seconds, "
+                f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {self.iterations_per_loop!r}."
+            )
+        if self.num_shards is not None:
+            check_positive_int("TPUConfig num_shards", self.num_shards)
+        if self.initial_infeed_sleep_secs:
+            check_positive_int("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs)
+        cores = self.num_cores_per_replica
+        if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
+            raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
+        every = self.experimental_host_call_every_n_steps
+        check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
+        kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
+        object.__setattr__(self, "per_host_input_for_training", kind)
+        self._check_partition_dims(kind)
+        evaluation = self.eval_training_input_configuration
+        if evaluation not in (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.SLICED):
+            raise ValueError(f"eval_training_input_configuration must be PER_HOST_V1 or SLICED; got {evaluation}.")
+        object.__setattr__(self, "eval_training_input_configuration", InputPipelineConfig(evaluation))
+
+    def _check_partition_dims(self, kind: InputPipelineConfig) -> None:
+        if self.input_partition_dims is None:
+            return
+        if len(self.input_partition_dims) not in (1, 2):
+            raise ValueError("input_partition_dims must be a list/tuple with one or two elements.")
+        if kind is not InputPipelineConfig.PER_HOST_V2:
+            raise ValueError("input_partition_dims is only supported in PER_HOST_V2 mode.")
+        if self.num_cores_per_replica is None:
+            raise ValueError("input_partition_dims requires setting num_cores_per_replica.")
+
+    @property
+    def loop_seconds(self) -> int | None:
+        """The time a loop should take, in seconds; None where `iterations_per_loop` counts steps."""
+        text = self.iterations_per_loop
+        return int(text[:-1]) * _SECONDS[text[-1]] if isinstance(text, str) and text[-1] in _SECONDS else None
+
+    @property
+    def loop_steps(self) -> int | None:
+        """The steps of a loop; None where `iterations_per_loop` is a time."""
+        return None if self.loop_seconds is not None else int(self.iterations_per_loop)
+
+
+def _pipeline(name: str, value: Any) -> InputPipelineConfig:
+    if isinstance(value, bool):
+        return InputPipelineConfig.PER_HOST_V1 if value else InputPipelineConfig.PER_SHARD_V1
+    try:
+        return InputPipelineConfig(value)
+    except ValueError:
+        raise ValueError(f"{name} must be True, False or an InputPipelineConfig; got {value!r}") from None
+
+
+def _valid_iterations(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+
+
+_UNSET: Any = object()
+_DEFAULT_SAVE_SECS = 600
+
+
+_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
+_GONE = {
+    **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config", "device_fn", "protocol"), _NO_SERVERS),
+    **dict.fromkeys(("session_creation_timeout_secs", "experimental_max_worker_delay_secs"), _NO_SERVERS),
+    **dict.fromkeys(
+        ("train_distribute", "eval_distribute", "experimental_distribute"),
+        "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
+    ),
+    "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
+}
+"""What to write for arguments of TensorFlow's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How `TPUEstimator` runs. TensorFlow's field names; steps are global steps, counted from 0.
+
+    With neither `save_checkpoints_steps` nor `save_checkpoints_secs` given, a checkpoint is written every 600
+    seconds; with both None, never.
+    """
+
+    tpu_config: TPUConfig | None = None
+    _: dataclasses.KW_ONLY
+    model_dir: str | None = None
+    """Where checkpoints and event files go; None: a temporary directory."""
+    tf_random_seed: int | None = None
+    """Seed of all randomness; None means 0."""
+    save_summary_steps: int | None = 100
+    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
+    rates included. host_call writes what it wants."""
+    save_checkpoints_steps: int | None = _UNSET
+    """Steps between two checkpoints, counted from the last one; they fall exactly there."""
+    save_checkpoints_secs: int | None = _UNSET
+    """Seconds between two checkpoints."""
+    keep_checkpoint_max: int | None = 5
+    """Checkpoints kept; None or 0: all."""
+    keep_checkpoint_every_n_hours: float = 10000
+    """One checkpoint of each such time is kept besides, for ever."""
+    log_step_count_steps: int | None = 100
+    """Steps between two log lines of the loss and of `global_step/sec` and `examples/sec`; None: none."""
+    fail_on_nan_loss: bool = True
+    """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
+    (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
+    progress_bar: bool | None = None
+    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
+    the terminal is a dumb one; False: never."""
+    _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
+    passes on every field, and this tells which of the two is meant."""
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if self.tpu_config is None:
+            put("tpu_config", TPUConfig())
+        elif not isinstance(self.tpu_config, TPUConfig):
+            raise TypeError(f"tpu_config must be a TPUConfig, given: {self.tpu_config!r}")
+        if self.model_dir is not None:
+            put("model_dir", os.fspath(self.model_dir))
+            if not self.model_dir:
+                raise ValueError("model_dir should be non-empty.")
+        steps, secs = self.save_checkpoints_steps, self.save_checkpoints_secs
+        if steps is _UNSET and secs is _UNSET:
+            secs = _DEFAULT_SAVE_SECS
+        steps, secs = (None if value is _UNSET else value for value in (steps, secs))
+        if steps is not None and secs is not None and self._saved_before is not None:
+            steps_before, secs_before = self._saved_before
+            if steps == steps_before and secs != secs_before:
+                steps = None
+            elif secs == secs_before and steps != steps_before:
+                secs = None
+        if steps is not None and secs is not None:
+            raise ValueError(
+                f"`save_checkpoints_steps` and `save_checkpoints_secs` cannot be both set. Got {steps!r} and {secs!r}; "
+                "leave one of them out."
+            )
+        put("save_checkpoints_steps", steps)
+        put("save_checkpoints_secs", secs)
+        put("_saved_before", (steps, secs))
+        if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
+            raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
+        seed = self.tf_random_seed
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+            raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
+        for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
+            check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
+        for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
+            check_number(name, getattr(self, name), above=0)
+
+    def replace(self, **kwargs: Any) -> "RunConfig":
+        """A checked copy with some fields changed. Setting one of save_checkpoints_steps and _secs clears the other."""
+        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith("_")]
+        for name in kwargs:
+            if name not in names:
+                raise ValueError(f"Replacing {name} is not supported. Allowed properties are {sorted(names)}.")
+        if "save_checkpoints_steps" in kwargs and "save_checkpoints_secs" not in kwargs:
+            kwargs["save_checkpoints_secs"] = None
+        if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
+            kwargs["save_checkpoints_steps"] = None
+        return dataclasses.replace(self, **kwargs)
+
+
+_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
+RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]

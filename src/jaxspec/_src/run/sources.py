@@ -1,0 +1,91 @@
+"""Which state a verb uses: the live one, that of a checkpoint, or a fresh one."""
+
+import logging
+import os
+from typing import NamedTuple
+
+from jaxspec._src.base.errors import DamagedCheckpointError
+from jaxspec._src.checkpoint import directory
+from jaxspec._src.device.live_state import Lease, StateOwner
+
+_logger = logging.getLogger("jaxspec")
+
+
+class Source(NamedTuple):
+    """Which state a verb uses: the leased live one, else that of a checkpoint, else a fresh one."""
+
+    live: Lease | None
+    path: str | None
+    """Of the checkpoint."""
+    step: int
+    """The updates behind the state."""
+
+    def close(self) -> None:
+        """Ends the lease of a live state."""
+        if self.live is not None:
+            self.live.close()
+
+
+class Sources:
+    """Chooses the state for the verbs of one estimator.
+
+    Args:
+      model_dir: an absolute path.
+      owner: of the live state.
+    """
+
+    def __init__(self, model_dir: str, owner: StateOwner) -> None:
+        self._model_dir, self._owner = model_dir, owner
+        self.expects_checkpoint = False
+        """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""
+
+    def of_checkpoint(self, path: str | os.PathLike[str]) -> Source:
+        """The state of the checkpoint at `path`; ValueError where there is none."""
+        return Source(None, os.path.abspath(os.fspath(path)), directory.checkpoint_step(os.fspath(path)))
+
+    def current(self, *, training: bool) -> Source:
+        """The live state, unless model_dir was cleared or holds a newer checkpoint; else the latest checkpoint.
+
+        Args:
+          training: whether a call of train is under way. Its state is used as it is then: the checkpoint of its step may
+            not be whole yet.
+        """
+        lease = self._owner.lease()
+        if lease is not None and training:
+            return Source(lease, None, lease.step)
+        if lease is None:
+            return self._stored(directory.latest_whole_checkpoint(self._model_dir))
+        cleared = self.expects_checkpoint and not directory.checkpoint_steps(self._model_dir)
+        newer = self._stored(self._newer_checkpoint(lease.step))
+        if cleared:
+            _logger.warning(
+                "model_dir %s was cleared: the state in memory, of step %d, is discarded, and fresh weights are used. To keep a "
+                "state, leave its checkpoints where they are.",
+                *(self._model_dir, lease.step),
+            )
+            self.expects_checkpoint = False
+        elif newer.path is not None:
+            _logger.warning(
+                "model_dir %s holds a checkpoint of step %d, newer than the state in memory (step %d): the state in memory is "
+                "discarded, and the checkpoint is used. Another program writes there; give each a model_dir of its own.",
+                *(self._model_dir, newer.step, lease.step),
+            )
+        else:
+            return Source(lease, None, lease.step)
+        self._owner.discard(lease)
+        lease.close()
+        return newer
+
+    def _stored(self, path: str | None) -> Source:
+        """The state of that checkpoint; None: a fresh one."""
+        return Source(None, path, directory.checkpoint_step(path) if path else 0)
+
+    def _newer_checkpoint(self, step: int) -> str | None:
+        """The latest whole checkpoint, if it is of a later step."""
+        if directory.load_global_step(self._model_dir) <= step:
+            return None  # without reading any
+        try:
+            path = directory.latest_whole_checkpoint(self._model_dir)
+        except DamagedCheckpointError:
+            return None
+        return path if path is not None and directory.checkpoint_step(path) > step else None

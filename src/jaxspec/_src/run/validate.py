@@ -1,0 +1,124 @@
+"""The rules for the arguments of TPUEstimator and its verbs."""
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from jaxspec._src.base.callables import argument_names, describe
+from jaxspec._src.base.hyperparameters import holds, with_values
+from jaxspec._src.base.paths import absolute_path
+from jaxspec._src.run.config import InputPipelineConfig, RunConfig
+
+_logger = logging.getLogger("jaxspec")
+
+INPUT_FN_ARGUMENTS = ("params", "mode", "config")
+
+
+LAST_STEP = 2**31 - 1
+"""The global step is an int32."""
+
+
+def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
+    """Raises unless at most one is given, and that is a positive integer."""
+    if steps is not None and max_steps is not None:
+        raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
+    for name, value in (("steps", steps), ("max_steps", max_steps)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{verb} {name} must be int, got {type(value)}: {value!r}")
+        if value <= 0:
+            raise ValueError(f"Must specify {name} > 0, given: {value}")
+        if value > LAST_STEP:
+            raise ValueError(
+                f"{verb} {name} must be at most {LAST_STEP}, the last number that a step may have, given: {value}."
+            )
+
+
+def check_last_step(step: int, stop: int | None) -> None:
+    """Raises if training from `step` to `stop` leads past the last number that a step may have."""
+    if stop is not None and stop > LAST_STEP:
+        raise ValueError(
+            f"training {stop - step} steps from step {step} leads past {LAST_STEP}, the last number that a step may have; make fewer "
+            "steps, or begin anew in another model_dir."
+        )
+
+
+def check_params(model_fn: Any, params: Any) -> None:
+    """Raises if `params` holds reserved keys or takes no further ones, or model_fn does not name `params`."""
+    if params is None:
+        return
+    reserved = [key for key in ("batch_size", "context") if holds(params, key)]
+    if reserved:
+        raise ValueError(
+            f"['batch_size', 'context'] are reserved keys but existed in params {params}. Rename {reserved}: the "
+            "estimator fills these in."
+        )
+    if type(params).__module__ != "builtins":  # as TensorFlow, which takes a list here, and refuses it when it is used
+        with_values(params, batch_size=1, use_tpu=True, context=None)  # for its checks
+    if callable(model_fn):
+        names, takes_any = argument_names(model_fn)
+        if params and not takes_any and "params" not in names:
+            raise ValueError(
+                f"model_fn ({describe(model_fn)}) does not include params argument, but params ({params}) is passed to "
+                "Estimator. Add the argument `params` to model_fn."
+            )
+
+
+def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
+    """The absolute path of the directory of the constructor or of the config, which must not disagree.
+
+    Without either it is a temporary directory.
+    """
+    if model_dir is not None:
+        model_dir = os.fspath(model_dir)
+        if not model_dir:
+            raise ValueError("model_dir should be non-empty.")
+        if config.model_dir is not None and absolute_path(config.model_dir) != absolute_path(model_dir):
+            raise ValueError(
+                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
+                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
+            )
+        return absolute_path(model_dir)
+    if config.model_dir is not None:
+        return absolute_path(config.model_dir)
+    made = tempfile.mkdtemp()
+    _logger.warning("Using temporary folder as model directory: %s", made)
+    return made
+
+
+def check_supported(config: RunConfig) -> None:
+    """Raises for what TPUConfig can say and the estimator cannot do."""
+    tpu = config.tpu_config
+    assert tpu is not None
+    per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
+    if tpu.num_cores_per_replica is not None and tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            "Model parallelism only supports per host input for training. Please adjust "
+            "TPUConfig.per_host_input_for_training."
+        )
+    if tpu.num_cores_per_replica is not None or tpu.input_partition_dims is not None:
+        raise ValueError(
+            "TPUConfig num_cores_per_replica and input_partition_dims (model parallelism) are not supported yet; leave "
+            "them None: each device holds the whole model."
+        )
+    if tpu.per_host_input_for_training not in per_host:
+        raise ValueError(
+            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in each "
+            "process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
+        )
+    if tpu.eval_training_input_configuration not in per_host:
+        raise ValueError(
+            "eval_training_input_configuration=SLICED is not supported: leave it out, batches are split anyway."
+        )
+
+
+def no_batch_message(input_fn: Any, verb: str) -> str:
+    """What to say of an input without a batch."""
+    return (
+        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
+        "that was used up before; input_fn must make a new one at each call."
+    )

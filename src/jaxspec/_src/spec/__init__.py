@@ -1,0 +1,1 @@
+"""What model_fn returns: plain records with pure functions."""

@@ -1,0 +1,108 @@
+"""The outputs of one step by fetch name."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.spec.spec import ModeKeys, TPUEstimatorSpec
+
+
+def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Any]:
+    """The leaves of a spec, as it leaves the device, that have a fetch name."""
+    return {name: leaf for _, tree in _named_trees(spec) for name, leaf in named_leaves(tree).items()}
+
+
+def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, Any]]:
+    """(the field, a tree whose paths are fetch names)."""
+    for field, pair in (("eval_metrics", spec.eval_metrics), ("host_call", spec.host_call)):
+        if pair is not None and isinstance(pair[1], dict):
+            # The names of summary.host_call are tags: one of these does not take the place of the spec's own.
+            tags = {"loss", "global_step"} if getattr(pair[0], "names_are_tags", False) else ()
+            yield field, {name: tensor for name, tensor in pair[1].items() if name not in tags}
+    yield "predictions", {"predictions": spec.predictions}
+    yield "loss", {"loss": spec.loss}
+
+
+def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
+    """Raises ValueError if a fetch name stands for two arrays: hooks would see one of them, without a word.
+
+    The same array may have a name twice, as `labels` in the dicts of eval_metrics and host_call.
+
+    Args:
+      spec: as model_fn returned it.
+      step: the global step that model_fn was given.
+    """
+    taken: dict[str, tuple[str, Any]] = {"global_step": ("the global step", step)}
+    for field, tree in _named_trees(spec):
+        unused = field == "eval_metrics" and spec.mode != ModeKeys.EVAL
+        # An array without keys does not leave the device but in PREDICT, where the other fields do not.
+        if unused or (field == "predictions" and not isinstance(spec.predictions, dict)):
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = path_name(path)
+            other, held = taken.setdefault(name, (field, leaf))
+            if held is leaf or (isinstance(held, bool | int | float) and held == leaf):
+                continue
+            same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
+            raise ValueError(
+                f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "
+                f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in {other if field == 'loss' else field}, and "
+                f"the argument of its function, or pass {same.get(name, 'the same array in both')}."
+            )
+
+
+def fetch_names(spec: TPUEstimatorSpec) -> list[str]:
+    """The fetch names of a spec as it leaves the device, and `global_step`."""
+    return sorted([*named_outputs(spec), "global_step"])
+
+
+class StepOutputs:
+    """One step's outputs, read when they are asked for, each once.
+
+    Args:
+      spec: whose leaves are read.
+      shard: the spec of one shard, with shapes for leaves: tells which are scalars.
+      read: makes a leaf of `spec` the host array of the whole batch; a scalar of each shard is `[shards]` there.
+    """
+
+    def __init__(self, spec: TPUEstimatorSpec, shard: TPUEstimatorSpec, read: Callable[[Any], np.ndarray]) -> None:
+        self._spec, self._shard, self._read = spec, shard, read
+        self._values: dict[str, np.ndarray] = {}
+
+    # Made when somebody asks: there are outputs at every dispatch, and mostly nobody does.
+
+    @functools.cached_property
+    def _leaves(self) -> dict[str, Any]:
+        return named_outputs(self._spec)
+
+    @functools.cached_property
+    def _scalars(self) -> set[str]:
+        return {name for name, leaf in named_outputs(self._shard).items() if leaf.shape == ()}
+
+    def names(self) -> list[str]:
+        """The fetch names."""
+        return sorted(self._leaves)
+
+    def fetch(self, name: str) -> np.ndarray:
+        """One of them, of the whole batch, on the host; a scalar of each shard as its average."""
+        if name not in self._values:
+            value = self._read(self._leaves[name])
+            self._values[name] = _average(value) if name in self._scalars else value
+        return self._values[name]
+
+    def gather(self) -> TPUEstimatorSpec:
+        """All of them: the host spec of the whole batch."""
+        spec: TPUEstimatorSpec = jax.tree.map(self._read, self._spec)
+        return spec
+
+
+def _average(values: np.ndarray) -> np.ndarray:
+    if np.issubdtype(values.dtype, np.inexact):
+        return np.asarray(values.mean(), values.dtype)
+    # Counts and flags are the same on all shards, as a rule, and stay what they are.
+    first = values.reshape(-1)[0]
+    return np.asarray(first if (values == first).all() else values.mean())

@@ -1,0 +1,116 @@
+"""The hook contract: five methods called around every loop of steps."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from jaxspec._src.base.callables import check_methods
+
+
+class SessionRunArgs(NamedTuple):
+    """What a hook's `before_run` asks for: a fetch name, or a list, tuple or dict of them (any nesting)."""
+
+    fetches: Any
+
+
+class SessionRunValues(NamedTuple):
+    """What `after_run` gets: `results` in the structure that `before_run` asked for, as NumPy arrays; None for nothing."""
+
+    results: Any
+
+
+class SessionRunContext:
+    """Given to `before_run` and `after_run`.
+
+    `session` is the `Session`. `first_step` and `last_step` are the global steps of the first and last update of this
+    loop, counted from 0, inclusive; if the input ends or a signal comes within the loop, `last_step` is corrected before
+    `after_run`. In evaluation and prediction, where one batch is one loop, both are the number of the batch, from 0.
+    """
+
+    def __init__(self, session: Any, first_step: int, last_step: int) -> None:
+        self.session = session
+        self.first_step = first_step
+        self.last_step = last_step
+        self._stop_requested = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether `request_stop` was called."""
+        return self._stop_requested
+
+    def request_stop(self) -> None:
+        """Ends the session after this loop, cleanly: `end` is called, a checkpoint is written."""
+        self._stop_requested = True
+
+
+class SessionRunHook:
+    """Base class of hooks. Every method does nothing; override what you need. All run on the host.
+
+    A StopIteration raised in `before_run` or `after_run` ends the session cleanly, as the end of the input does. Any
+    other exception ends it as an error: `end` is not called then, `abort` is.
+    """
+
+    after_host_calls: bool = True
+    """Whether `after_run` waits until host_call has run for all steps of the loop (where there is a host_call). False in
+    a hook that does not depend on it lets the devices go on."""
+
+    def begin(self) -> None:
+        """Called once, before the state exists."""
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Called once the state is made or restored, before the first loop. `coord` is None."""
+
+    def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
+        """Called before each loop of steps."""
+        return None
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        """Called after each loop of steps: when they are dispatched, or, if the hook asked for a value, done.
+
+        If the input ends before a loop's first batch, its `before_run` has no `after_run`.
+        """
+
+    def end(self, session: Any) -> None:
+        """Called when the session ends without an error."""
+
+    def abort(self) -> None:
+        """Called instead of `end` when the session ends otherwise: stop what was started. TensorFlow has no such call."""
+
+    def next_step(self, global_step: int) -> int | None:
+        """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""
+        return None
+
+    def wants_loop_end(self, global_step: int) -> bool:
+        """Whether the training loop under way must end at `global_step`, since something is due by the clock.
+
+        Asked between two dispatches of a loop, and while the input is waited for: some times a second.
+        """
+        return False
+
+
+_METHODS = {
+    "begin": (),
+    "after_create_session": ("session", "coord"),
+    "before_run": ("run_context",),
+    "after_run": ("run_context", "run_values"),
+    "end": ("session",),
+    "abort": (),
+    "next_step": ("global_step",),
+    "wants_loop_end": ("global_step",),
+}
+
+
+def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
+    """The hooks as a tuple; TypeError names the one that is no SessionRunHook instance, or has a wrong signature."""
+    if hooks is None:
+        return ()
+    if isinstance(hooks, SessionRunHook):
+        raise TypeError(f"{role} must be a list of SessionRunHook instances, given one: {hooks!r}; write [{role}].")
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"{role} must be a list of SessionRunHook instances, given: {hooks!r}.")
+    checked: tuple[SessionRunHook, ...] = tuple(hooks)
+    for hook in checked:
+        if not isinstance(hook, SessionRunHook):
+            kind = f", the class {hook.__name__} itself; write {hook.__name__}()" if isinstance(hook, type) else ""
+            raise TypeError(f"All hooks must be SessionRunHook instances, given in {role}: {hook!r}{kind}")
+        check_methods(hook, SessionRunHook, _METHODS)
+    return checked

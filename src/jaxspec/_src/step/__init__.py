@@ -1,0 +1,1 @@
+"""model_fn and init_fn made pure steps."""

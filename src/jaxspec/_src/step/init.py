@@ -1,0 +1,168 @@
+"""init_fn -> variables."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.callables import call_by_name, check_arguments, describe
+from jaxspec._src.step.axis import bind_shard_axis
+from jaxspec._src.step.diagnosis import note_traced_error
+
+INIT_FN_ARGUMENTS = ("rng", "features", "labels", "params")
+
+
+def as_init_fn(init_fn: Any) -> Callable[..., Any]:
+    """`init_fn` as a function of the keywords rng, features, labels, params that returns the variables.
+
+    Args:
+      init_fn: a function that names any of these, or a `flax.linen.Module`, which then means
+        `module.init({"params": k1, "dropout": k2}, features)`.
+    """
+    if _is_linen_module(init_fn):
+        return _module_init(init_fn)
+    _refuse_other_modules(init_fn)
+    check_arguments(init_fn, role="init_fn", allowed=INIT_FN_ARGUMENTS)
+
+    def init(**available: Any) -> dict[str, Any]:
+        return _check_variables(call_by_name(init_fn, available), describe(init_fn))
+
+    return init
+
+
+def _is_linen_module(value: Any) -> bool:
+    import flax.linen
+
+    return isinstance(value, flax.linen.Module)
+
+
+def _refuse_other_modules(init_fn: Any) -> None:
+    """An NNX module is callable, as a function of its inputs: what it would be asked for misleads."""
+    import flax.linen
+
+    flax_nnx = sys.modules.get("flax.nnx")  # who has a module of it has imported it
+    kind = init_fn if isinstance(init_fn, type) else type(init_fn)
+    if flax_nnx is not None and issubclass(kind, flax_nnx.Module):
+        raise TypeError(
+            f"init_fn must be a function or a Flax Linen Module, got the NNX module {kind.__name__}. Write "
+            f"net = flax.nnx.bridge.ToLinen({kind.__name__}, args=(...)), init_fn=net, and net.apply(variables, features) in model_fn."
+        )
+    if isinstance(init_fn, type) and issubclass(kind, flax.linen.Module):
+        raise TypeError(f"init_fn must be a Module, got its class. Write init_fn={kind.__name__}(...).")
+    if isinstance(init_fn, str | os.PathLike):
+        raise TypeError(
+            f"init_fn must be a function or a Flax Linen Module, got {init_fn!r}: the second argument of TPUEstimator makes the "
+            f"variables. For a directory write model_dir={init_fn!r}."
+        )
+
+
+def _module_init(module: Any) -> Callable[..., Any]:
+    def init(*, rng: Any, features: Any, labels: Any, params: Any) -> dict[str, Any]:
+        k1, k2 = jax.random.split(rng)
+        name = type(module).__name__
+        try:
+            variables = module.init({"params": k1, "dropout": k2}, features)
+        except Exception as error:
+            if not isinstance(features, jax.Array) or "__call__()" in str(error) or "needs PRNG" in str(error):
+                error.add_note(
+                    f"jaxspec: init_fn={name}(...) is initialised as module.init({{'params': key, 'dropout': key}}, features), features "
+                    f"being {_describe(features)}. Where it takes other arguments, or other keys, write an init_fn that passes them, "
+                    f'for example: init_fn=lambda rng, features: {name}(...).init(rng, features["a"], features["b"])'
+                )
+            raise
+        return _check_variables(variables, name)
+
+    return init
+
+
+def _check_variables(variables: Any, source: str) -> dict[str, Any]:
+    from flax.core import unfreeze
+
+    if isinstance(variables, Mapping):
+        variables = unfreeze(dict(variables))
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        got = f"a dict with the keys {sorted(variables)}" if isinstance(variables, Mapping) else repr(type(variables))
+        raise ValueError(
+            f"init_fn ({source}) must return a dict of collections with 'params' among them, got {got}. "
+            'Write return {"params": ...}: what is in "params" is trained, other collections are not.'
+        )
+    return dict(_unpartitioned(variables))
+
+
+def _unpartitioned(variables: Any) -> Any:
+    """The variables without `flax.linen.with_partitioning`'s boxes.
+
+    Every device holds all of them. Flax would ask for the axes that the boxes name wherever a mesh is there.
+    """
+    from flax.linen import Partitioned
+
+    def is_box(x: Any) -> bool:
+        return isinstance(x, Partitioned)
+
+    return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, variables, is_leaf=is_box)
+
+
+def init_on_one_shard(init_fn: Any, params_for: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A pure function `(rng, features, labels) -> variables` of one per-shard batch, with `SHARD_AXIS` bound.
+
+    Args:
+      init_fn: what `as_init_fn` takes.
+      params_for: makes the `params` of init_fn from the features.
+    """
+    make = as_init_fn(init_fn)
+
+    def init(rng: Any, features: Any, labels: Any) -> Any:
+        params = params_for(features)
+        try:
+            return strong_arrays(make(rng=rng, features=features, labels=labels, params=params))
+        except Exception as error:
+            note_traced_error(error)
+            error.add_note(
+                f"raised by init_fn, which saw features: {_describe(features)}; labels: {_describe(labels)}."
+            )
+            raise
+
+    return bind_shard_axis(init)
+
+
+@contextlib.contextmanager
+def noting_verb(verb: str) -> Iterator[None]:
+    """Adds to an error of init_fn whose batch it saw."""
+    try:
+        yield
+    except Exception as error:
+        if any(note.startswith("raised by init_fn") for note in getattr(error, "__notes__", ())):
+            no_labels = ", and predict gives no labels" if verb == "predict" else ""
+            error.add_note(
+                f"jaxspec: that was a batch of {verb}: init_fn runs with the first batch of whichever verb comes first{no_labels}."
+            )
+        raise
+
+
+def _describe(tree: Any) -> str:
+    """The arrays of a tree: `float32[8,4]`, or `a dict of x: float32[8,4], y: int32[8]`."""
+    leaves = named_leaves(tree)
+    if list(leaves) == [""]:
+        return describe_array(leaves[""])
+    shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
+    return f"a {type(tree).__name__} of {shown}" if leaves else repr(tree)
+
+
+def strong_arrays(tree: Any) -> Any:
+    """The leaves as JAX arrays of a fixed dtype; a Python number would change type in the first update."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        try:
+            array = jnp.asarray(leaf)
+        except TypeError:
+            raise TypeError(
+                f"variables{jax.tree_util.keystr(path)} is no array: {describe_array(leaf)}. Variables hold arrays only."
+            ) from None
+        return jax.lax.convert_element_type(array, array.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, tree)

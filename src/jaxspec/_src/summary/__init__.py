@@ -1,0 +1,1 @@
+"""Event files, and what host functions write to them."""
