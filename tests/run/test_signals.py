@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import signal_runs
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
@@ -190,6 +191,7 @@ def test_sigterm_ends_the_process_although_an_error_follows(tmp_path):
     program = """
 import os, signal, sys
 import jaxspec as js
+import signal_runs
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 class Fails(js.hooks.SessionRunHook):
     def after_run(self, run_context, run_values):
@@ -229,7 +231,7 @@ SCENARIOS = [
 
 
 def test_any_number_of_signals_leaves_whole_checkpoints_and_ends_in_time(tmp_path):
-    program = os.path.join(os.path.dirname(__file__), "signal_runs.py")
+    program = signal_runs.__file__
     done = subprocess.run(
         [sys.executable, program, str(tmp_path)],
         input=json.dumps(SCENARIOS),

@@ -1,6 +1,5 @@
 """A long loop keeps nothing waiting: dispatches are short, and what is due by the clock ends the loop."""
 
-import sys
 import threading
 import time
 
@@ -149,6 +148,7 @@ def test_the_pace_starts_with_one_step_and_follows_the_least_upper_bound_that_is
 def dispatches(monkeypatch):
     """The numbers of steps that were dispatched at once."""
     from jaxspec._src.device.replicate import Loop as loop
+
     seen, call = [], loop.__call__
 
     def spy(self, state, batches, start, stop):
