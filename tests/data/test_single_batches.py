@@ -10,7 +10,7 @@ from tiny_models import Net as TinyNet
 from tiny_models import assert_trees_equal, data, net_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.device.replicate import Loop
+from jaxspec._src.device.program import Program
 
 X, Y = data(rows=96)
 
@@ -23,13 +23,13 @@ class OneByOne(js.hooks.SessionRunHook):
 @pytest.fixture
 def carried(monkeypatch):
     """Counts the dispatches by (batches that the stack holds, batches that are used)."""
-    counts, call = collections.Counter(), Loop.__call__
+    counts, call = collections.Counter(), Program.__call__
 
     def counted(self, state, batches, start, stop):
         counts[jax.tree.leaves(batches)[0].shape[0], stop - start] += 1
         return call(self, state, batches, start, stop)
 
-    monkeypatch.setattr(Loop, "__call__", counted)
+    monkeypatch.setattr(Program, "__call__", counted)
     return counts
 
 

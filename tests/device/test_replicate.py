@@ -26,9 +26,12 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.device.replicate import Loop, broadcast, choose_devices, describe_devices, map_over_devices
+from jaxspec._src.device.devices import choose_devices, describe_devices
+from jaxspec._src.device.mapping import broadcast, map_over_devices
+from jaxspec._src.device.program import Program
+from jaxspec._src.step.inference_step import eval_step
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.steps import eval_step, train_step
+from jaxspec._src.step.train_step import train_step
 
 X, Y = data(rows=16)
 KEY = jax.random.key(0)
@@ -165,7 +168,7 @@ def test_weighted_loss_through_global_mean_does_not_depend_on_shards(shards):
 
 
 def stacked(steps, shards, copies=1):
-    """`steps` different batches as a Loop takes them."""
+    """`steps` different batches as a Program takes them."""
     x, y = data(rows=16 * steps, seed=3)
     return tuple(a.reshape(steps, shards, 16 // shards, *a.shape[1:]) for a in (x, y))
 
@@ -176,7 +179,7 @@ def test_loops_of_any_length_and_capacity_are_bitwise_equal(shards):
     batches = stacked(12, shards)
     results = []
     for capacity, lengths in ((12, [12]), (12, [1, 4, 7]), (4, [4, 4, 4]), (1, [1] * 12)):
-        loop = Loop(train_step(Model(net_model_fn, {})), devices, trains=True)
+        loop = Program(train_step(Model(net_model_fn, {})), devices, trains=True)
         state, at, losses = broadcast(fresh(), devices), 0, []
         for length in lengths:
             first = at // capacity * capacity
@@ -197,7 +200,7 @@ def test_a_loop_traces_model_fn_once_and_compiles_once():
         traces.append(mode)
         return linear_model_fn(variables, features, labels, mode)
 
-    loop = Loop(train_step(Model(model_fn, {})), jax.devices(), trains=True)
+    loop = Program(train_step(Model(model_fn, {})), jax.devices(), trains=True)
     state = broadcast(fresh(linear_model_fn, linear_init), jax.devices())
     batches = stacked(5, 4)
     with jax.log_compiles(False):
@@ -209,11 +212,11 @@ def test_a_loop_traces_model_fn_once_and_compiles_once():
 
 def test_the_state_of_a_training_loop_is_donated_and_that_of_others_is_not():
     state = broadcast(fresh(), jax.devices())
-    Loop(eval_step(Model(net_model_fn, {})), jax.devices(), trains=False)(
+    Program(eval_step(Model(net_model_fn, {})), jax.devices(), trains=False)(
         state, (*stacked(1, 4), np.zeros((1, 4, 2), np.int32)), 0, 1
     )
     assert not state.variables["params"]["Dense_0"]["kernel"].is_deleted()
-    Loop(train_step(Model(net_model_fn, {})), jax.devices(), trains=True)(state, stacked(1, 4), 0, 1)
+    Program(train_step(Model(net_model_fn, {})), jax.devices(), trains=True)(state, stacked(1, 4), 0, 1)
     assert state.variables["params"]["Dense_0"]["kernel"].is_deleted()
 
 

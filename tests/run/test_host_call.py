@@ -11,7 +11,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec._src.checkpoint.directory import checkpoint_steps
-from jaxspec._src.device.replicate import MAX_IN_FLIGHT
+from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.run.host_queue import MAX_WAITING, HostQueue
 
 

@@ -147,7 +147,7 @@ def test_the_pace_starts_with_one_step_and_follows_the_least_upper_bound_that_is
 @pytest.fixture
 def dispatches(monkeypatch):
     """The numbers of steps that were dispatched at once."""
-    from jaxspec._src.device.replicate import Loop as loop
+    from jaxspec._src.device.program import Program as loop
 
     seen, call = [], loop.__call__
 

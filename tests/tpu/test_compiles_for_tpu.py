@@ -17,9 +17,11 @@ import pytest
 from jax.experimental import topologies
 
 import jaxspec as js
-from jaxspec._src.device.replicate import Loop
+from jaxspec._src.device.program import Program
+from jaxspec._src.step.inference_step import eval_step, predict_step
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.steps import eval_step, predict_step, shapes, train_step
+from jaxspec._src.step.tracing import shapes
+from jaxspec._src.step.train_step import train_step
 
 ROWS = 16
 CAPACITY = 4
@@ -54,7 +56,7 @@ def compiled(loop, state, batches):
 
 @pytest.fixture(scope="module")
 def training(devices, state):
-    return compiled(Loop(train_step(MODEL), devices, trains=True), state, batches(len(devices), place=False))
+    return compiled(Program(train_step(MODEL), devices, trains=True), state, batches(len(devices), place=False))
 
 
 def replica_groups(hlo, op):
@@ -115,7 +117,7 @@ def test_the_number_of_steps_is_no_part_of_the_program(training):
 
 
 def test_evaluation_compiles(devices, state):
-    loop = Loop(eval_step(MODEL), devices, trains=False)
+    loop = Program(eval_step(MODEL), devices, trains=False)
     program = compiled(loop, state, batches(len(devices), place=True))
     groups = replica_groups(program.as_text(), "all-reduce")  # of the loss
     assert groups
@@ -125,6 +127,6 @@ def test_evaluation_compiles(devices, state):
 
 
 def test_prediction_compiles_and_asks_no_other_replica(devices, state):
-    loop = Loop(predict_step(MODEL), devices, trains=False)
+    loop = Program(predict_step(MODEL), devices, trains=False)
     program = compiled(loop, state, batches(len(devices), place=True))
     assert not re.findall(r" (?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())

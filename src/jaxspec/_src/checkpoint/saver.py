@@ -15,7 +15,7 @@ from jaxspec._src.checkpoint.leftovers import remove, remove_leftovers, removed_
 from jaxspec._src.checkpoint.manifest import KEPT
 from jaxspec._src.checkpoint.store import check_names
 from jaxspec._src.checkpoint.writing import Writing
-from jaxspec._src.step.steps import TrainState
+from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
 

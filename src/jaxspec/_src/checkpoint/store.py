@@ -15,7 +15,7 @@ from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
 from jaxspec._src.checkpoint import backend, manifest
 from jaxspec._src.checkpoint.directory import checkpoint_step
 from jaxspec._src.checkpoint.names import decoded, encoded_path, is_plain, nested
-from jaxspec._src.step.steps import TrainState
+from jaxspec._src.step.state import TrainState
 
 FORMAT = 2
 

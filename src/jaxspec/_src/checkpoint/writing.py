@@ -7,7 +7,7 @@ import threading
 
 from jaxspec._src.checkpoint import manifest, store
 from jaxspec._src.checkpoint.leftovers import remove, removed_path, workplace
-from jaxspec._src.step.steps import TrainState
+from jaxspec._src.step.state import TrainState
 
 
 class Writing:

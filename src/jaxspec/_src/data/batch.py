@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
-from jaxspec._src.spec.spec import ModeKeys
+from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from jaxspec._src.spec.spec import ModeKeys
+from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
 _LONG_SECS = 60

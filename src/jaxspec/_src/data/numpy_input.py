@@ -9,7 +9,7 @@ import numpy as np
 from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.hyperparameters import value_of
 from jaxspec._src.data.position import arrays_fingerprint
-from jaxspec._src.spec.spec import ModeKeys
+from jaxspec._src.spec.mode import ModeKeys
 
 
 def numpy_input_fn(

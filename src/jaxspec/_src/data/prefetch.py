@@ -19,7 +19,7 @@ from jaxspec._src.data.callers_context import in_callers_context
 from jaxspec._src.data.input_report import InputReport
 from jaxspec._src.data.input_source import InputMemory, InputSource
 from jaxspec._src.data.stacks import Slice, Stack
-from jaxspec._src.spec.spec import ModeKeys
+from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
 _PREFETCHED_STACKS = 2

@@ -20,14 +20,15 @@ from jaxspec._src.checkpoint import directory, store
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_source import InputMemory
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.host_specs import on_host
+from jaxspec._src.device.devices import choose_devices, describe_devices
+from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.live_state import StateOwner
-from jaxspec._src.device.replicate import choose_devices, describe_devices, first_shard
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig, TPUConfig
 from jaxspec._src.run.evaluation_results import write_results
 from jaxspec._src.run.hook_calls import HookCalls
+from jaxspec._src.run.host_calls import on_host
 from jaxspec._src.run.inference import InferenceRun, run_batches
 from jaxspec._src.run.loop_length import LoopClock
 from jaxspec._src.run.programs import Programs
@@ -47,10 +48,10 @@ from jaxspec._src.run.validate import (
     no_batch_message,
 )
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
-from jaxspec._src.spec.spec import ModeKeys
+from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS, Model
-from jaxspec._src.step.steps import TrainState
+from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")

@@ -14,17 +14,19 @@ from jaxspec._src.checkpoint.store import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.host_specs import joined, steps_of
-from jaxspec._src.device.replicate import MAX_IN_FLIGHT, Loop, first_shard, on_first
+from jaxspec._src.device.gather import first_shard, joined, steps_of
+from jaxspec._src.device.mapping import on_first
+from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.progress import ProgressBar
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
-from jaxspec._src.spec.fetch_names import StepOutputs, fetch_names
+from jaxspec._src.run.step_outputs import StepOutputs
+from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext
-from jaxspec._src.spec.spec import TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
@@ -73,7 +75,7 @@ class TailLoop:
 
     def __init__(self, step: Callable[..., TPUEstimatorSpec], devices: Sequence[jax.Device], rows_per_shard: int):
         self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
-        self._loops: dict[int, Loop] = {}
+        self._loops: dict[int, Program] = {}
 
     def on(self, state: Any) -> Callable[[Batch, int], Callable[[], HostBatch]]:
         """A function that dispatches a batch, given its number, on `state`; its result fetches what came of it."""
@@ -88,7 +90,7 @@ class TailLoop:
                     continue
                 size = (stop - start) // shards
                 if shards not in self._loops:
-                    self._loops[shards] = Loop(self._step, self._devices[:shards], trains=False, rolled=False)
+                    self._loops[shards] = Program(self._step, self._devices[:shards], trains=False, rolled=False)
                 if shards not in states:
                     states[shards] = on_first(state, self._devices[:shards])
                 data = jax.tree.map(functools.partial(_one_stack, slice(start, stop), (1, shards, size)), batch.data)
@@ -115,7 +117,7 @@ def _one_stack(rows: slice, lead: tuple[int, ...], x: np.ndarray) -> np.ndarray:
 
 
 def run_batches(
-    state: Any, infeed: Infeed, full: Loop, tail: TailLoop, capacity: int
+    state: Any, infeed: Infeed, full: Program, tail: TailLoop, capacity: int
 ) -> Generator[HostBatch, None, None]:
     """Yields what came of every batch, in order. A few dispatches run ahead.
 

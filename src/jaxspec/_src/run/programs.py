@@ -12,25 +12,20 @@ import numpy as np
 
 from jaxspec._src.checkpoint import store
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.replicate import Loop, broadcast, broadcast_sharding, first_shard, rolls_well
+from jaxspec._src.device.gather import first_shard
+from jaxspec._src.device.mapping import broadcast, broadcast_sharding
+from jaxspec._src.device.program import Program, rolls_well
 from jaxspec._src.run.inference import TailLoop
 from jaxspec._src.run.sources import Source
-from jaxspec._src.spec.spec import ModeKeys, TPUEstimatorSpec, replaced
+from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.inference_step import eval_step, predict_step
 from jaxspec._src.step.init import init_on_one_shard, noting_verb
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.steps import (
-    TrainState,
-    eval_step,
-    finish_train_state,
-    predict_step,
-    scaffold_variables,
-    shapes,
-    split_rng,
-    trace_spec,
-    trace_train_op,
-    train_step,
-)
+from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_variables, split_rng
+from jaxspec._src.step.tracing import shapes, trace_spec, trace_train_op
+from jaxspec._src.step.train_step import train_step
 
 _logger = logging.getLogger("jaxspec")
 
@@ -41,16 +36,16 @@ _OUTPUT_BYTES = 64 << 20
 _MOST_BATCHES_A_STACK = 100
 
 
-class Program(NamedTuple):
+class Compiled(NamedTuple):
     """What is compiled for one mode and one kind of batch."""
 
-    full: Loop
+    full: Program
     tail: TailLoop | None
     capacity: int
     spec: TPUEstimatorSpec
     """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
 
-    def with_hooks_of(self, spec: TPUEstimatorSpec) -> "Program":
+    def with_hooks_of(self, spec: TPUEstimatorSpec) -> "Compiled":
         """The program with the hooks that another trace of model_fn has made."""
         names = ("training_hooks", "evaluation_hooks", "prediction_hooks")
         return self._replace(spec=replaced(self.spec, **{name: getattr(spec, name) for name in names}))
@@ -72,13 +67,13 @@ class Programs:
     ) -> None:
         self._model, self._init_fn, self._devices = model, init_fn, tuple(devices)
         self._seed, self._loop_steps = seed, loop_steps
-        self._made: dict[Any, Program] = {}
+        self._made: dict[Any, Compiled] = {}
         self._last_read: tuple[Any, TrainState] | None = None
         self._opt_state: Any = None
         """Shapes and dtypes of the optimizer state, once they are known."""
 
     @jax.transfer_guard("allow")  # a caller's guard is about his own code: what a program needs is meant to be sent
-    def training(self, infeed: Infeed, source: Source) -> tuple[Program, Callable[[], TrainState]]:
+    def training(self, infeed: Infeed, source: Source) -> tuple[Compiled, Callable[[], TrainState]]:
         """(the program for the batches of `infeed`, a function that gives the state to train).
 
         The hooks of the program's spec are new ones at each call: model_fn is traced again where it makes any.
@@ -102,9 +97,9 @@ class Programs:
             self._opt_state = trace.opt_state
             if program is None:
                 rolled = rolls_well(trace.jaxpr, self._devices)
-                loop = Loop(train_step(self._model), self._devices, trains=True, rolled=rolled)
+                loop = Program(train_step(self._model), self._devices, trains=True, rolled=rolled)
                 capacity = _capacity(infeed, trace.spec, self._loop_steps) if rolled else 1
-                program = self._made[key] = Program(loop, None, capacity, trace.spec)
+                program = self._made[key] = Compiled(loop, None, capacity, trace.spec)
             program = program.with_hooks_of(trace.spec)
 
         @jax.transfer_guard("allow")
@@ -123,7 +118,7 @@ class Programs:
         return program, state
 
     @jax.transfer_guard("allow")
-    def inference(self, mode: str, infeed: Infeed, source: Source) -> tuple[Program, TrainState]:
+    def inference(self, mode: str, infeed: Infeed, source: Source) -> tuple[Compiled, TrainState]:
         """(the program for the batches of `infeed`, the state of `source`).
 
         The state has its optimizer state only if model_fn names `opt_state`, and none where nothing was trained. Hooks as in `training`.
@@ -147,10 +142,10 @@ class Programs:
             if program is None:
                 spec, jaxpr = trace_spec(step, state, features, labels)
                 rolled = rolls_well(jaxpr, self._devices)
-                full = Loop(step, self._devices, trains=False, rolled=rolled)
+                full = Program(step, self._devices, trains=False, rolled=rolled)
                 capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
                 tail = TailLoop(step, self._devices, infeed.rows_per_shard)
-                program = self._made[key] = Program(full, tail, capacity, spec)
+                program = self._made[key] = Compiled(full, tail, capacity, spec)
             elif program.spec.evaluation_hooks or program.spec.prediction_hooks:
                 program = program.with_hooks_of(trace_spec(step, state, features, labels)[0])
             if fresh:

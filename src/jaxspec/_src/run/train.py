@@ -18,20 +18,22 @@ from jaxspec._src.checkpoint.store import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.host_specs import on_host, run_host_call, steps_of
+from jaxspec._src.device.gather import concatenate_shards, first_shard, steps_of
 from jaxspec._src.device.live_state import StateOwner
-from jaxspec._src.device.replicate import MAX_IN_FLIGHT, Loop, concatenate_shards, first_shard
+from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
+from jaxspec._src.run.host_calls import on_host, run_host_call
 from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
 from jaxspec._src.run.loop_length import LoopClock, loop_length
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.reports import TrainingReport
 from jaxspec._src.run.signals import Interrupted, StopRequest
-from jaxspec._src.spec.fetch_names import StepOutputs, fetch_names
+from jaxspec._src.run.step_outputs import StepOutputs
+from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext
-from jaxspec._src.spec.spec import TPUEstimatorSpec, replaced
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.summary.context import run_position
 from jaxspec._src.summary.writer import SummaryWriter
 
@@ -77,7 +79,7 @@ class TrainingRun:
         self,
         *,
         owner: StateOwner,
-        loop: Loop,
+        loop: Program,
         shard: TPUEstimatorSpec,
         infeed: Infeed,
         hooks: HookCalls,
@@ -401,7 +403,7 @@ class TrainingRun:
 
 
 def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
-    """One step of a leaf of a `Loop` output, of all shards, on the host."""
+    """One step of a leaf of a `Program` output, of all shards, on the host."""
     one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
     return one
 

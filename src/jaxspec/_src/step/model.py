@@ -12,7 +12,8 @@ from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
-from jaxspec._src.spec.spec import ModeKeys, TPUEstimatorSpec
+from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.axis import SHARD_AXIS, shard_axis_is_bound
 from jaxspec._src.step.diagnosis import note_model_fn_error
 from jaxspec._src.step.recompilation import RecompilationWatch

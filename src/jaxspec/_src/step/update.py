@@ -11,7 +11,7 @@ import optax
 
 from jaxspec._src.base.arrays import describe_array
 from jaxspec._src.base.callables import argument_names
-from jaxspec._src.spec.spec import TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import TrainOp, as_train_ops
 from jaxspec._src.step.axis import (
     agreed,

@@ -1,0 +1,85 @@
+"""A function mapped over devices, and a state broadcast to them. The only file that says shard_map."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec._src.base.arrays import is_key
+from jaxspec._src.step.axis import SHARD_AXIS
+
+
+def map_over_devices(
+    fn: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    *,
+    in_axes: Sequence[int | None],
+    out_axes: Sequence[int | None],
+    donate_argnums: Any = (),
+) -> Callable[..., Any]:
+    """`fn` compiled for all `devices`, with `SHARD_AXIS` bound: `jax.pmap`, whose cache would keep every program for ever.
+
+    Args:
+      fn: returns a tuple.
+      in_axes: for each argument the axis that is mapped over, of every leaf; None means broadcast.
+      out_axes: likewise for each entry of the tuple; None means the same on all devices.
+      donate_argnums: as in `jax.jit`.
+    """
+    mesh = _mesh(devices)
+
+    def one_shard(*args: Any) -> tuple[Any, ...]:
+        out = fn(*map(_without_axis, args, in_axes))
+        return tuple(map(_with_axis, out, out_axes))
+
+    in_specs, out_specs = tuple(map(_partition, in_axes)), tuple(map(_partition, out_axes))
+    # A step says itself what is the same on all devices, as under pmap.
+    mapped = jax.shard_map(one_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    in_shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in in_specs)
+    program: Callable[..., Any] = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
+    return program
+
+
+def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
+    return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
+
+
+def _without_axis(tree: Any, axis: int | None) -> Any:
+    return tree if axis is None else jax.tree.map(lambda x: jax.lax.squeeze(x, [axis]), tree)
+
+
+def _with_axis(tree: Any, axis: int | None) -> Any:
+    return tree if axis is None else jax.tree.map(lambda x: jax.lax.expand_dims(x, [axis]), tree)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
+
+
+def broadcast(state: Any, devices: Sequence[jax.Device]) -> Any:
+    """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
+    # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
+    return jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
+
+
+def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
+    """The layout of a state that is the same on all `devices`."""
+    return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
+
+
+def on_first(state: Any, devices: Sequence[jax.Device]) -> Any:
+    """The copies of a broadcast state that `devices`, the first of its own, hold; nothing is copied.
+
+    A mapping over `devices` would take the state as it is, but look for the copies at each call.
+    """
+    sharding = broadcast_sharding(devices)
+
+    def one(x: Any) -> Any:
+        if is_key(x):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        copies = {shard.device: shard.data for shard in x.addressable_shards}
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [copies[device] for device in devices])
+
+    return jax.tree.map(one, state)

@@ -1,0 +1,9 @@
+"""The modes of model_fn."""
+
+
+class ModeKeys:
+    """The modes of model_fn."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    PREDICT = "infer"
