@@ -17,11 +17,11 @@ from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.gather import first_shard, joined, steps_of
 from jaxspec._src.device.mapping import on_first
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
-from jaxspec._src.hooks.session import Session
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.progress import ProgressBar
+from jaxspec._src.run.session import RunSession
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
@@ -199,7 +199,7 @@ class InferenceRun:
         self._batches, self._hooks, self._shard, self._limit, self._bar = batches, hooks, shard, limit, bar
         self._last: StepOutputs | None = None
         self._number, self._stop = 0, False
-        self._session = Session(
+        self._session = RunSession(
             global_step=lambda: step,
             state=lend,
             arrays=lambda: {name: first_shard(array) for name, array in state_arrays(state).items()},

@@ -21,7 +21,6 @@ from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.gather import concatenate_shards, first_shard, steps_of
 from jaxspec._src.device.live_state import StateOwner
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
-from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.host_calls import on_host, run_host_call
 from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
@@ -29,6 +28,7 @@ from jaxspec._src.run.loop_length import LoopClock, loop_length
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.reports import TrainingReport
+from jaxspec._src.run.session import RunTrainingSession
 from jaxspec._src.run.signals import Interrupted, StopRequest
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
@@ -111,7 +111,7 @@ class TrainingRun:
         self._pace = Pace()
         self._gave_up = False
         self.loss: float | None = None
-        self._session = TrainingSession(
+        self._session = RunTrainingSession(
             self._save,
             self._finish_save,
             self._finish_steps,
