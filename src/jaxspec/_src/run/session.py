@@ -1,12 +1,13 @@
 """The session of a run: what hooks and listeners see of it."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, overload
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.hooks.session import Fetches
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
@@ -93,16 +94,20 @@ class RunningSession:
         outputs = self._view.outputs
         return None if outputs is None else outputs.gather()
 
-    def run(self, fetches: PyTree) -> PyTree:
+    @overload
+    def run(self, fetches: str) -> np.ndarray: ...
+    @overload
+    def run(self, fetches: Fetches) -> PyTree: ...
+    def run(self, fetches: Fetches) -> PyTree:
         self.check_fetches(fetches)
         return jax.tree.map(self._value, fetches)
 
-    def has(self, fetches: PyTree) -> bool:
+    def has(self, fetches: Fetches) -> bool:
         return self._view.outputs is not None or all(
             name == "global_step" or name not in self._view.fetch_names for name in jax.tree.leaves(fetches)
         )
 
-    def check_fetches(self, fetches: PyTree) -> None:
+    def check_fetches(self, fetches: Fetches) -> None:
         names = self._view.fetch_names
         for name in jax.tree.leaves(fetches):
             if not isinstance(name, str):
