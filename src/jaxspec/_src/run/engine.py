@@ -31,7 +31,7 @@ from jaxspec._src.step.model import Model
 
 _logger = logging.getLogger("jaxspec")
 
-_VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
+VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
 _BATCH_SIZE_NAMES = {
     ModeKeys.TRAIN: "train_batch_size",
     ModeKeys.EVAL: "eval_batch_size",
@@ -150,7 +150,7 @@ class Engine:
             return size
         if size is None:
             raise ValueError(
-                f"`{name}` cannot be `None` if .{_VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, the rows "
+                f"`{name}` cannot be `None` if .{VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, the rows "
                 "of a batch over all shards."
             )
         if size % len(self.devices):
@@ -200,7 +200,7 @@ class Engine:
         if outer is not None:
             outer.pause()
         bar = self._bar = open_progress(
-            _VERBS[mode],
+            VERBS[mode],
             start=start,
             total=total,
             rows_per_step=self._batch_sizes[mode],

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from jaxspec._src.device.gather import concatenate_shards, steps_of
-from jaxspec._src.device.live_state import StateOwner
 from jaxspec._src.device.program import MAX_IN_FLIGHT
+from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
@@ -51,38 +51,34 @@ class InFlight:
     """Looks at the outputs of each dispatch in order: checks its losses, runs its host calls, reports it.
 
     Args:
-      owner: of the live state, which is discarded where a loss or a device shows that it is no good.
+      engine: of the estimator. Its live state is discarded where a loss or a device shows that it is no good.
       shard: the spec of one shard as it leaves the device, with shapes for leaves.
-      host_call_every: host_call runs at the global steps that this divides; 0: never.
-      run_ahead: False looks at each dispatch, and runs its host calls, before the next one.
       report: logs, writes summaries, moves the progress bar.
       writer: the run's own summary writer.
       interrupt: set by a signal.
-      fail_on_nan_loss: whether a NaN loss ends the run.
       first_step: the global step at which the run begins.
     """
 
     def __init__(
         self,
-        *,
-        owner: StateOwner,
+        engine: Engine,
         shard: TPUEstimatorSpec,
-        host_call_every: int,
-        run_ahead: bool,
         report: TrainingReport,
         writer: SummaryWriter,
         interrupt: StopRequest,
-        fail_on_nan_loss: bool,
         first_step: int,
     ) -> None:
-        self._owner, self._shard, self._report, self._writer = owner, shard, report, writer
+        self._owner, self._shard, self._report, self._writer = engine.owner, shard, report, writer
         self._interrupt, self._first_step = interrupt, first_step
-        self._host_call_every = host_call_every if shard.host_call is not None else 0
+        # 0: host_call never runs.
+        every = engine.tpu_config.experimental_host_call_every_n_steps
+        self._host_call_every = every if shard.host_call is not None else 0
+        run_ahead = engine.use_tpu  # else each dispatch is looked at, and its host calls run, before the next one
         self._most = MAX_IN_FLIGHT - 1 if run_ahead else 0
         self._host = HostQueue(threaded=run_ahead, give_up=self._gives_up_host_calls)
         self._dispatches: collections.deque[Dispatch] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
-        self._losses = LossCheck(fail=fail_on_nan_loss)
+        self._losses = LossCheck(fail=engine.config.fail_on_nan_loss)
         self._seen_step = first_step
         self._in_step_seen = self._gave_up = False
         self.pace = Pace()

@@ -4,7 +4,7 @@ import collections
 import functools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
 
@@ -68,9 +69,9 @@ class TailLoop:
         self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
         self._loops: dict[int, Program] = {}
 
-    def on(self, state: Any) -> Callable[[Batch, int], Callable[[], HostBatch]]:
+    def on(self, state: TrainState) -> Callable[[Batch, int], Callable[[], HostBatch]]:
         """A function that dispatches a batch, given its number, on `state`; its result fetches what came of it."""
-        states: dict[int, Any] = {}
+        states: dict[int, TrainState] = {}
 
         def dispatch(batch: Batch, number: int) -> Callable[[], HostBatch]:
             full = batch.rows // self._rows_per_shard if len(self._devices) > 1 else 0
@@ -108,7 +109,7 @@ def _one_stack(rows: slice, lead: tuple[int, ...], x: np.ndarray) -> np.ndarray:
 
 
 def run_batches(
-    state: Any, infeed: Infeed, full: Program, tail: TailLoop, capacity: int
+    state: TrainState, infeed: Infeed, full: Program, tail: TailLoop, capacity: int
 ) -> Generator[HostBatch, None, None]:
     """Yields what came of every batch, in order. A few dispatches run ahead.
 

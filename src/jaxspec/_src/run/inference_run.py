@@ -9,7 +9,7 @@ from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.store import state_arrays
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
-from jaxspec._src.run.engine import Engine
+from jaxspec._src.run.engine import VERBS, Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.inference import HostBatch, run_batches
 from jaxspec._src.run.programs import InferenceProgram
@@ -27,7 +27,6 @@ from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
 
-_VERBS = {ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
 _SESSION_NAMES = {ModeKeys.EVAL: "evaluation", ModeKeys.PREDICT: "prediction"}
 
 
@@ -63,7 +62,7 @@ def _program_and_state(
             "check model_dir, or train first.",
             engine.model_dir,
         )
-    with noting_verb(_VERBS[mode]):
+    with noting_verb(VERBS[mode]):
         state = engine.initial_state.for_inference(source, infeed)
         program = engine.programs.inference(mode, infeed, state)
         if fresh:
@@ -71,8 +70,8 @@ def _program_and_state(
     return program, state
 
 
-class InferenceRun:
-    """Takes batches with the hooks around each. It is what the session asks (`session.RunView`).
+class InferenceRun(RunningSession):
+    """Takes batches with the hooks around each, and is the session of these hooks (`hooks.Session`).
 
     Args:
       batches: what `run_batches` yields.
@@ -99,13 +98,13 @@ class InferenceRun:
         bar: ProgressBar | None,
         limit: int | None,
     ) -> None:
+        super().__init__(fetch_names(program.spec))
         self._batches, self._hooks, self._shard, self._limit, self._bar = batches, hooks, program.spec, limit, bar
         self._source, self._state = source, state
         self._number, self._stop = 0, False
-        self.fetch_names, self.summary_writer = fetch_names(program.spec), summary_writer
-        self.outputs: StepOutputs | None = None
-        self._session = RunningSession(self)
-        self._hooks.after_create_session(self._session)
+        self.summary_writer = summary_writer
+        self._last: StepOutputs | None = None
+        self._hooks.after_create_session(self)
 
     # Not a generator: a StopIteration of the user's would become another error in one.
     def next_batch(self, use: Callable[[HostBatch], None] = lambda batch: None) -> HostBatch | None:
@@ -114,13 +113,13 @@ class InferenceRun:
             return None
         # A signal that ends a training ends what it evaluates, too; else Ctrl-C comes by itself.
         raise_if_interrupted()
-        context = SessionRunContext(self._session, self._number, self._number)
+        context = SessionRunContext(self, self._number, self._number)
         try:
             asked = self._hooks.before_run(context)
             batch = next(self._batches, None)
             if batch is None:
                 return None
-            self.outputs = StepOutputs(batch.spec, self._shard, as_they_are)
+            self._last = StepOutputs(batch.spec, self._shard, as_they_are)
             use(batch)
             self._hooks.after_run(context, asked)
         except SessionStopped:
@@ -132,7 +131,7 @@ class InferenceRun:
 
     def end(self) -> None:
         """Calls `end` of each hook."""
-        self._hooks.end(self._session)
+        self._hooks.end(self)
 
     def _report(self) -> None:
         if self._bar is not None:
@@ -140,19 +139,21 @@ class InferenceRun:
         elif self._limit is not None and self._number % math.ceil(self._limit / 10) == 0:
             _logger.info("Evaluation [%d/%d]", self._number, self._limit)
 
-    # What the session asks.
+    # The session of the hooks: `hooks.Session` says what each is.
 
     @property
     def global_step(self) -> int:
-        """The number of updates behind the state."""
         return self._source.step
 
-    def lend_state(self) -> TrainState:
-        """The state, which a hook may hold for as long as it likes."""
+    @property
+    def state(self) -> TrainState:
         if self._source.live is not None:
             self._source.live.keep()
         return self._state
 
-    def arrays(self) -> Mapping[str, Array]:
-        """The arrays of the state by name, on the first device."""
+    @property
+    def _outputs(self) -> StepOutputs | None:
+        return self._last
+
+    def _arrays(self) -> Mapping[str, Array]:
         return {name: first_shard(array) for name, array in state_arrays(self._state).items()}

@@ -14,15 +14,11 @@ from jaxspec._src.hooks.listener import CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.in_flight import InFlight
-from jaxspec._src.run.loop_length import LoopClock
-from jaxspec._src.run.programs import TrainingProgram
-from jaxspec._src.run.progress import ProgressBar
 from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.training_run import TrainingRun
 from jaxspec._src.run.validate import check_last_step, no_batch_message
-from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
@@ -118,23 +114,30 @@ def _train_on(
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
             engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None)
-        in_flight = _in_flight(engine, program, source.step, writer, bar, interrupt)
+        report = TrainingReport(
+            step=source.step,
+            writer=writer,
+            log_every=engine.config.log_step_count_steps,
+            summary_every=engine.config.save_summary_steps,
+            rows_per_step=engine.rows(ModeKeys.TRAIN),
+            bar=bar,
+            clock=engine.clock,
+        )
+        in_flight = InFlight(engine, program.spec, report, writer, interrupt, source.step)
         run = TrainingRun(
-            owner=engine.owner,
-            program=program.program,
-            in_flight=in_flight,
-            infeed=infeed,
-            hooks=calls,
+            engine,
+            program,
+            in_flight,
+            infeed,
+            calls,
             step=source.step,
             stop_step=stop,
-            clock=LoopClock(engine.loop_steps, engine.tpu_config.loop_seconds),
-            savers={checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs},
+            checkpoint_dirs=checkpoint_dirs,
             interrupt=interrupt,
-            fetch_names=fetch_names(program.spec),
             summary_writer=writer,
         )
         try:
-            run.run()
+            run.train()
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
         finally:
             # Where none could be written, the state in memory is all there is.
@@ -149,36 +152,6 @@ def _make_live(engine: Engine, source: Source, state: TrainState, infeed: Infeed
     else:
         engine.owner.reinstate(source.live)
     source.close()
-
-
-def _in_flight(
-    engine: Engine,
-    program: TrainingProgram,
-    step: int,
-    writer: SummaryWriter,
-    bar: ProgressBar | None,
-    interrupt: StopRequest,
-) -> InFlight:
-    report = TrainingReport(
-        step=step,
-        writer=writer,
-        log_every=engine.config.log_step_count_steps,
-        summary_every=engine.config.save_summary_steps,
-        rows_per_step=engine.rows(ModeKeys.TRAIN),
-        bar=bar,
-        clock=engine.clock,
-    )
-    return InFlight(
-        owner=engine.owner,
-        shard=program.spec,
-        host_call_every=engine.tpu_config.experimental_host_call_every_n_steps,
-        run_ahead=engine.use_tpu,
-        report=report,
-        writer=writer,
-        interrupt=interrupt,
-        fail_on_nan_loss=engine.config.fail_on_nan_loss,
-        first_step=step,
-    )
 
 
 def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hooks, list[str]]:
