@@ -15,7 +15,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
 from jaxspec._src.device.program import Program, rolls_well
-from jaxspec._src.run.inference import TailLoop
+from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
@@ -40,7 +40,7 @@ class Compiled(NamedTuple):
     """What is compiled for one mode and one kind of batch."""
 
     full: Program
-    tail: TailLoop | None
+    tail: RaggedPrograms | None
     capacity: int
     spec: TPUEstimatorSpec
     """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
@@ -144,7 +144,7 @@ class Programs:
                 rolled = rolls_well(jaxpr, self._devices)
                 full = Program(step, self._devices, trains=False, rolled=rolled)
                 capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
-                tail = TailLoop(step, self._devices, infeed.rows_per_shard)
+                tail = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
                 program = self._made[key] = Compiled(full, tail, capacity, spec)
             elif program.spec.evaluation_hooks or program.spec.prediction_hooks:
                 program = program.with_hooks_of(trace_spec(step, state, features, labels)[0])
