@@ -9,7 +9,7 @@ import numpy as np
 from jaxspec._src.base.types import Variables
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.program import Program, rolls_well
-from jaxspec._src.run.inference import TailLoop
+from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.debugging import debugging
@@ -41,7 +41,7 @@ class InferenceProgram(NamedTuple):
 
     program: Program
     """For full batches."""
-    ragged: TailLoop
+    ragged: RaggedPrograms
     """For batches of another size."""
     capacity: int
     """The most batches of a dispatch."""
@@ -107,7 +107,7 @@ class Programs:
             rolled = rolls_well(jaxpr, self._devices)
             program = Program(step, self._devices, trains=False, rolled=rolled)
             capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
-            ragged = TailLoop(step, self._devices, infeed.rows_per_shard)
+            ragged = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
             made = self._inference[key] = InferenceProgram(program, ragged, capacity, spec)
         return _with_hooks_of(spec, made)
 
