@@ -16,7 +16,7 @@ from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import copy_params, with_values
 from jaxspec._src.base.tensorflow_arguments import answers
 from jaxspec._src.base.validate import check_positive_int
-from jaxspec._src.checkpoint import directory, store
+from jaxspec._src.checkpoint import latest, named_arrays, restore
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_source import InputMemory
 from jaxspec._src.data.prefetch import Infeed
@@ -182,7 +182,7 @@ class TPUEstimator:
 
     def latest_checkpoint(self) -> str | None:
         """The path of the latest checkpoint in model_dir, or None."""
-        return directory.latest_checkpoint(self._model_dir)
+        return latest.latest_checkpoint(self._model_dir)
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
@@ -195,7 +195,11 @@ class TPUEstimator:
             arrays = _arrays(source)
             if name not in arrays:
                 raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
-            return np.array(first_shard(arrays[name])) if source.path is None else store.read_array(source.path, name)
+            return (
+                np.array(first_shard(arrays[name]))
+                if source.path is None
+                else named_arrays.read_array(source.path, name)
+            )
 
     def _trained(self) -> Source:
         """The live state, or the latest checkpoint."""
@@ -315,7 +319,7 @@ class TPUEstimator:
                     pass
                 run.end()
             results = metrics.compute()
-            path = source.path or directory.checkpoint_path(self._model_dir, source.step)
+            path = source.path or latest.checkpoint_path(self._model_dir, source.step)
             write_results(results, path, writer)
         return results
 
@@ -346,7 +350,7 @@ class TPUEstimator:
         self._checked_batch_size(ModeKeys.PREDICT)
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         if checkpoint_path is not None:
-            directory.checkpoint_step(checkpoint_path)
+            latest.checkpoint_step(checkpoint_path)
         return self._with_clock_stopped(
             self._predict(input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
         )
@@ -480,7 +484,7 @@ class TPUEstimator:
         self, input_fn: Callable[..., Any], source: Source, stop: int | None, resume: bool | None
     ) -> Infeed:
         if source.path is not None:
-            position = store.read_position(source.path)
+            position = restore.read_position(source.path)
         else:
             # A state that was lost takes its position with it: a fresh one begins the input again.
             position = None if source.live is None else source.live.position
@@ -559,7 +563,7 @@ class TPUEstimator:
                 jax.effects_barrier()  # callbacks of model_fn belong to their steps
             finally:
                 # Where none could be written, the state in memory is all there is.
-                has_checkpoint = bool(directory.checkpoint_steps(self._model_dir))
+                has_checkpoint = bool(latest.checkpoint_steps(self._model_dir))
                 self._sources.expects_checkpoint = has_checkpoint and self._model_dir in checkpoint_dirs
         _logger.info("Loss for final step: %s.", run.loss)
 
@@ -665,9 +669,9 @@ _BATCH_SIZE_NAMES = {
 def _arrays(source: Source) -> dict[str, Any]:
     """The arrays of a trained state by name: those of the live state, or the shapes and dtypes in a checkpoint."""
     if source.path is not None:
-        return store.array_names(source.path)
+        return named_arrays.array_names(source.path)
     assert source.live is not None
-    return store.state_arrays(source.live.state)
+    return named_arrays.state_arrays(source.live.state)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec._src.checkpoint import store
+from jaxspec._src.checkpoint import restore
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
@@ -111,7 +111,7 @@ class Programs:
                     fresh: TrainState = broadcast(finish_train_state(trace, variables, step_rng), self._devices)
                     return fresh
                 like = TrainState(None, variables, trace.opt_state, step_rng)
-                restored = store.read_state(source.path, like, broadcast_sharding(self._devices))
+                restored = restore.read_state(source.path, like, broadcast_sharding(self._devices))
             _logger.info("Restored step %d from %s.", source.step, source.path)
             return restored
 
@@ -166,10 +166,10 @@ class Programs:
             sharding = broadcast_sharding(self._devices)
             if self._model.takes_opt_state:
                 opt_state = self._opt_state_like(like, step_rng, features, labels)
-                state = store.read_state(source.path, TrainState(None, like, opt_state, step_rng), sharding)
+                state = restore.read_state(source.path, TrainState(None, like, opt_state, step_rng), sharding)
                 state = state._replace(rng=step_rng)
             else:
-                variables = store.read_variables(source.path, like, sharding)
+                variables = restore.read_variables(source.path, like, sharding)
                 state = TrainState(jnp.asarray(source.step, jnp.int32), variables, None, step_rng)
             last = self._last_read = (key, broadcast(state, self._devices))
         return last[1]
@@ -182,7 +182,7 @@ class Programs:
         try:
             return jax.eval_shape(self._init_variables, rng, features, labels)
         except Exception:
-            stored = store.stored_variables(path)
+            stored = restore.stored_variables(path)
             if stored is None:
                 raise
             return stored
