@@ -27,7 +27,7 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.checkpoint import store
+from jaxspec._src.checkpoint import restore
 from jaxspec._src.device import program
 
 X, Y = data(rows=200)
@@ -172,13 +172,13 @@ class Reads:
     def __init__(self, monkeypatch):
         self.count = 0
         for name in ("read_variables", "read_state"):
-            original = getattr(store, name)
+            original = getattr(restore, name)
 
             def counted(*args, original=original):
                 self.count += 1
                 return original(*args)
 
-            monkeypatch.setattr(store, name, counted)
+            monkeypatch.setattr(restore, name, counted)
 
 
 def test_promise_5_after_train_nothing_is_read_and_nothing_compiled_twice(tmp_path, monkeypatch):

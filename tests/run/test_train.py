@@ -28,8 +28,8 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
 from jaxspec._src.run.loop_length import LoopClock, loop_length
+from jaxspec.checkpoint import checkpoint_steps
 
 X, Y = data(rows=96)
 

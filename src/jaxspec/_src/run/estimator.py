@@ -3,16 +3,17 @@
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Self
 
+import jax
 import numpy as np
 
 from jaxspec._src.base.callables import argument_names, check_arguments
 from jaxspec._src.base.hyperparameters import copy_params
 from jaxspec._src.base.tensorflow_arguments import answers
-from jaxspec._src.base.types import AnyFunction, Array, HyperParameters, InitFn, InputFn, Metrics, ModelFn, PyTree
-from jaxspec._src.checkpoint import directory, store
+from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputFn, Metrics, ModelFn, PyTree
+from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig
@@ -144,7 +145,7 @@ class TPUEstimator:
 
     def latest_checkpoint(self) -> str | None:
         """The path of the latest checkpoint in model_dir, or None."""
-        return directory.latest_checkpoint(self._model_dir)
+        return latest.latest_checkpoint(self._model_dir)
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
@@ -157,7 +158,11 @@ class TPUEstimator:
             arrays = _arrays(source)
             if name not in arrays:
                 raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
-            return np.array(first_shard(arrays[name])) if source.path is None else store.read_array(source.path, name)
+            return (
+                np.array(first_shard(arrays[name]))
+                if source.path is None
+                else named_arrays.read_array(source.path, name)
+            )
 
     def _trained(self) -> Source:
         """The live state, or the latest checkpoint."""
@@ -283,7 +288,7 @@ class TPUEstimator:
         self._engine.batch_size(ModeKeys.PREDICT)  # for its checks
         check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
         if checkpoint_path is not None:
-            directory.checkpoint_step(checkpoint_path)
+            latest.checkpoint_step(checkpoint_path)
         return predict(
             self._engine,
             input_fn,
@@ -307,9 +312,9 @@ class TPUEstimator:
         )
 
 
-def _arrays(source: Source) -> dict[str, Array]:
+def _arrays(source: Source) -> Mapping[str, jax.Array | jax.ShapeDtypeStruct]:
     """The arrays of a trained state by name: those of the live state, or the shapes and dtypes in a checkpoint."""
     if source.path is not None:
-        return store.array_names(source.path)
+        return named_arrays.array_names(source.path)
     assert source.live is not None
-    return store.state_arrays(source.live.state)
+    return named_arrays.state_arrays(source.live.state)

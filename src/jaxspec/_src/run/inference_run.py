@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from jaxspec._src.base.types import Array
-from jaxspec._src.checkpoint.store import state_arrays
+from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.run.engine import VERBS, Engine

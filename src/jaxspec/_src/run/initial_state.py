@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.types import AnyFunction, Batch, InitFn, PyTree, Variables
-from jaxspec._src.checkpoint import store
+from jaxspec._src.checkpoint import restore
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
@@ -90,7 +90,7 @@ class InitialState:
                 fresh: TrainState = broadcast(finish_train_state(trace, variables, self.rng), self._devices)
                 return fresh
             like = TrainState(None, variables, trace.opt_state, self.rng)
-            restored = store.read_state(source.path, like, broadcast_sharding(self._devices))
+            restored = restore.read_state(source.path, like, broadcast_sharding(self._devices))
         _logger.info("Restored step %d from %s.", source.step, source.path)
         return restored
 
@@ -129,10 +129,10 @@ class InitialState:
             sharding = broadcast_sharding(self._devices)
             if self._model.takes_opt_state:
                 opt_state = self._opt_state_like(like, features, labels)
-                state = store.read_state(path, TrainState(None, like, opt_state, self.rng), sharding)
+                state = restore.read_state(path, TrainState(None, like, opt_state, self.rng), sharding)
                 state = state._replace(rng=self.rng)
             else:
-                state = self._without_optimizer(step, store.read_variables(path, like, sharding))
+                state = self._without_optimizer(step, restore.read_variables(path, like, sharding))
             self._last_read = _Read(key, broadcast(state, self._devices))
         return self._last_read.state
 
@@ -149,7 +149,7 @@ class InitialState:
             made: Variables = jax.eval_shape(self._init, self._init_rng, features, labels)
             return made
         except Exception:
-            stored: Variables | None = store.stored_variables(path)
+            stored: Variables | None = restore.stored_variables(path)
             if stored is None:
                 raise
             return stored

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from jaxspec._src.base.types import InputFn
-from jaxspec._src.checkpoint import directory, store
+from jaxspec._src.checkpoint import latest, restore
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener
@@ -64,7 +64,7 @@ def train(
 def _open_input(engine: Engine, input_fn: InputFn, source: Source, stop: int | None, resume: bool | None) -> Infeed:
     """The input, where the state left it."""
     if source.path is not None:
-        position = store.read_position(source.path)
+        position = restore.read_position(source.path)
     else:
         # A state that was lost takes its position with it: a fresh one begins the input again.
         position = None if source.live is None else source.live.position
@@ -141,7 +141,7 @@ def _train_on(
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
         finally:
             # Where none could be written, the state in memory is all there is.
-            has_checkpoint = bool(directory.checkpoint_steps(engine.model_dir))
+            has_checkpoint = bool(latest.checkpoint_steps(engine.model_dir))
             engine.sources.expects_checkpoint = has_checkpoint and engine.model_dir in checkpoint_dirs
     _logger.info("Loss for final step: %s.", in_flight.loss)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec._src.base.callables import check_arguments
-from jaxspec._src.checkpoint.directory import checkpoint_step
+from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.export.exporters import Exporter
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.hooks.timer import SecondOrStepTimer

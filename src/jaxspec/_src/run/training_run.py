@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.types import Array
-from jaxspec._src.checkpoint.store import state_arrays
+from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice, stack_of_one
