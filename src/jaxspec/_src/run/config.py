@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, check_positive_int
 
 
@@ -117,19 +117,6 @@ _UNSET: Any = object()
 _DEFAULT_SAVE_SECS = 600
 
 
-_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
-_GONE = {
-    **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config", "device_fn", "protocol"), _NO_SERVERS),
-    **dict.fromkeys(("session_creation_timeout_secs", "experimental_max_worker_delay_secs"), _NO_SERVERS),
-    **dict.fromkeys(
-        ("train_distribute", "eval_distribute", "experimental_distribute"),
-        "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
-    ),
-    "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
-}
-"""What to write for arguments of TensorFlow's."""
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """How `TPUEstimator` runs. TensorFlow's field names; steps are global steps, counted from 0.
@@ -222,5 +209,4 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
-RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]
+RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

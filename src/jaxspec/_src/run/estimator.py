@@ -14,7 +14,7 @@ import numpy as np
 from jaxspec._src.base.callables import argument_names, check_arguments
 from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import copy_params, with_values
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_positive_int
 from jaxspec._src.checkpoint import directory, store
 from jaxspec._src.checkpoint.saver import Saver
@@ -57,19 +57,6 @@ from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 _logger = logging.getLogger("jaxspec")
 
 
-_ANY_DEVICE = "leave it out: the same program runs on whatever devices there are (use_tpu=False: on one CPU)."
-_EXPORTS = "leave it out: exported functions are made for no device in particular."
-_GONE = {
-    "batch_axis": "leave it out, and let input_fn put examples along axis 0 of every array.",
-    "eval_on_tpu": _ANY_DEVICE,
-    "export_to_tpu": _EXPORTS,
-    "export_to_cpu": _EXPORTS,
-    "export_saved_model_api_version": _EXPORTS,
-    "embedding_config_spec": "embed in model_fn: flax.linen.Embed, its table among the variables.",
-}
-"""What to write for arguments of TensorFlow's."""
-
-
 class TPUEstimator:
     """Trains, evaluates and predicts with one pure model_fn, on whatever devices there are.
 
@@ -94,10 +81,7 @@ class TPUEstimator:
       ValueError, TypeError: by TPUEstimator's rules.
     """
 
-    @answers(
-        _GONE,
-        write="Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
-    )
+    @explain_removed_arguments
     def __init__(
         self,
         model_fn: Callable[..., Any],
