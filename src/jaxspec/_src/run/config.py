@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
-from jaxspec._src.base.validate import check_number, check_positive_int
+from jaxspec._src.base.validate import check_number, is_integer
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -59,10 +59,8 @@ class TPUConfig:
                 "value `<N><s|m|h>` where <N> is any positive integer and `s`, `m`, `h` are unit of time in seconds, "
                 f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {self.iterations_per_loop!r}."
             )
-        if self.num_shards is not None:
-            check_positive_int("TPUConfig num_shards", self.num_shards)
-        if self.initial_infeed_sleep_secs:
-            check_positive_int("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs)
+        check_number("TPUConfig num_shards", self.num_shards, above=0, whole=True)
+        check_number("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs, minimum=0, whole=True)
         cores = self.num_cores_per_replica
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
@@ -110,7 +108,7 @@ def _pipeline(name: str, value: Any) -> InputPipelineConfig:
 def _valid_iterations(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+    return is_integer(value) and value > 0
 
 
 _UNSET: Any = object()
@@ -187,7 +185,7 @@ class RunConfig:
         if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
             raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
         seed = self.tf_random_seed
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        if seed is not None and not is_integer(seed):
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")

@@ -11,11 +11,11 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxspec._src.base.callables import argument_names, check_arguments
+from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import copy_params, with_values
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
-from jaxspec._src.base.validate import check_positive_int
+from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.checkpoint import directory, store
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_source import InputMemory
@@ -39,7 +39,7 @@ from jaxspec._src.run.signals import StopRequest, doing, raise_if_interrupted, s
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.train import TrainingRun
 from jaxspec._src.run.validate import (
-    INPUT_FN_ARGUMENTS,
+    check_input_fn,
     check_last_step,
     check_params,
     check_steps,
@@ -116,8 +116,7 @@ class TPUEstimator:
         }
         if use_tpu:
             for mode, size in self._batch_sizes.items():
-                if size is not None:
-                    check_positive_int(_BATCH_SIZE_NAMES[mode], size)
+                check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
         if warm_start_from is not None:
             raise ValueError(
                 f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}"
@@ -328,7 +327,7 @@ class TPUEstimator:
         """
         hooks = check_hooks(hooks)
         self._checked_batch_size(ModeKeys.PREDICT)
-        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        check_input_fn(input_fn)
         if checkpoint_path is not None:
             directory.checkpoint_step(checkpoint_path)
         return self._with_clock_stopped(
@@ -425,8 +424,7 @@ class TPUEstimator:
         """The rows of a batch of this process."""
         size, name = self._batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
         if not self._use_tpu:
-            if size is not None:
-                check_positive_int(name, size)
+            check_number(name, size, above=0, whole=True)
             return size
         if size is None:
             raise ValueError(
@@ -442,7 +440,7 @@ class TPUEstimator:
         return rows
 
     def _infeed(self, input_fn: Callable[..., Any], mode: str, *, limit: int | None = None, **training: Any) -> Infeed:
-        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        check_input_fn(input_fn)
         batch_size = self._checked_batch_size(mode)
         context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}
