@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxspec._src.base.callables import check_arguments
 from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import with_values
 from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn
-from jaxspec._src.base.validate import check_positive_int
+from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_source import InputMemory
 from jaxspec._src.data.prefetch import Infeed
@@ -25,7 +24,7 @@ from jaxspec._src.run.progress import ProgressBar, open_progress
 from jaxspec._src.run.reports import TrainingClock
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
-from jaxspec._src.run.validate import INPUT_FN_ARGUMENTS
+from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.model import Model
 
@@ -66,8 +65,7 @@ class Engine:
         self.use_tpu, self._batch_sizes = use_tpu, batch_sizes
         if use_tpu:
             for mode, size in batch_sizes.items():
-                if size is not None:
-                    check_positive_int(_BATCH_SIZE_NAMES[mode], size)
+                check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
         self.owner = StateOwner()
         self.sources = Sources(self.model_dir, self.owner)
         self.clock = TrainingClock()
@@ -145,8 +143,7 @@ class Engine:
         """The rows of a batch of this process; None if the input decides. ValueError if the verb needs a size."""
         size, name = self._batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
         if not self.use_tpu:
-            if size is not None:
-                check_positive_int(name, size)
+            check_number(name, size, above=0, whole=True)
             return size
         if size is None:
             raise ValueError(
@@ -173,7 +170,7 @@ class Engine:
         restarted: bool = False,
     ) -> Infeed:
         """Calls input_fn, and waits for its first batch. The arguments are those of `Infeed`."""
-        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        check_input_fn(input_fn)
         batch_size = self.batch_size(mode)
         context = TPUContext(len(self.devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}

@@ -9,10 +9,11 @@ from typing import Self
 import jax
 import numpy as np
 
-from jaxspec._src.base.callables import argument_names, check_arguments
+from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.hyperparameters import copy_params
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputFn, Metrics, ModelFn, PyTree
+from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
@@ -22,23 +23,11 @@ from jaxspec._src.run.evaluate import evaluate
 from jaxspec._src.run.predict import predict
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.train import train
-from jaxspec._src.run.validate import INPUT_FN_ARGUMENTS, check_params, check_steps, check_supported, choose_model_dir
+from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS
-
-_ANY_DEVICE = "leave it out: the same program runs on whatever devices there are (use_tpu=False: on one CPU)."
-_EXPORTS = "leave it out: exported functions are made for no device in particular."
-_GONE = {
-    "batch_axis": "leave it out, and let input_fn put examples along axis 0 of every array.",
-    "eval_on_tpu": _ANY_DEVICE,
-    "export_to_tpu": _EXPORTS,
-    "export_to_cpu": _EXPORTS,
-    "export_saved_model_api_version": _EXPORTS,
-    "embedding_config_spec": "embed in model_fn: flax.linen.Embed, its table among the variables.",
-}
-"""What to write for arguments of TensorFlow's."""
 
 
 class TPUEstimator:
@@ -65,10 +54,7 @@ class TPUEstimator:
       ValueError, TypeError: by TPUEstimator's rules.
     """
 
-    @answers(
-        _GONE,
-        write="Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
-    )
+    @explain_removed_arguments
     def __init__(
         self,
         model_fn: ModelFn,
@@ -286,7 +272,7 @@ class TPUEstimator:
         """
         checked = check_hooks(hooks)
         self._engine.batch_size(ModeKeys.PREDICT)  # for its checks
-        check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
+        check_input_fn(input_fn)
         if checkpoint_path is not None:
             latest.checkpoint_step(checkpoint_path)
         return predict(

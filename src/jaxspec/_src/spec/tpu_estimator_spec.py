@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.spec.captures import refuse_captured_tracers
 from jaxspec._src.spec.estimator_spec import EstimatorSpec
 from jaxspec._src.spec.hook import check_hooks
@@ -28,14 +28,6 @@ class _TPUEstimatorSpecFields(NamedTuple):
     training_hooks: Any = None
     evaluation_hooks: Any = None
     prediction_hooks: Any = None
-
-
-_GONE = {
-    "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
-    "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
-    "training_chief_hooks": "write training_hooks=.",
-}
-"""What to write for arguments of TensorFlow's EstimatorSpec."""
 
 
 @register
@@ -67,7 +59,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
 
     __slots__ = ()
 
-    @answers(_GONE)
+    @explain_removed_arguments
     def __new__(
         cls,
         mode: Any,
