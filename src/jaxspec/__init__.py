@@ -19,8 +19,8 @@ from jaxspec._src.run.config import InputPipelineConfig as InputPipelineConfig
 from jaxspec._src.run.config import RunConfig as RunConfig
 from jaxspec._src.run.config import TPUConfig as TPUConfig
 from jaxspec._src.run.estimator import TPUEstimator as TPUEstimator
-from jaxspec._src.run.train_and_evaluate import EvalSpec as EvalSpec
-from jaxspec._src.run.train_and_evaluate import TrainSpec as TrainSpec
+from jaxspec._src.run.train_and_eval_specs import EvalSpec as EvalSpec
+from jaxspec._src.run.train_and_eval_specs import TrainSpec as TrainSpec
 from jaxspec._src.run.train_and_evaluate import train_and_evaluate as train_and_evaluate
 from jaxspec._src.spec.estimator_spec import EstimatorSpec as EstimatorSpec
 from jaxspec._src.spec.mode import ModeKeys as ModeKeys

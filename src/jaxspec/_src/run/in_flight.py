@@ -51,7 +51,7 @@ class InFlight:
     """Looks at the outputs of each dispatch in order: checks its losses, runs its host calls, reports it.
 
     Args:
-      engine: of the estimator. Its live state is discarded where a loss or a device shows that it is no good.
+      engine: of the estimator. Its live state is discarded after a NaN loss and after an error of a device.
       shard: the spec of one shard as it leaves the device, with shapes for leaves.
       report: logs, writes summaries, moves the progress bar.
       writer: the run's own summary writer.
@@ -119,7 +119,7 @@ class InFlight:
         """
         dispatch = self._dispatches[0]
         if self._losses.error is not None:
-            self._dispatches.popleft()  # the steps behind a NaN are not reported
+            self._dispatches.popleft()  # steps after a NaN are not reported
             return
         steps = self._host_call_steps(dispatch)
         try:

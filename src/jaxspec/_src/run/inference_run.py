@@ -78,7 +78,7 @@ class InferenceRun(RunningSession):
       hooks: with `begin` called.
       program: its spec names the outputs.
       source: of the state.
-      state: what is evaluated.
+      state: that of the source, on the devices.
       summary_writer: of the event files, for hooks.
       bar: the progress bar, or None.
       limit: batches to take at most; None: all.

@@ -1,4 +1,4 @@
-"""What is compiled for an estimator: one program for each mode and kind of batch."""
+"""The compiled programs of an estimator: one program for each mode and kind of batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -58,7 +58,7 @@ class Programs:
 
     Args:
       model: the model_fn with its hyper-parameters.
-      devices: what is mapped over.
+      devices: those that programs are mapped over.
       loop_steps: the most steps of a training loop; None: no limit.
     """
 
@@ -67,13 +67,13 @@ class Programs:
         self._training: dict[_Signature, TrainingProgram] = {}
         self._inference: dict[_Signature, InferenceProgram] = {}
 
-    @jax.transfer_guard("allow")  # a caller's guard is about his own code: what a program needs is meant to be sent
+    @jax.transfer_guard("allow")  # a user's guard concerns the user's code: the transfers here are intended
     def training(
         self, infeed: Infeed, variables: Variables, rng: jax.Array, *, trace: bool
     ) -> tuple[TrainingProgram, TrainOpTrace | None]:
-        """(the program for the batches of `infeed`, what tracing model_fn has told).
+        """(the program for the batches of `infeed`, what the trace of model_fn showed).
 
-        model_fn is traced for a new program, and where it makes hooks, which are new ones at each call.
+        model_fn is traced if the program is new, and if it makes hooks: each call gets new hooks.
 
         Args:
           variables: arrays, or their shapes.

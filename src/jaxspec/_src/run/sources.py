@@ -18,7 +18,7 @@ class Source(NamedTuple):
     path: str | None
     """Of the checkpoint."""
     step: int
-    """The updates behind the state."""
+    """The number of updates that made the state."""
 
     def close(self) -> None:
         """Ends the lease of a live state."""

@@ -33,7 +33,7 @@ class TrainingRun(RunningSession):
 
     Args:
       engine: of the estimator; its live state is the one to train.
-      program: what is dispatched.
+      program: the one to dispatch.
       in_flight: looks at the outputs.
       infeed: the batches, started.
       hooks: with `begin` called; the checkpoint savers are among them.
@@ -227,7 +227,7 @@ class TrainingRun(RunningSession):
         self._in_flight.finish_steps()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
+        # A checkpoint waits for the losses of all steps before it: none is written after a NaN.
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
         try:
