@@ -32,9 +32,15 @@ def linear(size):
         if mode == js.ModeKeys.PREDICT:
             return js.TPUEstimatorSpec(mode, predictions=logits)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)))
+        return js.TPUEstimatorSpec(
+            mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)), eval_metrics=(metric_fn, [labels, logits])
+        )
 
     return model_fn, init_fn
+
+
+def metric_fn(labels, logits):
+    return {"accuracy": js.metrics.accuracy(labels, np.argmax(logits, -1))}
 
 
 def batch(rows=8, columns=64):
@@ -59,7 +65,10 @@ def names_for_a_page(tmp_path):
     """What the blocks of a page may use without an import. They run in order, and see each other's names."""
     x, y = data()
     modules = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "nn": nn, "js": js}
+    model_fn, init_fn = linear(3)
     return modules | {
+        "model_fn": model_fn,
+        "init_fn": init_fn,
         "x": x,
         "y": y,
         "estimator": estimator(tmp_path / "model"),
