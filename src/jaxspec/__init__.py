@@ -1,4 +1,8 @@
-"""The contract of TensorFlow's TPUEstimator, as pure JAX functions."""
+"""The contract of TensorFlow's TPUEstimator, as pure JAX functions.
+
+`TPUEstimator` trains, evaluates and predicts with a `model_fn` that returns a `TPUEstimatorSpec`. `make_train_step`,
+`replicate` and `gather` are the same steps for a loop of your own.
+"""
 
 from jaxspec import checkpoint as checkpoint
 from jaxspec import export as export
