@@ -35,6 +35,7 @@ from jaxspec._src.run.programs import Programs
 from jaxspec._src.run.progress import ProgressBar, open_progress
 from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.results import MetricsOfBatches, choose_keys, examples
+from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, doing, raise_if_interrupted, signals_put_off
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.train import TrainingRun
@@ -52,7 +53,7 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS, Model
 from jaxspec._src.step.state import TrainState
-from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
 
@@ -303,10 +304,10 @@ class TPUEstimator:
             self._clock.stopped(),
             contextlib.closing(self._source(checkpoint_path)) as source,
             contextlib.closing(self._infeed(input_fn, ModeKeys.EVAL, limit=steps)) as infeed,
+            run_writer(self._config, self.eval_dir(name)) as writer,
         ):
             if infeed.first is None:
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))
-            writer = create_file_writer(self.eval_dir(name))
             writer.warn_if_unwritable()
             metrics = MetricsOfBatches(source.step, writer)
             with doing("evaluation"), contextlib.ExitStack() as stack:
@@ -515,7 +516,7 @@ class TPUEstimator:
         calls = HookCalls(hooks, "in training")
         config = self._config
         with (
-            _flushed(self._model_dir) as writer,
+            run_writer(config, self._model_dir) as writer,
             calls.begun(),
             self._progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
         ):
@@ -668,13 +669,3 @@ def _arrays(source: Source) -> dict[str, Any]:
         return store.array_names(source.path)
     assert source.live is not None
     return store.state_arrays(source.live.state)
-
-
-@contextlib.contextmanager
-def _flushed(logdir: str) -> Iterator[SummaryWriter]:
-    """The writer of a directory, flushed on leaving."""
-    writer = create_file_writer(logdir)
-    try:
-        yield writer
-    finally:
-        writer.flush()
