@@ -204,7 +204,7 @@ def test_in_training_the_exception_comes_back_with_a_note_when_the_other_sinks_h
     with pytest.raises(ConnectionError, match="scripted") as caught:
         estimator.train(counting_input(), steps=4)
     assert "raised by FailingSink.scalar, one of RunConfig(writers=...)" in caught.value.__notes__
-    assert other.scalars("loss") == {1: 0.0}
+    assert other.scalars("loss")[1] == 0.0  # what was dispatched meanwhile may follow
     assert read_eval_metrics(tmp_path)[1]["loss"] == 0.0
     assert (failing.flushes, other.flushes) == (1, 1)
     del failing.scalar
