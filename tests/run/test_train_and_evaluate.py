@@ -15,7 +15,7 @@ import jaxspec as js
 from jaxspec import EvalSpec, Exporter, FinalExporter, TrainSpec, checkpoint, checkpoints_iterator, train_and_evaluate
 from jaxspec._src.checkpoint import restore
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 def counting(model_dir, save=4, every=1, shards=1, **kwargs):

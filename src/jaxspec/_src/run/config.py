@@ -4,12 +4,14 @@ import dataclasses
 import enum
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
+from jaxspec._src.summary.sink import SINK_METHODS, Sink
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -148,6 +150,9 @@ class RunConfig:
     progress_bar: bool | None = None
     """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
     the terminal is a dumb one; False: never."""
+    writers: Sequence[Sink] = ()
+    """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
+    what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""
     _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""
@@ -189,6 +194,7 @@ class RunConfig:
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
+        put("writers", _checked_writers(self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
@@ -205,6 +211,18 @@ class RunConfig:
         if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
             kwargs["save_checkpoints_steps"] = None
         return dataclasses.replace(self, **kwargs)
+
+
+def _checked_writers(writers: object) -> tuple[Sink, ...]:
+    expected = f"a writer has the methods {', '.join(SINK_METHODS)}: see jaxspec.summary.Sink"
+    if not isinstance(writers, Sequence) or isinstance(writers, str):
+        raise TypeError(f"RunConfig writers must be a list, given: {writers!r}. Write writers=[writer]; {expected}.")
+    for number, writer in enumerate(writers):
+        missing = [name for name in SINK_METHODS if not callable(getattr(writer, name, None))]
+        if missing or isinstance(writer, type):
+            lacks = "a class, not an instance" if isinstance(writer, type) else f"without {', '.join(missing)}"
+            raise TypeError(f"RunConfig writers[{number}] is {writer!r}, {lacks}; {expected}.")
+    return tuple(writers)
 
 
 RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

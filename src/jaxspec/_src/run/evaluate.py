@@ -12,13 +12,14 @@ from jaxspec._src.run.evaluation_results import write_results
 from jaxspec._src.run.inference import HostBatch
 from jaxspec._src.run.inference_run import open_run
 from jaxspec._src.run.loss_sums import LossSums
+from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import doing
 from jaxspec._src.run.validate import no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.summary.context import run_position
-from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
 
@@ -38,10 +39,10 @@ def evaluate(
         engine.clock.stopped(),
         contextlib.closing(engine.source(checkpoint_path)) as source,
         contextlib.closing(engine.open_input(input_fn, ModeKeys.EVAL, limit=steps)) as infeed,
+        run_writer(engine.config, eval_dir) as writer,
     ):
         if infeed.first is None:
             raise ValueError(no_batch_message(input_fn, "Evaluation"))
-        writer = create_file_writer(eval_dir)
         writer.warn_if_unwritable()
         metrics = MetricsOfBatches(source.step, writer)
         with doing("evaluation"), contextlib.ExitStack() as stack:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
 
 import jax
 
@@ -15,6 +14,7 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.in_flight import InFlight
 from jaxspec._src.run.reports import TrainingClock, TrainingReport
+from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.training_run import TrainingRun
@@ -23,7 +23,6 @@ from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
-from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")
 
@@ -102,7 +101,7 @@ def _train_on(
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(program.spec.training_hooks or ())), listeners)
     calls = HookCalls(hooks, "in training")
     with (
-        _flushed(engine.model_dir) as writer,
+        run_writer(engine.config, engine.model_dir) as writer,
         calls.begun(),
         engine.progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
     ):
@@ -167,13 +166,3 @@ def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hoo
             "RunConfig.save_checkpoints_steps or RunConfig.save_checkpoints_secs."
         )
     return hooks, [saver.start(engine.model_dir, () if number else listeners) for number, saver in enumerate(savers)]
-
-
-@contextlib.contextmanager
-def _flushed(logdir: str) -> Iterator[SummaryWriter]:
-    """The writer of a directory, flushed on leaving."""
-    writer = create_file_writer(logdir)
-    try:
-        yield writer
-    finally:
-        writer.flush()
