@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec._src.base.tensorflow_arguments import answers
-from jaxspec._src.base.validate import check_number, check_positive_int
-from jaxspec._src.summary.sink import SINK_METHODS, Sink
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.validate import check_number, is_integer
+from jaxspec._src.summary.sink import Sink, check_sinks
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -61,10 +61,8 @@ class TPUConfig:
                 "value `<N><s|m|h>` where <N> is any positive integer and `s`, `m`, `h` are unit of time in seconds, "
                 f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {self.iterations_per_loop!r}."
             )
-        if self.num_shards is not None:
-            check_positive_int("TPUConfig num_shards", self.num_shards)
-        if self.initial_infeed_sleep_secs:
-            check_positive_int("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs)
+        check_number("TPUConfig num_shards", self.num_shards, above=0, whole=True)
+        check_number("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs, minimum=0, whole=True)
         cores = self.num_cores_per_replica
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
@@ -112,24 +110,11 @@ def _pipeline(name: str, value: Any) -> InputPipelineConfig:
 def _valid_iterations(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+    return is_integer(value) and value > 0
 
 
 _UNSET: Any = object()
 _DEFAULT_SAVE_SECS = 600
-
-
-_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
-_GONE = {
-    **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config", "device_fn", "protocol"), _NO_SERVERS),
-    **dict.fromkeys(("session_creation_timeout_secs", "experimental_max_worker_delay_secs"), _NO_SERVERS),
-    **dict.fromkeys(
-        ("train_distribute", "eval_distribute", "experimental_distribute"),
-        "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
-    ),
-    "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
-}
-"""What to write for arguments of TensorFlow's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +190,11 @@ class RunConfig:
         if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
             raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
         seed = self.tf_random_seed
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        if seed is not None and not is_integer(seed):
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
-        put("writers", _checked_writers(self.writers))
+        put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
@@ -228,17 +213,4 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-def _checked_writers(writers: object) -> tuple[Sink, ...]:
-    expected = f"a writer has the methods {', '.join(SINK_METHODS)}: see jaxspec.summary.Sink"
-    if not isinstance(writers, Sequence) or isinstance(writers, str):
-        raise TypeError(f"RunConfig writers must be a list, given: {writers!r}. Write writers=[writer]; {expected}.")
-    for number, writer in enumerate(writers):
-        missing = [name for name in SINK_METHODS if not callable(getattr(writer, name, None))]
-        if missing or isinstance(writer, type):
-            lacks = "a class, not an instance" if isinstance(writer, type) else f"without {', '.join(missing)}"
-            raise TypeError(f"RunConfig writers[{number}] is {writer!r}, {lacks}; {expected}.")
-    return tuple(writers)
-
-
-_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
-RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]
+RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

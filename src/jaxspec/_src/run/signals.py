@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TypeAlias
 
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
 """How long a run that a signal ends waits for host_call and input_fn, all in all: the process ends within 10 s."""
 _SECOND_PATIENCE_SECS = 2.0
 """What a second Ctrl-C leaves of it at least."""
+
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+"""What `signal.getsignal` returns."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,7 +40,7 @@ class StopRequest:
         self._activities: list[str] = []
         self._told = threading.Event()
         self._shields = 0
-        self._kept: Callable[[], None] | None = None
+        self._kept: Callable[[], object] | None = None
 
     def hurry(self) -> None:
         """Lets the time run that there is to end; called again, it leaves a little of it at least."""
@@ -71,7 +75,7 @@ class StopRequest:
                 kept, self._kept = self._kept, None
                 kept()
 
-    def act(self, action: Callable[[], None]) -> None:
+    def act(self, action: Callable[[], object]) -> None:
         """Does what a later signal does, or keeps it while there is a shield."""
         if self._shields:
             self._kept = action
@@ -128,7 +132,7 @@ def signals_put_off() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     token = _request.set(request)
-    before: dict[int, Any] = {}
+    before: dict[int, Handler] = {}
 
     def note(signum: int, frame: FrameType | None) -> None:
         if request.signum is None:

@@ -3,22 +3,19 @@
 import dataclasses
 import logging
 import os
-import reprlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
-from jaxspec._src.base.callables import check_arguments
-from jaxspec._src.checkpoint.directory import checkpoint_step
+from jaxspec._src.base.validate import check_number
+from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.export.exporters import Exporter
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator
 from jaxspec._src.run.evaluation_due import EvaluationDue
 from jaxspec._src.run.signals import Interrupted
-from jaxspec._src.run.validate import INPUT_FN_ARGUMENTS, check_steps
+from jaxspec._src.run.validate import check_input_fn, check_steps
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 
 _logger = logging.getLogger("jaxspec")
@@ -43,7 +40,7 @@ class TrainSpec:
     """Whether the input goes on at the saved position; None: if it is the input that the position came from."""
 
     def __post_init__(self) -> None:
-        _check_input_fn(self.input_fn, "TrainSpec")
+        check_input_fn(self.input_fn)
         check_steps("Train", None, self.max_steps)
         object.__setattr__(self, "hooks", check_hooks(self.hooks))
         object.__setattr__(self, "saving_listeners", check_listeners(self.saving_listeners))
@@ -72,18 +69,14 @@ class EvalSpec:
     """Seconds from the start of one evaluation to the next, at least. The last checkpoint is always evaluated."""
 
     def __post_init__(self) -> None:
-        _check_input_fn(self.input_fn, "EvalSpec")
+        check_input_fn(self.input_fn)
         check_steps("Eval", self.steps, None)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be string, given: {self.name}. It names the directory eval_NAME.")
         object.__setattr__(self, "hooks", check_hooks(self.hooks))
         object.__setattr__(self, "exporters", _checked_exporters(self.exporters))
         for name in ("start_delay_secs", "throttle_secs"):
-            seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float | np.number):
-                raise TypeError(f"{name} must be a number of seconds, given: {seconds!r}. 0 waits for nothing.")
-            if seconds < 0:
-                raise ValueError(f"Must specify {name} >= 0, given: {seconds}. It is a time in seconds.")
+            check_number(name, getattr(self, name), minimum=0, required=True)
 
 
 def train_and_evaluate(
@@ -246,15 +239,6 @@ class _EvaluatingListener(CheckpointSaverListener):
 def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
     assert isinstance(spec.exporters, tuple)
     return spec.exporters
-
-
-def _check_input_fn(input_fn: Any, spec: str) -> None:
-    if not callable(input_fn):
-        raise TypeError(
-            f"`input_fn` must be callable, given: {reprlib.repr(input_fn)}. Write {spec}(input_fn, ...) with a function that returns an "
-            "iterable of batches."
-        )
-    check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS)
 
 
 def _checked_exporters(exporters: Any) -> tuple[Exporter, ...]:
