@@ -266,7 +266,7 @@ def test_the_error_of_a_run_is_raised_and_not_that_of_its_flush(tmp_path):
     [
         (
             RecordingSink(),
-            r"RunConfig writers must be a list, given: <.*RecordingSink.*Write writers=\[writer\]; a writer has",
+            r"RunConfig writers must be a list, given: <.*RecordingSink.*Write \[writer\]; a writer has",
         ),
         ("runs/logs", r"RunConfig writers must be a list, given: 'runs/logs'"),
         (
@@ -310,8 +310,8 @@ def test_the_example_of_the_documentation_writes_to_weights_and_biases(tmp_path,
     for kind in ("Html", "Image", "Histogram"):
         setattr(wandb, kind, lambda value, kind=kind: kind)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
-    namespace = {}
+    (code,) = re.findall(r"^```python\n(import wandb.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    namespace = {"js": js}
     exec(code, namespace)
 
     def host_call(x):

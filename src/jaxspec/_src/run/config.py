@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
-from jaxspec._src.summary.sink import SINK_METHODS, Sink
+from jaxspec._src.summary.sink import Sink, check_sinks
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -133,7 +133,7 @@ class RunConfig:
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
     """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes in any case."""
+    rates included. host_call writes what it wants."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -194,7 +194,7 @@ class RunConfig:
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
-        put("writers", _checked_writers(self.writers))
+        put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
@@ -211,18 +211,6 @@ class RunConfig:
         if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
             kwargs["save_checkpoints_steps"] = None
         return dataclasses.replace(self, **kwargs)
-
-
-def _checked_writers(writers: object) -> tuple[Sink, ...]:
-    expected = f"a writer has the methods {', '.join(SINK_METHODS)}: see jaxspec.summary.Sink"
-    if not isinstance(writers, Sequence) or isinstance(writers, str):
-        raise TypeError(f"RunConfig writers must be a list, given: {writers!r}. Write writers=[writer]; {expected}.")
-    for number, writer in enumerate(writers):
-        missing = [name for name in SINK_METHODS if not callable(getattr(writer, name, None))]
-        if missing or isinstance(writer, type):
-            lacks = "a class, not an instance" if isinstance(writer, type) else f"without {', '.join(missing)}"
-            raise TypeError(f"RunConfig writers[{number}] is {writer!r}, {lacks}; {expected}.")
-    return tuple(writers)
 
 
 RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

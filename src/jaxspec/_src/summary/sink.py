@@ -1,10 +1,11 @@
 """Sink: the methods of a writer of summaries, so that a user's own can be one."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-SINK_METHODS = ("scalar", "text", "image", "histogram", "flush")
+_METHODS = ("scalar", "text", "image", "histogram", "flush")
 
 
 class Sink(Protocol):
@@ -34,3 +35,16 @@ class Sink(Protocol):
 
     def flush(self) -> None:
         """Makes what was written visible to readers. Called when train and evaluate end, also with an error."""
+
+
+def check_sinks(name: str, sinks: object) -> tuple[Sink, ...]:
+    """The sinks as a tuple; TypeError for a value that is not a sequence of them."""
+    expected = f"a writer has the methods {', '.join(_METHODS)}: see jaxspec.summary.Sink"
+    if not isinstance(sinks, Sequence) or isinstance(sinks, str):
+        raise TypeError(f"{name} must be a list, given: {sinks!r}. Write [writer]; {expected}.")
+    for number, sink in enumerate(sinks):
+        missing = [method for method in _METHODS if not callable(getattr(sink, method, None))]
+        if missing or isinstance(sink, type):
+            wrong = f"without {', '.join(missing)}" if missing else "a class, not an instance"
+            raise TypeError(f"{name}[{number}] is {sink!r}, {wrong}; {expected}.")
+    return tuple(sinks)
