@@ -133,7 +133,7 @@ class RunConfig:
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
     """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes what it wants."""
+    rates included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
