@@ -28,6 +28,7 @@ from tiny_models import (
 
 import jaxspec as js
 from jaxspec._src.checkpoint import store
+from jaxspec._src.device import program as program_module
 
 X, Y = data(rows=200)
 
@@ -534,7 +535,7 @@ def test_summary_host_call_writes_in_training_only(tmp_path):
 @pytest.mark.parametrize("use_tpu", [True, False])
 def test_all_verbs_pass_through_one_mapping_and_as_estimator_spec(tmp_path, monkeypatch, use_tpu):
     mapped, converted = [], []
-    original_map, original_convert = js.replicate.__globals__["map_over_devices"], js.TPUEstimatorSpec.as_estimator_spec
+    original_map, original_convert = program_module.map_over_devices, js.TPUEstimatorSpec.as_estimator_spec
 
     def recorder(fn, devices, **kwargs):
         program = original_map(fn, devices, **kwargs)
@@ -549,7 +550,7 @@ def test_all_verbs_pass_through_one_mapping_and_as_estimator_spec(tmp_path, monk
         converted.append(self.mode)
         return original_convert(self)
 
-    monkeypatch.setitem(js.replicate.__globals__, "map_over_devices", recorder)
+    monkeypatch.setattr(program_module, "map_over_devices", recorder)
     monkeypatch.setattr(js.TPUEstimatorSpec, "as_estimator_spec", convert)
 
     def model_fn(variables, features, mode):

@@ -188,7 +188,7 @@ def test_promise_1_with_a_convolution_which_runs_outside_a_loop_on_a_cpu(tmp_pat
         )
         estimator.train(js.inputs.numpy_input_fn(X, Y, num_epochs=None), steps=9)
         (program,) = estimator._programs._made.values()
-        assert not program.full.rolled
+        assert program.full.single_step
         states.append(final(estimator))
     for state in states[1:]:
         assert_trees_equal(state, states[0])

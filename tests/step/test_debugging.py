@@ -111,4 +111,4 @@ def test_a_run_without_jit_leaves_no_program_to_later_runs(tmp_path):
         model.train(every_batch, steps=1)
     model.train(every_batch, steps=1)
     # What was made without jit knows of no convolutions, and so of no loops.
-    assert [program.full.rolled for program in model._programs._made.values()] == [False, True]
+    assert [program.full.single_step for program in model._programs._made.values()] == [True, False]

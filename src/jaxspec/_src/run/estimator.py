@@ -22,7 +22,7 @@ from jaxspec._src.data.input_source import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.devices import choose_devices, describe_devices
 from jaxspec._src.device.gather import first_shard
-from jaxspec._src.device.live_state import StateOwner
+from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig, TPUConfig
@@ -141,7 +141,7 @@ class TPUEstimator:
                 else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), which scaffold_fn returns."
             )
         check_supported(self._config)
-        self._owner = StateOwner()
+        self._owner = LiveState()
         self._input_memory = InputMemory()
         self._sources = Sources(self._model_dir, self._owner)
         self._savers: dict[str, Saver] = {}

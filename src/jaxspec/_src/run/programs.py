@@ -14,7 +14,7 @@ from jaxspec._src.checkpoint import store
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
-from jaxspec._src.device.program import Program, rolls_well
+from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.mode import ModeKeys
@@ -96,9 +96,9 @@ class Programs:
             trace = trace_train_op(self._model, variables, step_rng, features, labels)
             self._opt_state = trace.opt_state
             if program is None:
-                rolled = rolls_well(trace.jaxpr, self._devices)
-                loop = Program(train_step(self._model), self._devices, trains=True, rolled=rolled)
-                capacity = _capacity(infeed, trace.spec, self._loop_steps) if rolled else 1
+                single = prefers_single_steps(trace.jaxpr, self._devices)
+                loop = Program(train_step(self._model), self._devices, trains=True, single_step=single)
+                capacity = 1 if single else _capacity(infeed, trace.spec, self._loop_steps)
                 program = self._made[key] = Compiled(loop, None, capacity, trace.spec)
             program = program.with_hooks_of(trace.spec)
 
@@ -141,9 +141,9 @@ class Programs:
             step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
             if program is None:
                 spec, jaxpr = trace_spec(step, state, features, labels)
-                rolled = rolls_well(jaxpr, self._devices)
-                full = Program(step, self._devices, trains=False, rolled=rolled)
-                capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
+                single = prefers_single_steps(jaxpr, self._devices)
+                full = Program(step, self._devices, trains=False, single_step=single)
+                capacity = 1 if single else _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
                 tail = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
                 program = self._made[key] = Compiled(full, tail, capacity, spec)
             elif program.spec.evaluation_hooks or program.spec.prediction_hooks:

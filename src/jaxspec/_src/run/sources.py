@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.checkpoint import directory
-from jaxspec._src.device.live_state import Lease, StateOwner
+from jaxspec._src.device.live_state import Lease, LiveState
 
 _logger = logging.getLogger("jaxspec")
 
@@ -34,7 +34,7 @@ class Sources:
       owner: of the live state.
     """
 
-    def __init__(self, model_dir: str, owner: StateOwner) -> None:
+    def __init__(self, model_dir: str, owner: LiveState) -> None:
         self._model_dir, self._owner = model_dir, owner
         self.expects_checkpoint = False
         """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""

@@ -18,8 +18,8 @@ from jaxspec._src.checkpoint.store import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.gather import concatenate_shards, first_shard, steps_of
-from jaxspec._src.device.live_state import StateOwner
+from jaxspec._src.device.gather import fetch_step, first_shard, specs_of_steps, stack_of_one
+from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
@@ -78,7 +78,7 @@ class TrainingRun:
     def __init__(
         self,
         *,
-        owner: StateOwner,
+        owner: LiveState,
         loop: Program,
         shard: TPUEstimatorSpec,
         infeed: Infeed,
@@ -254,7 +254,7 @@ class TrainingRun:
     def _dispatch(self, item: Slice | Batch) -> None:
         if isinstance(item, Batch):
             # One batch of its own size, on one device: a stack of capacity one.
-            item = Slice(jax.tree.map(lambda x: x[None, None], item.data), 0, 1, item.position)
+            item = Slice(stack_of_one(item.data), 0, 1, item.position)
         item = self._singles.alone(item)
         self._keep_host_calls_in_step()
         began = self._pace.clock()
@@ -268,7 +268,7 @@ class TrainingRun:
             del state
             self._owner.give_back()
             raise
-        self._last = StepOutputs(spec, self._shard, functools.partial(_whole_batch, index=item.stop - 1))
+        self._last = StepOutputs(spec, self._shard, functools.partial(fetch_step, index=item.stop - 1))
         while len(self._pending) > self._most_pending:
             self._look_at_first()
 
@@ -361,7 +361,7 @@ class TrainingRun:
             index = dispatch.start + step - dispatch.first_step
             try:
                 with run_position(step, self._writer):
-                    run_host_call(on_host(next(steps_of(spec, index, index + 1))))
+                    run_host_call(on_host(next(specs_of_steps(spec, index, index + 1))))
             except BaseException as error:
                 error.add_note(f"in training, at global step {step}")
                 raise
@@ -378,12 +378,14 @@ class TrainingRun:
         return None if lease is None else lease.keep()
 
     def _arrays(self) -> Mapping[str, Any]:
+        assert self._owner.state is not None
         return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
 
     def _save(self, checkpoint_dir: str) -> None:
         # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
         self._drain()
         self._raise_if_diverged()
+        assert self._owner.state is not None
         try:
             with self._writing():
                 self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
@@ -400,12 +402,6 @@ class TrainingRun:
         """Around everything that writes: an interrupt in the middle of it would leave a thread that never ends."""
         with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
             yield
-
-
-def _whole_batch(leaf: Any, *, index: int) -> np.ndarray:
-    """One step of a leaf of a `Program` output, of all shards, on the host."""
-    one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
-    return one
 
 
 def _is_ready(array: Any) -> bool:
