@@ -147,9 +147,9 @@ def _train_on(
 
 def _make_live(engine: Engine, source: Source, state: TrainState, infeed: Infeed) -> None:
     if source.live is None:
-        engine.owner.put(state, source.step, None if source.path is None else infeed.position)
+        engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
     else:
-        engine.owner.reinstate(source.live)
+        engine.live_state.reinstate(source.live)
     source.close()
 
 
