@@ -108,7 +108,7 @@ def _train_on(
         with noting_verb("train"):
             state = engine.initial_state.for_training(source, variables, trace)
         _make_live(engine, source, state, infeed)
-        del state, variables, trace  # the owner alone keeps arrays alive
+        del state, variables, trace  # only the live state keeps arrays alive
         infeed.start(program.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
