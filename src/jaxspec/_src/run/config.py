@@ -161,8 +161,9 @@ class RunConfig:
     """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
-    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
-    the terminal is a dumb one; False: never."""
+    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
+    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    there; False: never."""
     _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""

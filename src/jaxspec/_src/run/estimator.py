@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -32,7 +32,6 @@ from jaxspec._src.run.host_calls import on_host
 from jaxspec._src.run.inference import InferenceRun, run_batches
 from jaxspec._src.run.loop_length import LoopClock
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.progress import ProgressBar, open_progress
 from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.results import MetricsOfBatches, choose_keys, examples
 from jaxspec._src.run.signals import StopRequest, doing, raise_if_interrupted, signals_put_off
@@ -53,6 +52,9 @@ from jaxspec._src.step.init import as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS, Model
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -635,13 +637,19 @@ class TPUEstimator:
         )
 
     @contextlib.contextmanager
-    def _progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
+    def _progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:
         """A progress bar, if there is to be one; that of a verb which is under way meanwhile is put aside."""
-        outer, rows = self._bar, self._batch_sizes[mode]
+        from jaxspec._src.run.progress import open_progress  # it loads tqdm
+
+        outer = self._bar
         if outer is not None:
             outer.pause()
         bar = self._bar = open_progress(
-            _VERBS[mode], start=start, total=total, rows_per_step=rows, enabled=self._config.progress_bar
+            _VERBS[mode],
+            start=start,
+            total=total,
+            batch_size=self._batch_sizes[mode],
+            enabled=self._config.progress_bar,
         )
         try:
             yield bar

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,13 +21,15 @@ from jaxspec._src.hooks.session import Session
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.run.pace import Pace
-from jaxspec._src.run.progress import ProgressBar
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.summary.writer import SummaryWriter
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -193,7 +195,7 @@ class InferenceRun:
         lend: Callable[[], Any],
         shard: TPUEstimatorSpec,
         writer: SummaryWriter | None = None,
-        bar: ProgressBar | None = None,
+        bar: "ProgressBar | None" = None,
         limit: int | None = None,
     ) -> None:
         self._batches, self._hooks, self._shard, self._limit, self._bar = batches, hooks, shard, limit, bar
@@ -239,6 +241,6 @@ class InferenceRun:
 
     def _tell(self, number: int) -> None:
         if self._bar is not None:
-            self._bar.update(number)
+            self._bar.show(number)
         elif self._limit is not None and number % math.ceil(self._limit / 10) == 0:
             _logger.info("Evaluation [%d/%d]", number, self._limit)
