@@ -562,10 +562,10 @@ def test_no_thread_and_the_output_of_others_stays_where_it_was(open_bar, termina
     assert threading.enumerate() == threads
 
 
-def test_standard_error_of_a_process_whose_output_is_piped():
-    """Only standard error is a terminal; its own width counts. No logging is set up."""
+def run_on_a_terminal(**environment):
+    """What a process leaves on the terminal that is its standard error and nothing else. No logging is set up."""
     program = """
-import logging
+import logging, multiprocessing
 from jaxspec._src.run.progress import open_progress
 with open_progress("predict", start=0, total=3, batch_size=None, enabled=None) as bar:
     for step in range(1, 4):
@@ -573,24 +573,38 @@ with open_progress("predict", start=0, total=3, batch_size=None, enabled=None) a
         print("row", step)
     logging.getLogger("jaxspec").warning("a warning")
     logging.getLogger("jaxspec").info("not shown")
+multiprocessing.set_start_method("spawn")  # it has not been set
 """
     terminal = Terminal(40)
     done = subprocess.run(
-        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal.stream
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal.stream,
+        env=os.environ | environment,
     )
-    assert done.returncode == 0, terminal.lines()
+    lines = terminal.lines()
+    terminal.close()
+    assert done.returncode == 0, lines
     assert done.stdout == b"row 1\nrow 2\nrow 3\n"
-    warning, line, after = terminal.lines()
+    return lines
+
+
+def test_standard_error_of_a_process_whose_output_is_piped():
+    warning, line, after = run_on_a_terminal()
     assert warning == "a warning"
     assert re.match(r"predict: 100%\|█+\| 3/3 ", line)
     assert after == ""
-    terminal.close()
+
+
+def test_the_environment_variable_of_tqdm_turns_it_off():
+    assert run_on_a_terminal(TQDM_DISABLE="1") == ["a warning", ""]
 
 
 # In a notebook.
 
 NOTEBOOK = """
-import sys, types
+import logging, sys, types
 
 def module(name, **attributes):
     sys.modules[name] = types.ModuleType(name)
@@ -611,6 +625,7 @@ USE = """
 from jaxspec._src.run.progress import open_progress
 bar = open_progress("train", start=0, total=4, batch_size=2, enabled=None)
 bar.show(1, 0.5)
+logging.getLogger("jaxspec").warning("a warning")
 bar.pause()
 bar.resume()
 bar.show(4, 0.25)
@@ -618,8 +633,8 @@ bar.close()
 """
 
 
-def run_in_notebook(program):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def run_in_notebook(program, **options):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, **options)
 
 
 def test_a_notebook_shows_a_widget():
@@ -632,7 +647,7 @@ print(left.value, progress.value, progress.bar_style, right.value, sep="\\n")
     lines = done.stdout.replace("\u2007", " ").splitlines()  # a space as wide as a digit
     assert lines[:3] == ["train: 100%", "4", "success"]
     assert re.fullmatch(r" 4/4 \[.*step/s, loss=0\.25, .* examples/s\]", lines[3])
-    assert done.stderr == ""
+    assert done.stderr == "a warning\n"
 
 
 def test_a_notebook_without_widgets_shows_text():

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,10 @@ class ProgressBar(Tqdm):
 
     def close(self) -> None:
         """Shows the last state and ends the line. The bar cannot be used again; a second close does nothing."""
-        self._paused = False
-        super().close()
-        self._wrapped_handlers.close()
+        if not self.disable:
+            self._paused = False
+            super().close()
+            self._wrapped_handlers.close()
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:
@@ -107,6 +109,8 @@ class ProgressBar(Tqdm):
 
         `tqdm.contrib.logging` would do so for the first console handler alone, and ignore its level.
         """
+        if self.disable:
+            return  # by the environment variable TQDM_DISABLE
         for handler in {*logging.getLogger("jaxspec").handlers, *logging.getLogger().handlers, logging.lastResort}:
             if handler is not None:
                 vars(handler)["handle"] = functools.partial(self._write_above, handler.handle)
@@ -115,6 +119,10 @@ class ProgressBar(Tqdm):
     def _write_above(self, handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> object:
         with self.external_write_mode(self.fp):
             return handle(record)
+
+
+# tqdm's own lock would fix the start method of multiprocessing.
+ProgressBar.set_lock(threading.RLock())
 
 
 def open_progress(
