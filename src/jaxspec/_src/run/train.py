@@ -24,7 +24,7 @@ from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.host_calls import on_host, run_host_call
-from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
+from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.loop_length import LoopClock, loop_length
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
@@ -147,7 +147,7 @@ class TrainingRun:
     def _stop_helpers(self) -> None:
         """Ends the threads. Those of a run that a signal ends share the time that is left to it."""
         left = self._interrupt.seconds_left
-        self._host.close(PATIENCE_SECS if left is None else left)
+        self._host.close(CLOSE_SECS if left is None else left)
         if left is not None:
             self._infeed.close(self._interrupt.seconds_left or 0.0)
 
