@@ -5,6 +5,7 @@ import functools
 import logging
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -20,13 +21,15 @@ from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.progress import ProgressBar, open_progress
 from jaxspec._src.run.reports import TrainingClock
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.model import Model
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -191,8 +194,10 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
+    def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:
         """A progress bar, if there is to be one. The bar of a verb that is under way is paused meanwhile."""
+        from jaxspec._src.run.progress import open_progress  # it loads tqdm
+
         outer = self._bar
         if outer is not None:
             outer.pause()
@@ -200,7 +205,7 @@ class Engine:
             VERBS[mode],
             start=start,
             total=total,
-            rows_per_step=self._batch_sizes[mode],
+            batch_size=self._batch_sizes[mode],
             enabled=self.config.progress_bar,
         )
         try:
