@@ -36,7 +36,7 @@ def host_batch(groups: Sequence[Group]) -> HostBatch:
     sums = LossSums()
     for group in groups:
         if group.spec.loss is not None:
-            sums.add(group.spec.loss, group.rows)
+            sums.add(np.asarray(group.spec.loss), group.rows)
     parts = groups[0].spec.loss
     loss = None if parts is None else parts.dtype.type(sums.compute())
     return HostBatch(join_groups([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
