@@ -22,6 +22,12 @@ from jaxspec._src.metrics.at_k import recall_at_k as recall_at_k
 from jaxspec._src.metrics.at_k import recall_at_top_k as recall_at_top_k
 from jaxspec._src.metrics.at_k import sparse_average_precision_at_k as sparse_average_precision_at_k
 from jaxspec._src.metrics.at_k import sparse_precision_at_k as sparse_precision_at_k
+from jaxspec._src.metrics.at_thresholds import false_negatives_at_thresholds as false_negatives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import false_positives_at_thresholds as false_positives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import precision_at_thresholds as precision_at_thresholds
+from jaxspec._src.metrics.at_thresholds import recall_at_thresholds as recall_at_thresholds
+from jaxspec._src.metrics.at_thresholds import true_negatives_at_thresholds as true_negatives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import true_positives_at_thresholds as true_positives_at_thresholds
 from jaxspec._src.metrics.binary import false_negatives as false_negatives
 from jaxspec._src.metrics.binary import false_positives as false_positives
 from jaxspec._src.metrics.binary import precision as precision
@@ -45,9 +51,3 @@ from jaxspec._src.metrics.regression import mean_cosine_distance as mean_cosine_
 from jaxspec._src.metrics.regression import mean_relative_error as mean_relative_error
 from jaxspec._src.metrics.regression import mean_squared_error as mean_squared_error
 from jaxspec._src.metrics.regression import root_mean_squared_error as root_mean_squared_error
-from jaxspec._src.metrics.thresholds import false_negatives_at_thresholds as false_negatives_at_thresholds
-from jaxspec._src.metrics.thresholds import false_positives_at_thresholds as false_positives_at_thresholds
-from jaxspec._src.metrics.thresholds import precision_at_thresholds as precision_at_thresholds
-from jaxspec._src.metrics.thresholds import recall_at_thresholds as recall_at_thresholds
-from jaxspec._src.metrics.thresholds import true_negatives_at_thresholds as true_negatives_at_thresholds
-from jaxspec._src.metrics.thresholds import true_positives_at_thresholds as true_positives_at_thresholds

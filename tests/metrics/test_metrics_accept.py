@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxspec import metrics
-from jaxspec._src.metrics.accept import as_metric
+from jaxspec._src.metrics.metric_fn_values import as_metric
 
 
 def test_ours_is_returned_as_it_is() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec._src.metrics.accept import as_metric
+from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.host_calls import on_host, run_host_call
 from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
