@@ -62,6 +62,14 @@ def as_count(name: str, value: SupportsIndex, least: int) -> int:
     return count
 
 
+def labels_and_predictions(
+    labels: ArrayLike, predictions: ArrayLike, *, text: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions as arrays of one shape; `text` as in `as_array`."""
+    truth, guess = as_array("labels", labels, text=text), as_array("predictions", predictions, text=text)
+    return same_shape(("labels", truth), ("predictions", guess))
+
+
 def same_shape(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Two named arrays in one shape: a last axis of size 1 that only one of them has is dropped."""
     (name, a), (other, b) = first, second

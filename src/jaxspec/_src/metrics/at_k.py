@@ -7,8 +7,7 @@ from jaxspec._src.metrics.arguments import Weights
 from jaxspec._src.metrics.metric import Metric
 from jaxspec._src.metrics.ranking import best_ranks
 from jaxspec._src.metrics.retrieved import checked_scores, label_rows, retrieved_by_ids, retrieved_by_scores
-from jaxspec._src.metrics.sums import Floats, sums_of
-from jaxspec._src.metrics.weighted import mean_of
+from jaxspec._src.metrics.sums import Floats, mean_of, sums_of
 
 
 def precision_at_k(

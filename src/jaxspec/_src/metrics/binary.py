@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, same_shape
+from jaxspec._src.metrics.arguments import Weights, as_weights, labels_and_predictions
 from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import sums_of, the_sum
-from jaxspec._src.metrics.weighted import mean_or_zero
+from jaxspec._src.metrics.sums import mean_or_zero, sums_of, the_sum
 
 _Condition = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Of boolean labels and predictions, entry by entry."""
@@ -109,10 +108,7 @@ def _counts(
     labels: ArrayLike, predictions: ArrayLike, weights: Weights, *conditions: _Condition
 ) -> Iterator[ArrayLike]:
     """The weighted number of entries that meet each of the conditions."""
-    truth, guess = same_shape(
-        ("labels", as_array("labels", labels).astype(bool, copy=False)),
-        ("predictions", as_array("predictions", predictions).astype(bool, copy=False)),
-    )
+    truth, guess = (a.astype(bool, copy=False) for a in labels_and_predictions(labels, predictions))
     w = as_weights(weights, truth.shape)
     for condition in conditions:
         met = condition(truth, guess)

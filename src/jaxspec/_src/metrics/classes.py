@@ -3,10 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.arguments import Weights, as_array, as_count, as_integers, as_weights, same_shape
+from jaxspec._src.metrics.arguments import Weights, as_count, as_integers, as_weights, labels_and_predictions
 from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats, sums_of, the_sum
-from jaxspec._src.metrics.weighted import ratio_or_zero
+from jaxspec._src.metrics.sums import Floats, ratio_or_zero, sums_of, the_sum
 
 
 def confusion_matrix(
@@ -31,9 +30,7 @@ def confusion_matrix(
     [[1.0, 0.0], [1.0, 1.0]]
     """
     count = as_count("num_classes", num_classes, least=1)
-    truth, guess = same_shape(
-        ("labels", as_integers("labels", labels)), ("predictions", as_integers("predictions", predictions))
-    )
+    truth, guess = labels_and_predictions(as_integers("labels", labels), as_integers("predictions", predictions))
     w = as_weights(weights, truth.shape)
     cells = _check_classes("labels", truth, count) * count + _check_classes("predictions", guess, count)
     matrix = _tally(cells, w, count * count).reshape(count, count)
@@ -95,11 +92,9 @@ def mean_per_class_accuracy(
     0.75
     """
     count = as_count("num_classes", num_classes, least=1)
-    truth, guess = same_shape(
-        ("labels", as_integers("labels", labels)), ("predictions", as_array("predictions", predictions))
-    )
+    truth, guess = labels_and_predictions(as_integers("labels", labels), as_integers("predictions", predictions))
     w = as_weights(weights, truth.shape)
-    right = (truth == as_integers("predictions", guess)).reshape(-1)
+    right = (truth == guess).reshape(-1)
     ids = _check_classes("labels", truth, count)
     correct = _tally(ids[right], None if w is None else w.reshape(-1)[right], count)
     return sums_of("mean_per_class_accuracy", _mean_share, correct, _tally(ids, w, count))

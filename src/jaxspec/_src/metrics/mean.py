@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, same_shape, values_and_weights
+from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, labels_and_predictions, values_and_weights
 from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import sums_of
-from jaxspec._src.metrics.weighted import mean_of, mean_or_zero
+from jaxspec._src.metrics.sums import mean_of, mean_or_zero, sums_of
 
 
 def mean(values: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -100,8 +99,7 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike, weights: Weights = None)
     >>> metrics.accuracy(labels=[0, 1, 2, 3], predictions=[0, 1, 2, 0]).compute()
     0.75
     """
-    truth, guess = (as_array(n, v, text=True) for n, v in (("labels", labels), ("predictions", predictions)))
-    truth, guess = same_shape(("labels", truth), ("predictions", guess))
+    truth, guess = labels_and_predictions(labels, predictions, text=True)
     numbers = [a.dtype.kind in "biuf" for a in (truth, guess)]
     if numbers[0] != numbers[1] or {truth.dtype.kind, guess.dtype.kind} == {"S", "U"}:
         raise TypeError(

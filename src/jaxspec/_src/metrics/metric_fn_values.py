@@ -5,8 +5,7 @@ import numpy as np
 from jaxspec._src.metrics.arguments import as_array
 from jaxspec._src.metrics.mean import mean
 from jaxspec._src.metrics.metric import Mergeable
-from jaxspec._src.metrics.sums import sums_of
-from jaxspec._src.metrics.weighted import mean_or_zero
+from jaxspec._src.metrics.sums import mean_or_zero, sums_of
 
 
 def as_metric(name: str, value: object, num_examples: int) -> Mergeable:

@@ -5,10 +5,9 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.arguments import Weights, as_array, same_shape
+from jaxspec._src.metrics.arguments import Weights, as_array, labels_and_predictions, same_shape
 from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats
-from jaxspec._src.metrics.weighted import mean_of, mean_or_zero, ratio_or_zero
+from jaxspec._src.metrics.sums import Floats, mean_of, mean_or_zero, ratio_or_zero
 
 
 def mean_absolute_error(labels: ArrayLike, predictions: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -99,7 +98,7 @@ def mean_cosine_distance(labels: ArrayLike, predictions: ArrayLike, dim: int, we
     >>> metrics.mean_cosine_distance([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]], dim=1).compute()
     0.5
     """
-    a, b = same_shape(("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions)))
+    a, b = labels_and_predictions(labels, predictions)
     axis = operator.index(dim)
     if not -a.ndim <= axis < a.ndim:
         raise ValueError(f"dim is {dim}; expected an axis of labels, which have shape {a.shape}")
@@ -109,7 +108,7 @@ def mean_cosine_distance(labels: ArrayLike, predictions: ArrayLike, dim: int, we
 
 
 def _difference(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
-    a, b = same_shape(("labels", as_array("labels", labels)), ("predictions", as_array("predictions", predictions)))
+    a, b = labels_and_predictions(labels, predictions)
     # In float64 the difference of integers does not wrap around, and the square of a float32 does not overflow.
     with np.errstate(all="ignore"):
         return np.asarray(np.subtract(b, a, dtype=np.float64))

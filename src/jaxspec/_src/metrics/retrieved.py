@@ -1,14 +1,14 @@
 """How many labels of each row are among the retrieved classes: what the metrics at k are made of."""
 
 import dataclasses
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, as_count, as_weights
 from jaxspec._src.metrics.ranking import best_ranks
-from jaxspec._src.metrics.weighted import total
+from jaxspec._src.metrics.sums import total
 
 # Marks a masked label, which is no label at all (-1 is one: a label that nothing can match).
 _MASKED = np.iinfo(np.int64).min
@@ -49,7 +49,7 @@ class LabelRows:
 
 
 def retrieved_by_scores(
-    labels: ArrayLike, predictions: ArrayLike, k: SupportsIndex, class_id: SupportsIndex | None, weights: Weights
+    labels: ArrayLike, predictions: ArrayLike, k: int, class_id: int | None, weights: Weights
 ) -> Retrieved:
     """Retrieves the k best-scored classes of each row, or `class_id` alone if it is among them."""
     scores, count = checked_scores(predictions, k, least=0)
@@ -66,7 +66,7 @@ def retrieved_by_scores(
 
 
 def retrieved_by_ids(
-    labels: ArrayLike, predictions_idx: ArrayLike, class_id: SupportsIndex | None, weights: Weights
+    labels: ArrayLike, predictions_idx: ArrayLike, class_id: int | None, weights: Weights
 ) -> Retrieved:
     """Retrieves the given classes of each row, or `class_id` alone if it is among them."""
     ids = as_array("predictions_idx", predictions_idx)
@@ -90,7 +90,7 @@ def retrieved_by_ids(
     return _summed(rows, hits, flat.shape[1] - repeats, rows.distinct.sum(axis=1), class_id=None)
 
 
-def checked_scores(predictions: ArrayLike, k: SupportsIndex, least: int) -> tuple[np.ndarray, int]:
+def checked_scores(predictions: ArrayLike, k: int, least: int) -> tuple[np.ndarray, int]:
     """Scores `[..., C]`, and k from `least` to C."""
     scores = as_array("predictions", predictions)
     if scores.ndim == 0:
@@ -133,7 +133,7 @@ def label_rows(
     return LabelRows(ids, distinct, listed, None if w is None else w.reshape(-1))
 
 
-def _checked_class(class_id: SupportsIndex | None) -> int | None:
+def _checked_class(class_id: int | None) -> int | None:
     return None if class_id is None else as_count("class_id", class_id, least=0)
 
 

@@ -1,6 +1,7 @@
-"""Metrics whose state is a few sums over the examples."""
+"""Metrics whose state is a few weighted sums over the examples, in float64; above all weighted means."""
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import ArrayLike
 
+from jaxspec._src.metrics.arguments import Weights, as_weights
 from jaxspec._src.metrics.metric import Metric
 
 Floats = npt.NDArray[np.float64]
@@ -47,7 +49,7 @@ class Sums(Metric[Any]):
         if self.config != other.config:
             theirs = dict(other.config)
             differing = [
-                f"{key}={_shorten(value)} with {key}={_shorten(theirs.get(key))}"
+                f"{key}={reprlib.repr(value)} with {key}={reprlib.repr(theirs.get(key))}"
                 for key, value in self.config
                 if theirs.get(key) != value
             ]
@@ -88,14 +90,45 @@ def the_sum(total: Floats) -> Floats:
     return np.array(total)
 
 
+def mean_of(
+    name: str, values: np.ndarray, weights: Weights, finish: Callable[..., ArrayLike] | None = None, **config: Hashable
+) -> Sums:
+    """The weighted mean of an array as metric `name`. Its sums are those of `values * weights` and of the weights.
+
+    Args:
+      finish: makes the result of both sums; None is `mean_or_zero`.
+      config: as in `Sums`.
+    """
+    w = as_weights(weights, values.shape, allow_negative=True)
+    return sums_of(name, finish or mean_or_zero, total(values, w), total_weight(values, w), **config)
+
+
+def mean_or_zero(total: Floats, weight: Floats, **config: object) -> np.ndarray:
+    """The mean, or 0 where the weight is not positive: TensorFlow's choice for the mean of nothing."""
+    return np.where(weight <= 0, 0.0, total / weight)
+
+
+def ratio_or_zero(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """`numerator / denominator`, and 0 wherever the denominator is 0."""
+    return np.where(denominator == 0, 0.0, np.divide(numerator, np.where(denominator == 0, 1.0, denominator)))
+
+
+def total(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
+    """Sum of `values` times `weights` (None: all 1)."""
+    with np.errstate(all="ignore"):  # inf * 0 and inf - inf are NaN, without a warning
+        if weights is not None:
+            return np.float64(np.multiply(values, weights, dtype=np.float64).sum())
+        return np.float64(np.count_nonzero(values) if values.dtype == bool else values.sum(dtype=np.float64))
+
+
+def total_weight(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
+    """Sum of the weights; None: the number of entries of `values`."""
+    return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
+
+
 def _frozen(sums: Iterable[ArrayLike]) -> tuple[Floats, ...]:
     # Always a copy: a float64 array of the caller must not become read-only, nor change the metric later.
     arrays = tuple(np.array(s, np.float64) for s in sums)
     for array in arrays:
         array.flags.writeable = False
     return arrays
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
