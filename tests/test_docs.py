@@ -20,9 +20,7 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [*ROOT.glob("
 DOCS = sorted(page for page in PAGES if page.startswith("docs/"))
 RUN_ELSEWHERE = {"docs/summaries.md": "tests/summary/test_sinks.py"}
 """Pages whose blocks need something that is not installed, and the tests that run them with a stand-in."""
-BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]*) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def linear(size):
@@ -88,14 +86,18 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         return
     monkeypatch.chdir(tmp_path)
     names = names_for_a_page(tmp_path)
-    for block in BLOCK.finditer(PAGES[page]):
-        if not block["reason"]:
-            exec(compile(block["code"], page, "exec"), names)
+    for block in BLOCK.findall(PAGES[page]):
+        exec(compile(block, page, "exec"), names)
 
 
 def test_a_block_that_does_not_run_would_fail(tmp_path):
     with pytest.raises(AttributeError):
         exec("js.TPUEstimatr", names_for_a_page(tmp_path))
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_python_is_marked_as_python(page):
+    assert set(re.findall(r"^```(\w*)$", PAGES[page], re.MULTILINE)) <= {"", "python", "text", "sh"}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
