@@ -74,6 +74,7 @@ HOOKS = {
     "stop_if_no_increase_hook",
 }
 SUMMARY = {
+    "Sink",
     "SummaryWriter",
     "create_file_writer",
     "histogram",

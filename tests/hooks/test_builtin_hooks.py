@@ -477,7 +477,7 @@ def test_an_unknown_fetch_names_who_asked(tmp_path):
 
 
 def test_more_arguments_that_cannot_work(tmp_path):
-    with pytest.raises(TypeError, match="batch_size must be int"):
+    with pytest.raises(TypeError, match="batch_size should be a whole number, got 'a'"):
         js.hooks.ExamplesPerSecondHook("a")
     with pytest.raises(ValueError, match="max_steps_without_decrease should be > 0, got -3"):
         js.hooks.stop_if_no_decrease_hook(counting(tmp_path), "loss", -3)

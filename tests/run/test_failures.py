@@ -12,9 +12,9 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.run import host_queue, signals
+from jaxspec.checkpoint import checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
 

@@ -10,9 +10,9 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.run.host_queue import MAX_WAITING, HostQueue
+from jaxspec.checkpoint import checkpoint_steps
 
 
 def counting(model_dir, host_call, every=4, save=1000, shards=1, use_tpu=True, n=1, **run):

@@ -9,7 +9,7 @@ import sys
 import killed_runs
 import numpy as np
 
-from jaxspec._src.checkpoint.directory import checkpoint_steps
+from jaxspec.checkpoint import checkpoint_steps
 
 
 def test_runs_that_are_killed_and_started_again_end_with_the_same_weights_bit_for_bit(tmp_path):

@@ -14,7 +14,7 @@ import signal_runs
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
 

@@ -13,9 +13,9 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec import EvalSpec, Exporter, FinalExporter, TrainSpec, checkpoint, checkpoints_iterator, train_and_evaluate
-from jaxspec._src.checkpoint import store
-from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.checkpoint import restore
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 def counting(model_dir, save=4, every=1, shards=1, **kwargs):
@@ -173,11 +173,15 @@ class NamedExporter(Exporter):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: TrainSpec(), TypeError, r"`input_fn` must be callable, given: None. Write TrainSpec\(input_fn"),
-        (lambda: TrainSpec("text"), TypeError, "`input_fn` must be callable, given: 'text'. Write TrainSpec"),
+        (
+            lambda: TrainSpec(),
+            TypeError,
+            "input_fn must be callable, given: None. Write a function that returns batches",
+        ),
+        (lambda: TrainSpec("text"), TypeError, "input_fn must be callable, given: 'text'. Write a function"),
         (lambda: TrainSpec(lambda features: 0), ValueError, r"not expected args: \['features'\]"),
-        (lambda: TrainSpec(list, max_steps=-1), ValueError, "Must specify max_steps > 0, given: -1"),
-        (lambda: TrainSpec(list, max_steps="5"), TypeError, "Train max_steps must be int"),
+        (lambda: TrainSpec(list, max_steps=-1), ValueError, "Train max_steps should be > 0, got -1"),
+        (lambda: TrainSpec(list, max_steps="5"), TypeError, "Train max_steps should be a whole number, got '5'"),
         (
             lambda: TrainSpec(list, hooks=[5]),
             TypeError,
@@ -188,19 +192,23 @@ class NamedExporter(Exporter):
             TypeError,
             "saving_listeners must be a list of CheckpointSaverListener, given: .* pass an instance",
         ),
-        (lambda: EvalSpec(), TypeError, r"`input_fn` must be callable, given: None. Write EvalSpec\(input_fn"),
+        (
+            lambda: EvalSpec(),
+            TypeError,
+            "input_fn must be callable, given: None. Write a function that returns batches",
+        ),
         (
             lambda: EvalSpec(list, throttle_secs=None),
             TypeError,
-            "throttle_secs must be a number of seconds, given: None",
+            "throttle_secs should be a number, got None",
         ),
         (
             lambda: EvalSpec(list, exporters=NamedExporter("../a")),
             ValueError,
             "name must be that of one directory, given: '../a'",
         ),
-        (lambda: EvalSpec(None), TypeError, "`input_fn` must be callable, given: None. Write EvalSpec"),
-        (lambda: EvalSpec(list, steps=0), ValueError, "Must specify steps > 0, given: 0"),
+        (lambda: EvalSpec(None), TypeError, "input_fn must be callable, given: None. Write a function"),
+        (lambda: EvalSpec(list, steps=0), ValueError, "Eval steps should be > 0, got 0"),
         (
             lambda: EvalSpec(list, name=5),
             TypeError,
@@ -210,12 +218,12 @@ class NamedExporter(Exporter):
         (
             lambda: EvalSpec(list, start_delay_secs=-1),
             ValueError,
-            "Must specify start_delay_secs >= 0, given: -1. .* seconds",
+            "start_delay_secs should be >= 0, got -1",
         ),
         (
             lambda: EvalSpec(list, throttle_secs=-2),
             ValueError,
-            "Must specify throttle_secs >= 0, given: -2. .* seconds",
+            "throttle_secs should be >= 0, got -2",
         ),
         (
             lambda: EvalSpec(list, exporters=3),
@@ -319,7 +327,7 @@ def test_evaluation_reads_no_checkpoint(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a checkpoint was read")
 
-    monkeypatch.setattr(store, "read_variables", refuse)
+    monkeypatch.setattr(restore, "read_variables", refuse)
     assert run(counting(tmp_path), Recorder(), 6)[0]["global_step"] == 6
 
 

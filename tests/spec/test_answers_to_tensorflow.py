@@ -46,7 +46,7 @@ def apply_gradients(*args, **kwargs):
 
 LOSS, STEP = np.float32(1), np.int32(0)
 WRITE_MINIMIZE = r"Write jaxspec.minimize\(optimizer\), which differentiates the spec's own loss"
-WRITE_APPLY = r"Write jaxspec.apply_gradients\(optimizer, grads\), grads being the tree of variables\['params'\]"
+WRITE_APPLY = r"Write jaxspec.apply_gradients\(optimizer, grads\), with grads as the tree of variables\['params'\]"
 CALLS = {
     "minimize(loss, step)": (lambda: minimize(LOSS, STEP), "too many positional arguments. " + WRITE_MINIMIZE),
     "minimize(loss)": (lambda: minimize(LOSS), "loss must be a function of the variables.*Leave it out"),

@@ -1,30 +1,108 @@
-"""Checks of numbers that the user gave."""
+"""Checks of what the user gave: numbers, functions, methods."""
 
-from typing import Any
+import inspect
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import TypeGuard
 
 import numpy as np
 
+from jaxspec._src.base.callables import argument_names, describe, open_parameters
+from jaxspec._src.base.types import AnyFunction
 
-def check_positive_int(name: str, value: Any) -> None:
-    """TypeError or ValueError, in TPUEstimator's words, unless `value` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be int, got {type(value)}")
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether `value` is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def check_number(
-    name: str, value: Any, *, minimum: float | None = None, above: float | None = None, whole: bool = False
+    name: str,
+    value: object,
+    *,
+    whole: bool = False,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    required: bool = False,
 ) -> None:
-    """TypeError or ValueError unless `value` is such a number, or None."""
-    if value is None:
+    """Raises TypeError unless `value` is a number, ValueError unless it lies within the bounds.
+
+    Args:
+      whole: whether it must be an integer.
+      above: the number must be larger than this.
+      required: whether None, too, is refused.
+    """
+    if value is None and not required:
         return
-    kinds = int | np.integer if whole else int | float | np.number
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(
-            f"{name} should be {'a whole number' if whole else 'a number'}, got {value!r} ({type(value).__name__})"
-        )
+    if not _is_number(value) or (whole and not is_integer(value)):
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"{name} should be {kind}, got {value!r} ({type(value).__name__})")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} should be >= {minimum}, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name} should be > {above}, got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} should be <= {maximum}, got {value}")
+
+
+def check_callable(name: str, fn: object, instead: str = "") -> None:
+    """Raises TypeError unless `fn` can be called. `instead` is a sentence that says what to write."""
+    if not callable(fn):
+        raise TypeError(f"{name} must be callable, given: {reprlib.repr(fn)}. {instead}".rstrip())
+
+
+def check_arguments(
+    fn: AnyFunction, *, role: str, allowed: Collection[str], required: Collection[str] = (), instead: str = ""
+) -> None:
+    """Raises ValueError unless `fn` can be called by keyword with `allowed` arguments, and names those in `required`.
+
+    An argument that is not allowed keeps its default; one without a default is refused.
+
+    Args:
+      role: what messages call the function.
+      instead: for the TypeError of what is not callable.
+    """
+    check_callable(role, fn, instead)
+    names, takes_any = argument_names(fn)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in open_parameters(fn) if p.default is inspect.Parameter.empty and p.kind not in variadic]
+    unexpected = [p.name for p in needed if p.name not in allowed or p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    if unexpected:
+        or_params = ", or pass them in `params`" if "params" in allowed else ""
+        raise ValueError(
+            f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and "
+            f"may name any of {sorted(allowed)}; give others a default, bind them first, as in functools.partial({role}, "
+            f"{unexpected[0]}=...){or_params}."
+        )
+    missing = [name for name in required if name not in names and not takes_any]
+    if missing:
+        raise ValueError(
+            f"{role} ({describe(fn)}) must include {missing[0]} argument. It names {names}; add `{missing[0]}`."
+        )
+
+
+def check_methods(value: object, base: type, methods: Mapping[str, Collection[str]]) -> None:
+    """Raises TypeError unless each method that the class of `value` overrides takes its arguments by position.
+
+    Args:
+      methods: the names of the arguments with which each is called.
+    """
+    for name, arguments in methods.items():
+        method = getattr(type(value), name)
+        if method is getattr(base, name):
+            continue
+        try:
+            inspect.signature(getattr(value, name)).bind(*arguments)
+        except TypeError as error:
+            takes = ", ".join(["self", *arguments])
+            raise TypeError(
+                f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
+                f"with {len(arguments)} arguments: write def {name}({takes})."
+            ) from None
+        except ValueError:  # some callables written in C have no signature
+            pass

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec._src.base.callables import check_arguments
-from jaxspec._src.base.validate import check_number
+from jaxspec._src.base.validate import check_arguments, check_number
 
 _logger = logging.getLogger("jaxspec")
 

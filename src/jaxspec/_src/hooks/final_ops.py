@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxspec._src.hooks.session import refuse_arrays
+from jaxspec._src.hooks.fetches import refuse_arrays
 from jaxspec._src.spec.hook import SessionRunHook
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from jaxspec._src.base.callables import check_methods
+from jaxspec._src.base.validate import check_methods
 
 
 class CheckpointSaverListener:

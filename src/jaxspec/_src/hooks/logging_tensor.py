@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec._src.hooks.session import refuse_arrays
+from jaxspec._src.hooks.fetches import refuse_arrays
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 

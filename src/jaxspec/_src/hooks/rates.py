@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxspec._src.base.validate import check_positive_int
+from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
@@ -103,7 +103,7 @@ class ExamplesPerSecondHook(StepCounterHook):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(every_n_steps, every_n_secs, output_dir, summary_writer, clock=clock)
-        check_positive_int("batch_size", batch_size)
+        check_number("batch_size", batch_size, above=0, whole=True, required=True)
         self._batch_size, self._clock = batch_size, clock
         self._result: Rates | None = None
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxspec._src.hooks.session import refuse_arrays
+from jaxspec._src.hooks.fetches import refuse_arrays
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer

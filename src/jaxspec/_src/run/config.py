@@ -4,12 +4,14 @@ import dataclasses
 import enum
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxspec._src.base.tensorflow_arguments import answers
-from jaxspec._src.base.validate import check_number, check_positive_int
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.validate import check_number, is_integer
+from jaxspec._src.summary.sink import Sink, check_sinks
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -59,10 +61,8 @@ class TPUConfig:
                 "value `<N><s|m|h>` where <N> is any positive integer and `s`, `m`, `h` are unit of time in seconds, "
                 f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {self.iterations_per_loop!r}."
             )
-        if self.num_shards is not None:
-            check_positive_int("TPUConfig num_shards", self.num_shards)
-        if self.initial_infeed_sleep_secs:
-            check_positive_int("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs)
+        check_number("TPUConfig num_shards", self.num_shards, above=0, whole=True)
+        check_number("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs, minimum=0, whole=True)
         cores = self.num_cores_per_replica
         if cores is not None and cores not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
@@ -110,24 +110,11 @@ def _pipeline(name: str, value: Any) -> InputPipelineConfig:
 def _valid_iterations(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+    return is_integer(value) and value > 0
 
 
 _UNSET: Any = object()
 _DEFAULT_SAVE_SECS = 600
-
-
-_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
-_GONE = {
-    **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config", "device_fn", "protocol"), _NO_SERVERS),
-    **dict.fromkeys(("session_creation_timeout_secs", "experimental_max_worker_delay_secs"), _NO_SERVERS),
-    **dict.fromkeys(
-        ("train_distribute", "eval_distribute", "experimental_distribute"),
-        "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them.",
-    ),
-    "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
-}
-"""What to write for arguments of TensorFlow's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +133,7 @@ class RunConfig:
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
     """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes what it wants."""
+    rates included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -163,6 +150,9 @@ class RunConfig:
     progress_bar: bool | None = None
     """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
     the terminal is a dumb one; False: never."""
+    writers: Sequence[Sink] = ()
+    """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
+    what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""
     _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""
@@ -200,10 +190,11 @@ class RunConfig:
         if not isinstance(self.fail_on_nan_loss, bool | np.bool_):
             raise TypeError(f"fail_on_nan_loss must be True or False, got {self.fail_on_nan_loss!r}.")
         seed = self.tf_random_seed
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        if seed is not None and not is_integer(seed):
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
+        put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
@@ -222,5 +213,4 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-_WRITE = "Write RunConfig(TPUConfig(...), model_dir=...)."
-RunConfig.__init__ = answers(_GONE, write=_WRITE)(RunConfig.__init__)  # type: ignore[method-assign]
+RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ import os
 from typing import NamedTuple
 
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.checkpoint import directory
+from jaxspec._src.checkpoint import latest
 from jaxspec._src.device.live_state import Lease, StateOwner
 
 _logger = logging.getLogger("jaxspec")
@@ -18,7 +18,7 @@ class Source(NamedTuple):
     path: str | None
     """Of the checkpoint."""
     step: int
-    """The updates behind the state."""
+    """The number of updates that made the state."""
 
     def close(self) -> None:
         """Ends the lease of a live state."""
@@ -41,7 +41,7 @@ class Sources:
 
     def of_checkpoint(self, path: str | os.PathLike[str]) -> Source:
         """The state of the checkpoint at `path`; ValueError where there is none."""
-        return Source(None, os.path.abspath(os.fspath(path)), directory.checkpoint_step(os.fspath(path)))
+        return Source(None, os.path.abspath(os.fspath(path)), latest.checkpoint_step(os.fspath(path)))
 
     def current(self, *, training: bool) -> Source:
         """The live state, unless model_dir was cleared or holds a newer checkpoint; else the latest checkpoint.
@@ -54,8 +54,8 @@ class Sources:
         if lease is not None and training:
             return Source(lease, None, lease.step)
         if lease is None:
-            return self._stored(directory.latest_whole_checkpoint(self._model_dir))
-        cleared = self.expects_checkpoint and not directory.checkpoint_steps(self._model_dir)
+            return self._stored(latest.latest_undamaged_checkpoint(self._model_dir))
+        cleared = self.expects_checkpoint and not latest.checkpoint_steps(self._model_dir)
         newer = self._stored(self._newer_checkpoint(lease.step))
         if cleared:
             _logger.warning(
@@ -78,14 +78,14 @@ class Sources:
 
     def _stored(self, path: str | None) -> Source:
         """The state of that checkpoint; None: a fresh one."""
-        return Source(None, path, directory.checkpoint_step(path) if path else 0)
+        return Source(None, path, latest.checkpoint_step(path) if path else 0)
 
     def _newer_checkpoint(self, step: int) -> str | None:
         """The latest whole checkpoint, if it is of a later step."""
-        if directory.load_global_step(self._model_dir) <= step:
+        if latest.load_global_step(self._model_dir) <= step:
             return None  # without reading any
         try:
-            path = directory.latest_whole_checkpoint(self._model_dir)
+            path = latest.latest_undamaged_checkpoint(self._model_dir)
         except DamagedCheckpointError:
             return None
-        return path if path is not None and directory.checkpoint_step(path) > step else None
+        return path if path is not None and latest.checkpoint_step(path) > step else None

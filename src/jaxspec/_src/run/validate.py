@@ -5,11 +5,11 @@ import os
 import tempfile
 from typing import Any
 
-import numpy as np
-
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.paths import absolute_path
+from jaxspec._src.base.types import InputFn
+from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
 
 _logger = logging.getLogger("jaxspec")
@@ -26,16 +26,15 @@ def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
     if steps is not None and max_steps is not None:
         raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
     for name, value in (("steps", steps), ("max_steps", max_steps)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{verb} {name} must be int, got {type(value)}: {value!r}")
-        if value <= 0:
-            raise ValueError(f"Must specify {name} > 0, given: {value}")
-        if value > LAST_STEP:
-            raise ValueError(
-                f"{verb} {name} must be at most {LAST_STEP}, the last number that a step may have, given: {value}."
-            )
+        check_number(f"{verb} {name}", value, above=0, maximum=LAST_STEP, whole=True)
+
+
+def check_input_fn(input_fn: InputFn) -> None:
+    """Raises unless `input_fn` can be called with `params`, `mode` and `config`."""
+    instead = "Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
+    if hasattr(input_fn, "__iter__"):
+        instead = "Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
+    check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS, instead=instead)
 
 
 def check_last_step(step: int, stop: int | None) -> None:

@@ -1,7 +1,7 @@
 """The pairs `(function, tensors)` of a spec: checked when the spec is made, called on the host."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -106,6 +106,17 @@ def call_host_function(name: str, pair: HostFunction) -> Any:
                 "step[0] where all are the same, as the global step, and loss.mean() where they are not."
             )
         raise
+
+
+def call_metric_fn(eval_metrics: HostFunction) -> dict[str, Any]:
+    """The metric values of one batch by name, as metric_fn returned them."""
+    metrics = call_host_function("metric_fn", eval_metrics)
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"metric_fn must return a dict from names to metric values, given: {metrics!r}. Write "
+            "return {'accuracy': jaxspec.metrics.accuracy(labels, predictions)}."
+        )
+    return dict(metrics or {})
 
 
 def _wants_scalar(error: BaseException) -> bool:

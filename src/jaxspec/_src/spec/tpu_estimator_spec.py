@@ -1,16 +1,15 @@
 """TPUEstimatorSpec: what model_fn returns."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
 
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.spec.captures import refuse_captured_tracers
 from jaxspec._src.spec.estimator_spec import EstimatorSpec
 from jaxspec._src.spec.hook import check_hooks
-from jaxspec._src.spec.host_functions import HostCallHook, call_host_function, check_host_function, to_host
+from jaxspec._src.spec.host_functions import HostCallHook, call_metric_fn, check_host_function, to_host
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.pytree import register
 from jaxspec._src.spec.rules import check_arrays
@@ -29,14 +28,6 @@ class _TPUEstimatorSpecFields(NamedTuple):
     training_hooks: Any = None
     evaluation_hooks: Any = None
     prediction_hooks: Any = None
-
-
-_GONE = {
-    "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
-    "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
-    "training_chief_hooks": "write training_hooks=.",
-}
-"""What to write for arguments of TensorFlow's EstimatorSpec."""
 
 
 @register
@@ -68,7 +59,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
 
     __slots__ = ()
 
-    @answers(_GONE)
+    @explain_removed_arguments
     def __new__(
         cls,
         mode: Any,
@@ -122,14 +113,9 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                 f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
                 "on the host, after js.gather. A model_fn returns the TPUEstimatorSpec as it is, on every device."
             )
-        metrics: Any = {}
+        metrics = {}
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
-            metrics = call_host_function("metric_fn", self.eval_metrics)
-            if metrics is not None and not isinstance(metrics, Mapping):
-                raise TypeError(
-                    f"metric_fn must return a dict from names to metric values, given: {metrics!r}. Write "
-                    "return {'accuracy': jaxspec.metrics.accuracy(labels, predictions)}."
-                )
+            metrics = call_metric_fn(self.eval_metrics)
         host_calls = () if self.host_call is None else (HostCallHook(self.host_call),)
         scaffold = Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn)
         predictions, loss, export_outputs = to_host((self.predictions, self.loss, self.export_outputs))
@@ -140,7 +126,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                 {} if predictions is None else predictions,
                 loss,
                 self.train_op,
-                {} if metrics is None else dict(metrics),
+                metrics,
                 export_outputs,
                 (),
                 (*(self.training_hooks or ()), *host_calls),

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from jaxspec._src.base.arrays import is_array
-from jaxspec._src.base.tensorflow_arguments import answers
+from jaxspec._src.base.removed_arguments import CALLS, explain_removed_arguments
 
 Variables = Mapping[str, Any]
 """Collections by name: `{"params": the trainable ones, ...: the rest}`; each any pytree of arrays."""
@@ -49,22 +49,7 @@ def _unflatten(static: tuple[Any, ...], children: Iterable[Any]) -> TrainOp:
 jax.tree_util.register_pytree_with_keys(TrainOp, _flatten, _unflatten)
 
 
-_COUNTED = "leave it out: the runner counts the steps."
-_GONE = {
-    "global_step": _COUNTED,
-    "var_list": "write of=: a key of variables['params'], several keys, or a predicate on the path.",
-    "grad_loss": "scale the loss instead.",
-    **dict.fromkeys(("name", "gate_gradients", "aggregation_method", "colocate_gradients_with_ops"), "leave it out."),
-}
-"""What to write for arguments of TensorFlow's optimizers."""
-_MINIMIZE = (
-    "Write jaxspec.minimize(optimizer), which differentiates the spec's own loss; a loss that is given is a function of the "
-    "variables. The runner counts the steps."
-)
-_APPLY = "Write jaxspec.apply_gradients(optimizer, grads), grads being the tree of variables['params']. The runner counts the steps."
-
-
-@answers(_GONE, write=_MINIMIZE)
+@explain_removed_arguments
 def minimize(
     optimizer: Any,
     loss: Callable[[Any], Any] | None = None,
@@ -98,7 +83,7 @@ def minimize(
     return _train_op(optimizer, loss, None, of, reduction, updates, after)
 
 
-@answers(_GONE, write=_APPLY)
+@explain_removed_arguments
 def apply_gradients(
     optimizer: Any,
     grads: Any,
@@ -118,7 +103,7 @@ def apply_gradients(
     """
     if isinstance(grads, Iterator):
         raise TypeError(
-            f"apply_gradients: grads must be the tree of gradients, as jax.grad gives it, got {type(grads).__name__}. {_APPLY}"
+            f"apply_gradients: grads must be the tree of gradients, as jax.grad gives it, got {type(grads).__name__}. {CALLS['apply_gradients']}"
         )
     if grads is None:
         raise ValueError("apply_gradients: grads is None; pass the gradients, or use minimize(optimizer).")
@@ -212,12 +197,12 @@ class CrossShardOptimizer(NamedTuple):
                 f"minimize(optax.chain(..., optimizer), reduction={self.reduction!r})."
             )
 
-    @answers(_GONE, write=_MINIMIZE)
+    @explain_removed_arguments
     def minimize(self, loss: Callable[[Any], Any] | None = None, **kwargs: Any) -> TrainOp:
         """`jaxspec.minimize(self, loss, ...)`."""
         return minimize(self, loss, **kwargs)
 
-    @answers(_GONE, write=_APPLY)
+    @explain_removed_arguments
     def apply_gradients(self, grads: Any, **kwargs: Any) -> TrainOp:
         """`jaxspec.apply_gradients(self, grads, ...)`."""
         return apply_gradients(self, grads, **kwargs)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.callables import call_by_name, check_arguments, describe
+from jaxspec._src.base.callables import call_by_name, describe
+from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.step.axis import bind_shard_axis
 from jaxspec._src.step.diagnosis import note_traced_error
 

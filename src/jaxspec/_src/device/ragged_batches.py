@@ -1,0 +1,79 @@
+"""Batches that do not fill every shard: the devices compute their rows, and no filler rows."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxspec._src.device.gather import steps_of
+from jaxspec._src.device.mapping import on_first
+from jaxspec._src.device.program import Program
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+
+
+class Group(NamedTuple):
+    """Shards of one batch that ran together, all with the same number of rows."""
+
+    spec: TPUEstimatorSpec
+    """On the host. In evaluation its loss is in parts."""
+    rows: int
+
+
+class RaggedPrograms:
+    """Runs a step on ragged batches: the devices compute the rows of the batch, and no filler rows.
+
+    A batch of `r` rows, at `b` rows a shard, runs as at most two groups. The first `r // b` shards are full, and run on
+    as many devices. The last `r % b` rows are one shard of their own, on the first device. A program is made for each
+    number of devices, and compiled for each number of rows, when a batch first needs it.
+
+    Args:
+      step: `(state, features, labels, place) -> spec`.
+      devices: the devices of full batches.
+      rows_per_shard: `b`.
+    """
+
+    def __init__(self, step: Callable[..., TPUEstimatorSpec], devices: Sequence[jax.Device], rows_per_shard: int):
+        self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
+        self._programs: dict[int, Program] = {}
+
+    def on(self, state: Any) -> Callable[[Any, int], Callable[[], list[Group]]]:
+        """A function that dispatches a batch, given its leaves `[rows, ...]` and its number, on `state`.
+
+        What it returns is a function that waits for the groups of that batch, in order.
+        """
+        states: dict[int, Any] = {}
+
+        def dispatch(data: Any, number: int) -> Callable[[], list[Group]]:
+            batch_rows = jax.tree.leaves(data)[0].shape[0]
+            full = batch_rows // self._rows_per_shard if len(self._devices) > 1 else 0
+            rows = full * self._rows_per_shard
+            pending: list[tuple[TPUEstimatorSpec, int, int]] = []
+            for start, stop, shards in ((0, rows, full), (rows, batch_rows, 1)):
+                if start == stop:
+                    continue
+                size = (stop - start) // shards
+                if shards not in self._programs:
+                    self._programs[shards] = Program(self._step, self._devices[:shards], trains=False, rolled=False)
+                if shards not in states:
+                    states[shards] = on_first(state, self._devices[:shards])
+                stack = jax.tree.map(functools.partial(_one_stack, slice(start, stop), (1, shards, size)), data)
+                place = np.empty((1, shards, 2), np.int32)
+                place[...] = number, full if start else 0
+                _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
+                pending.append((spec, size, stop - start))
+
+            def fetch() -> list[Group]:
+                return [
+                    Group(next(steps_of(jax.device_get(spec), 0, 1, rows_per_shard=size)), rows)
+                    for spec, size, rows in pending
+                ]
+
+            return fetch
+
+        return dispatch
+
+
+def _one_stack(rows: slice, lead: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    return x[rows].reshape(*lead, *x.shape[1:])
