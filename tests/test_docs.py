@@ -1,5 +1,6 @@
 """The pages in docs/: every Python block runs, every link leads somewhere, every name of jaxspec and every message is real."""
 
+import inspect
 import operator
 import os
 import re
@@ -113,6 +114,21 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
+
+
+def test_arguments_of_the_library_exist():
+    modules = (js, js.hooks, js.summary, js.metrics, js.inputs, js.TPUEstimator)
+    checked = 0
+    for page, text in PAGES.items():
+        for name, argument in re.findall(r"(?<!tpu\.)\b(\w+)\((\w+)=", text):
+            function = next((vars(module)[name] for module in modules if name in vars(module)), None)
+            if function is None or any(
+                p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()
+            ):
+                continue
+            assert argument in inspect.signature(function).parameters, f"{page}: {name}({argument}=...)"
+            checked += 1
+    assert checked > 10
 
 
 def test_the_files_that_contributing_names_exist():
