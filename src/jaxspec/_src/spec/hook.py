@@ -1,6 +1,6 @@
 """The hook contract: five methods called around every loop of steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxspec._src.base.validate import check_methods
@@ -53,6 +53,17 @@ class SessionRunHook:
     """Whether `after_run` waits until host_call has run for all steps of the loop (where there is a host_call). False in
     a hook that does not depend on it lets the devices go on."""
 
+    def start_saving(self, model_dir: str, listeners: Sequence[object]) -> str | None:
+        """Called in training before `begin`. A hook that writes checkpoints returns the directory it writes them to.
+
+        Training adds no `CheckpointSaverHook` then. A training that is interrupted saves to that directory, too.
+
+        Args:
+          model_dir: that of the estimator.
+          listeners: the `saving_listeners` of train, for the first hook that returns a directory; () for the others.
+        """
+        return None
+
     def begin(self) -> None:
         """Called once, before the state exists."""
 
@@ -88,6 +99,7 @@ class SessionRunHook:
 
 
 _METHODS = {
+    "start_saving": ("model_dir", "listeners"),
     "begin": (),
     "after_create_session": ("session", "coord"),
     "before_run": ("run_context",),
