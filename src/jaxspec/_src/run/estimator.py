@@ -18,7 +18,8 @@ from jaxspec._src.base.tensorflow_arguments import answers
 from jaxspec._src.base.validate import check_positive_int
 from jaxspec._src.checkpoint import directory, store
 from jaxspec._src.checkpoint.saver import Saver
-from jaxspec._src.data.input_source import InputMemory
+from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.devices import choose_devices, describe_devices
 from jaxspec._src.device.gather import first_shard
@@ -463,7 +464,7 @@ class TPUEstimator:
         context = TPUContext(len(self._devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}
         params = with_values(self._params, context=context, **rows)
-        return Infeed(
+        request = InputRequest(
             input_fn,
             {"params": params, "mode": mode, "config": self._config},
             mode=mode,
@@ -471,10 +472,9 @@ class TPUEstimator:
             batch_size=batch_size if self._use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self._use_tpu,
             limit=limit,
-            memory=self._input_memory,
-            check_interrupt=raise_if_interrupted,
             **training,
         )
+        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
     def _training_infeed(
         self, input_fn: Callable[..., Any], source: Source, stop: int | None, resume: bool | None
