@@ -14,7 +14,8 @@ from jaxspec._src.base.hyperparameters import with_values
 from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver
-from jaxspec._src.data.input_source import InputMemory
+from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.devices import choose_devices, describe_devices
 from jaxspec._src.device.live_state import LiveState
@@ -172,12 +173,12 @@ class Engine:
         step: int = 0,
         restarted: bool = False,
     ) -> Infeed:
-        """Calls input_fn, and waits for its first batch. The arguments are those of `Infeed`."""
+        """Calls input_fn, and waits for its first batch. `InputRequest` says what the arguments are."""
         check_input_fn(input_fn)
         batch_size = self.batch_size(mode)
         context = TPUContext(len(self.devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}
-        return Infeed(
+        request = InputRequest(
             input_fn,
             {"params": with_values(self._params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
@@ -189,9 +190,8 @@ class Engine:
             resume=resume,
             step=step,
             restarted=restarted,
-            memory=self._input_memory,
-            check_interrupt=raise_if_interrupted,
         )
+        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
     @contextlib.contextmanager
     def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
@@ -82,7 +83,7 @@ def run_batches(
             number += 1
         else:
             item = singles.alone(item)
-            place = places_in_stack(number, item.start, item.stop, capacity=item.capacity, num_shards=num_shards)
+            place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item, began))
