@@ -4,7 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from jaxspec._src.hooks.rates import record_rate
 from jaxspec._src.hooks.timer import LoopTimer
@@ -79,7 +81,7 @@ class TrainingReport:
         self._log_timer = _timer(log_every, step, clock)
         self._summary_timer = _timer(summary_every, step, clock)
 
-    def steps(self, first: int, losses: Any) -> None:
+    def steps(self, first: int, losses: np.ndarray) -> None:
         """Writes the loss of those steps that are due; after the host calls of these steps.
 
         Args:

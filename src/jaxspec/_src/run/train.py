@@ -98,10 +98,9 @@ def _train_on(
             infeed, variables, engine.initial_state.rng, trace=source.live is None
         )
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(program.spec.training_hooks or ())), listeners)
-    calls = HookCalls(hooks, "in training")
     with (
         run_writer(engine.config, engine.model_dir) as writer,
-        calls.begun(),
+        HookCalls(hooks, "in training") as calls,
         engine.progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
     ):
         with noting_verb("train"):
