@@ -66,11 +66,6 @@ class Slice:
         return size
 
 
-def stack_of_one(batch: Batch) -> Slice:
-    """A batch of a size of its own, on one shard, as a stack of capacity one."""
-    return Slice(jax.tree.map(lambda x: x[None, None], batch.data), 0, 1, batch.position)
-
-
 class SingleBatches:
     """Takes a single batch out of its stack, so that a dispatch carries what it uses.
 

@@ -16,7 +16,7 @@ from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_source import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.devices import choose_devices, describe_devices
-from jaxspec._src.device.live_state import StateOwner
+from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs
@@ -66,8 +66,8 @@ class Engine:
         if use_tpu:
             for mode, size in batch_sizes.items():
                 check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
-        self.owner = StateOwner()
-        self.sources = Sources(self.model_dir, self.owner)
+        self.live_state = LiveState()
+        self.sources = Sources(self.model_dir, self.live_state)
         self.clock = TrainingClock()
         """Of the training that is under way, or was the last one."""
         self._input_memory = InputMemory()

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxspec._src.base.types import Variables
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.program import Program, rolls_well
+from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
@@ -87,9 +87,9 @@ class Programs:
         with jax.default_device(self._devices[0]):
             traced = trace_train_op(self._model, variables, rng, *infeed.first_shard())
         if made is None:
-            rolled = rolls_well(traced.jaxpr, self._devices)
-            program = Program(train_step(self._model), self._devices, trains=True, rolled=rolled)
-            capacity = _capacity(infeed, traced.spec, self._loop_steps) if rolled else 1
+            single = prefers_single_steps(traced.jaxpr, self._devices)
+            program = Program(train_step(self._model), self._devices, trains=True, single_step=single)
+            capacity = 1 if single else _capacity(infeed, traced.spec, self._loop_steps)
             made = self._training[key] = TrainingProgram(program, capacity, traced.spec)
         return _with_hooks_of(traced.spec, made), traced
 
@@ -104,9 +104,9 @@ class Programs:
         with jax.default_device(self._devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
         if made is None:
-            rolled = rolls_well(jaxpr, self._devices)
-            program = Program(step, self._devices, trains=False, rolled=rolled)
-            capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
+            single = prefers_single_steps(jaxpr, self._devices)
+            program = Program(step, self._devices, trains=False, single_step=single)
+            capacity = 1 if single else _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
             ragged = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
             made = self._inference[key] = InferenceProgram(program, ragged, capacity, spec)
         return _with_hooks_of(spec, made)
