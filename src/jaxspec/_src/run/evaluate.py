@@ -28,7 +28,6 @@ _logger = logging.getLogger("jaxspec")
 def evaluate(
     engine: Engine,
     input_fn: InputFn,
-    *,
     steps: int | None,
     hooks: tuple[SessionRunHook, ...],
     checkpoint_path: str | None,

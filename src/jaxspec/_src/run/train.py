@@ -33,7 +33,6 @@ Listeners = tuple[CheckpointSaverListener, ...]
 def train(
     engine: Engine,
     input_fn: InputFn,
-    *,
     hooks: Hooks,
     steps: int | None,
     max_steps: int | None,
