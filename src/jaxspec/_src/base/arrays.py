@@ -6,7 +6,7 @@ from typing import TypeGuard
 import jax
 import numpy as np
 
-from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.base.types import Array, DType, PyTree
 
 
 def is_array(value: object) -> TypeGuard[Array]:
@@ -54,3 +54,9 @@ def describe_array(value: object) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return repr(value)
+
+
+def at_least_float32(dtype: DType) -> np.dtype:
+    """float32 for a narrower floating dtype, else the dtype. (`jnp.promote_types` refuses under strict promotion.)"""
+    dtype = np.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec._src.base.dtypes import at_least_float32
+from jaxspec._src.base.arrays import at_least_float32
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.axis import mean_over_shards, sum_over_shards
 from jaxspec._src.step.debugging import debugging, values_of_tracers

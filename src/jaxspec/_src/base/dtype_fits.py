@@ -1,4 +1,4 @@
-"""Which dtype holds a value."""
+"""Whether a value may be stored in a leaf of the variables, which keeps its dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,6 @@ from jaxspec._src.base.types import AnyFunction, DType, PyTree
 
 _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 """Each kind of array takes Python numbers of the kinds before it, as everywhere in JAX."""
-
-
-def at_least_float32(dtype: DType) -> np.dtype:
-    """float32 for a narrower floating dtype, else the dtype. (`jnp.promote_types` refuses under strict promotion.)"""
-    dtype = np.dtype(dtype)
-    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
 def fits(value: PyTree, dtype: DType, *, exactly: bool) -> bool:
