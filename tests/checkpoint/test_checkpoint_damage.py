@@ -11,8 +11,8 @@ from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint import backend, manifest
-from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec._src.checkpoint import backend, checksums, parts
+from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec.checkpoint import DamagedCheckpointError, read_array
 
 
@@ -38,7 +38,7 @@ def test_each_damage_to_each_file_is_named_and_the_checkpoint_before_is_found(tm
     state = state_of({"w": jnp.arange(4.0), "v": jnp.ones((2, 2))}, step=2)
     first = saved(tmp_path, state_of({"w": jnp.zeros(4), "v": jnp.ones((2, 2))}, step=1))
     path = saved(tmp_path, state)
-    assert latest_whole_checkpoint(str(tmp_path)) == path
+    assert latest_undamaged_checkpoint(str(tmp_path)) == path
     damages, good = 0, tmp_path / "good"
     shutil.copytree(path, good)
     for number, _ in enumerate(_files(good)):
@@ -52,7 +52,7 @@ def test_each_damage_to_each_file_is_named_and_the_checkpoint_before_is_found(tm
                 continue  # an empty file has nothing to cut
             damages += 1
             caplog.clear()
-            assert latest_whole_checkpoint(str(tmp_path)) == first, (file, damage)
+            assert latest_undamaged_checkpoint(str(tmp_path)) == first, (file, damage)
             [warning] = caplog.messages
             assert path in warning
             assert "is damaged: " in warning
@@ -108,7 +108,7 @@ def test_every_verb_names_a_damaged_newest_checkpoint_and_uses_the_one_before(da
     if damage is _empty:
         estimator.train(counting_input(), max_steps=4)
         assert estimator.get_variable_value("params/w") == 4
-        assert latest_whole_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-4")
+        assert latest_undamaged_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-4")
         assert read_array(str(tmp_path / "model.ckpt-3"), "params/w") == 3
 
 
@@ -116,13 +116,34 @@ def test_where_no_checkpoint_is_whole_nothing_begins_anew_in_silence(tmp_path):
     for step in (1, 2):
         os.remove(os.path.join(saved(tmp_path, state_of({"w": jnp.zeros(())}, step=step)), "manifest.json"))
     with pytest.raises(DamagedCheckpointError, match=r"model.ckpt-2 is damaged: its manifest.json cannot be read"):
-        latest_whole_checkpoint(str(tmp_path))
-    assert latest_whole_checkpoint(str(tmp_path / "nowhere")) is None
+        latest_undamaged_checkpoint(str(tmp_path))
+    assert latest_undamaged_checkpoint(str(tmp_path / "nowhere")) is None
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+    def make():
+        return js.TPUEstimator(
+            counting_model_fn, counting_init, model_dir=tmp_path, use_tpu=False, config=run_config(save=1)
+        )
+
+    make().train(counting_input(), steps=1)
+    monkeypatch.setattr(parts, "FORMAT", 3)
+    make().train(counting_input(), steps=1)
+    monkeypatch.undo()
+    match = r"model.ckpt-2 has format 3: a newer version of jaxspec wrote it, and this version reads formats up to 2\. "
+    for use in (
+        lambda: make().train(counting_input(), steps=1),
+        lambda: make().evaluate(counting_input(1)),
+        lambda: read_array(str(tmp_path / "model.ckpt-2"), "params/w"),
+    ):
+        with pytest.raises(ValueError, match=match + "Install the newer version, or use another model_dir"):
+            use()
+    assert make().evaluate(counting_input(1), checkpoint_path=str(tmp_path / "model.ckpt-1"))["global_step"] == 1
 
 
 def test_a_checkpoint_removed_at_any_stage_of_reading_is_a_file_not_found_error_that_names_it(tmp_path, monkeypatch):
     state = state_of({"w": jnp.arange(4.0)})
-    for module, function in ((manifest, "verify"), (backend, "metadata"), (backend, "load")):
+    for module, function in ((checksums, "verify"), (backend, "shapes"), (backend, "load")):
         path = saved(tmp_path, state)
         original = getattr(module, function)
         for when in ("before", "after"):

@@ -11,7 +11,8 @@ from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.store import state_arrays, stored_variables
+from jaxspec._src.checkpoint.named_arrays import state_arrays
+from jaxspec._src.checkpoint.restore import stored_variables
 from jaxspec.checkpoint import array_names, read_array
 
 _TREES = {

@@ -16,8 +16,8 @@ from tiny_models import assert_trees_equal, counting_init, counting_input, count
 
 import jaxspec as js
 import jaxspec._src.checkpoint.saver as saver_module
-from jaxspec._src.checkpoint import backend, leftovers, writing
-from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec._src.checkpoint import backend, background_write, leftovers
+from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec.checkpoint import latest_checkpoint, read_array
 
@@ -65,14 +65,14 @@ def test_threads_that_save_and_read_at_once_do_not_disturb_each_other(tmp_path):
 
 def test_an_interrupt_while_waiting_leaves_the_write_alone_and_the_next_call_waits_for_it(tmp_path, monkeypatch):
     going_on, writes = threading.Event(), []
-    original = writing.manifest.write
+    original = background_write.checksums.write_manifest
 
     def slow(path, step):
         writes.append(step)
         assert going_on.wait(60)
         original(path, step)
 
-    monkeypatch.setattr(writing.manifest, "write", slow)
+    monkeypatch.setattr(background_write.checksums, "write_manifest", slow)
     saver = Saver(str(tmp_path))
     saver.save(_state(1))
     wait = threading.Event.wait
@@ -92,14 +92,16 @@ def test_an_interrupt_while_waiting_leaves_the_write_alone_and_the_next_call_wai
     saver.save(_state(1))
     saver.wait()
     assert writes == [1]
-    assert latest_whole_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-1")
+    assert latest_undamaged_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-1")
     assert os.listdir(tmp_path) == ["model.ckpt-1"]
 
 
 def test_a_write_whose_beginning_was_interrupted_is_done_once_by_whoever_waits(tmp_path, monkeypatch):
-    steps, original = [], writing.manifest.write
-    monkeypatch.setattr(writing.manifest, "write", lambda path, step: (steps.append(step), original(path, step)))
-    write = writing.Writing(str(tmp_path / "model.ckpt-1"), 1, _state(1), None)
+    steps, original = [], background_write.checksums.write_manifest
+    monkeypatch.setattr(
+        background_write.checksums, "write_manifest", lambda path, step: (steps.append(step), original(path, step))
+    )
+    write = background_write.BackgroundWrite(str(tmp_path / "model.ckpt-1"), 1, _state(1), None)
     assert write.wait()
     write.begin()
     assert write.wait()
@@ -108,7 +110,7 @@ def test_a_write_whose_beginning_was_interrupted_is_done_once_by_whoever_waits(t
 
 def test_an_interrupt_at_any_moment_of_saving_leaves_the_checkpoint_whole_or_absent(tmp_path, monkeypatch):
     """The interrupt comes at each call that save makes in the caller's thread, one after the other."""
-    moments = ("check_names", "Writing", "_health")
+    moments = ("check_names", "BackgroundWrite", "_finite_and_no_nan")
     for number, name in enumerate(moments):
         saver = Saver(str(tmp_path / str(number)))
         original = getattr(saver_module, name)
@@ -207,24 +209,24 @@ def test_a_directory_that_vanishes_while_a_checkpoint_is_written_is_one_short_er
     tmp_path, monkeypatch
 ):
     gone = tmp_path / "run"
-    original = writing.manifest.write
+    original = background_write.checksums.write_manifest
 
     def vanishing(path, step):
         shutil.rmtree(gone)
         original(path, step)
 
     saver = Saver(str(gone))
-    monkeypatch.setattr(writing.manifest, "write", vanishing)
+    monkeypatch.setattr(background_write.checksums, "write_manifest", vanishing)
     saver.save(_state(1))
-    with pytest.raises(OSError, match=r"model.ckpt-1 could not be written: its directory is not there") as caught:
+    with pytest.raises(OSError, match=r"model.ckpt-1 could not be written: its directory does not exist") as caught:
         saver.wait()
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.__cause__ is None
     saver.wait()  # the error is told once
-    monkeypatch.setattr(writing.manifest, "write", original)
+    monkeypatch.setattr(background_write.checksums, "write_manifest", original)
     saver.save(_state(1))
     saver.wait()
-    assert latest_whole_checkpoint(str(gone)) == str(gone / "model.ckpt-1")
+    assert latest_undamaged_checkpoint(str(gone)) == str(gone / "model.ckpt-1")
 
 
 def test_a_directory_that_cannot_be_made_is_one_short_error(tmp_path):
@@ -240,7 +242,7 @@ _FULL = """
 import resource, signal, sys, jax, jax.numpy as jnp, traceback
 sys.path.insert(0, sys.argv[2])
 from checkpoint_states import state_of
-from jaxspec._src.checkpoint.directory import latest_whole_checkpoint
+from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 saver = Saver(sys.argv[1])
@@ -255,7 +257,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 if len(sys.argv) > 3:
     saver.save(state)
     saver.wait()
-    print("whole", latest_whole_checkpoint(sys.argv[1]))
+    print("whole", latest_undamaged_checkpoint(sys.argv[1]))
 """
 
 
@@ -277,14 +279,14 @@ def test_training_goes_on_from_the_state_in_memory_when_there_is_room_again(tmp_
     estimator = js.TPUEstimator(
         counting_model_fn, counting_init, model_dir=tmp_path, use_tpu=False, config=run_config(save=2)
     )
-    original, full = writing.manifest.write, [True]
+    original, full = background_write.checksums.write_manifest, [True]
 
     def write(path, step):
         if full[0]:
             raise OSError(28, "No space left on device")
         original(path, step)
 
-    monkeypatch.setattr(writing.manifest, "write", write)
+    monkeypatch.setattr(background_write.checksums, "write_manifest", write)
     with pytest.raises(
         OSError, match=r"model.ckpt-0 could not be written: No space left on device. The state is still in"
     ):

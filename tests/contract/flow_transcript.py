@@ -14,7 +14,7 @@ from tensorboard.util import tensor_util
 
 import jaxspec as js
 from jaxspec import checkpoint
-from jaxspec._src.checkpoint.directory import checkpoint_steps
+from jaxspec.checkpoint import checkpoint_steps
 from jaxspec.hooks import CheckpointSaverListener, SessionRunArgs, SessionRunHook
 
 

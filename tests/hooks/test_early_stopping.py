@@ -14,7 +14,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec import EvalSpec, TrainSpec, train_and_evaluate
-from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec.hooks import (
     make_early_stopping_hook,
     read_eval_metrics,

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
+from jaxspec.checkpoint import checkpoint_steps
 from jaxspec.hooks import read_eval_metrics
 
 

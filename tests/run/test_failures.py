@@ -12,9 +12,9 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.run import host_queue, signals
+from jaxspec.checkpoint import checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
 
@@ -148,8 +148,7 @@ def test_a_put_that_is_interrupted_has_put(interrupt):
 
 
 def test_an_interrupted_run_does_not_wait_for_a_host_call_that_hangs(tmp_path, monkeypatch, caplog, interrupt):
-    for module in (signals, host_queue):
-        monkeypatch.setattr(module, "PATIENCE_SECS", 0.2)
+    monkeypatch.setattr(signals, "PATIENCE_SECS", 0.2)
     go = threading.Event()
 
     def hang(step):

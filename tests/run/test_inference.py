@@ -27,7 +27,8 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.checkpoint import store
+from jaxspec._src.checkpoint import restore
+from jaxspec._src.device import program
 
 X, Y = data(rows=200)
 
@@ -137,6 +138,7 @@ def check_tail(tmp_path, shards, size, tail):
     assert max(largest) == per_shard
 
 
+@pytest.mark.slow(reason="a process of its own compiles every program for eight devices")
 def test_promise_3_on_eight_shards(tmp_path):
     program = (
         "import os; os.environ.update(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=8');"
@@ -171,13 +173,13 @@ class Reads:
     def __init__(self, monkeypatch):
         self.count = 0
         for name in ("read_variables", "read_state"):
-            original = getattr(store, name)
+            original = getattr(restore, name)
 
             def counted(*args, original=original):
                 self.count += 1
                 return original(*args)
 
-            monkeypatch.setattr(store, name, counted)
+            monkeypatch.setattr(restore, name, counted)
 
 
 def test_promise_5_after_train_nothing_is_read_and_nothing_compiled_twice(tmp_path, monkeypatch):
@@ -532,29 +534,23 @@ def test_summary_host_call_writes_in_training_only(tmp_path):
 
 
 @pytest.mark.parametrize("use_tpu", [True, False])
-def test_all_verbs_pass_through_one_mapping_and_as_estimator_spec(tmp_path, monkeypatch, use_tpu):
-    mapped, converted = [], []
-    original_map, original_convert = js.replicate.__globals__["map_over_devices"], js.TPUEstimatorSpec.as_estimator_spec
+def test_all_verbs_pass_through_one_mapping(tmp_path, monkeypatch, use_tpu):
+    mapped, called, original_map = [], [], program.map_over_devices
 
     def recorder(fn, devices, **kwargs):
-        program = original_map(fn, devices, **kwargs)
+        mapping = original_map(fn, devices, **kwargs)
 
         def run(*args):
             mapped.append(len(devices))
-            return program(*args)
+            return mapping(*args)
 
         return run
 
-    def convert(self):
-        converted.append(self.mode)
-        return original_convert(self)
-
-    monkeypatch.setitem(js.replicate.__globals__, "map_over_devices", recorder)
-    monkeypatch.setattr(js.TPUEstimatorSpec, "as_estimator_spec", convert)
+    monkeypatch.setattr(program, "map_over_devices", recorder)
 
     def model_fn(variables, features, mode):
         spec = counting_model_fn(variables, features, mode)
-        return spec if mode == js.ModeKeys.PREDICT else spec._replace(host_call=(lambda x: None, [features["x"]]))
+        return spec if mode == js.ModeKeys.PREDICT else spec._replace(host_call=(called.append, [features["x"]]))
 
     estimator = js.TPUEstimator(
         model_fn,
@@ -567,17 +563,52 @@ def test_all_verbs_pass_through_one_mapping_and_as_estimator_spec(tmp_path, monk
         config=run_config(save=10),
     )
     devices = 4 if use_tpu else 1
-    for run, mode, count in (
-        (lambda: estimator.train(counting_input(), steps=3), "train", 3),
-        (lambda: estimator.evaluate(counting_input(2)), "eval", 2),
-        (lambda: list(estimator.predict(counting_input(2))), "infer", 2),
+    for run, count in (
+        (lambda: estimator.train(counting_input(), steps=3), 3),
+        (lambda: estimator.evaluate(counting_input(2)), 2),
+        (lambda: list(estimator.predict(counting_input(2))), 0),
     ):
         mapped.clear()
-        converted.clear()
+        called.clear()
         run()
         assert mapped
         assert set(mapped) == {devices}
-        assert converted == [mode] * count
+        assert [x.shape for x in called] == [(4,)] * count
+
+
+@pytest.mark.parametrize("tensors", [list, dict])
+def test_a_run_calls_host_functions_as_as_estimator_spec_does(tmp_path, tensors):
+    """One batch on four shards: the same metrics, and the same arrays for host_call, as from the gathered spec."""
+    seen = []
+
+    def host_call(labels, loss):
+        seen.append((labels, loss))
+
+    def model_fn(variables, features, labels, mode):
+        spec = linear_model_fn(variables, features, labels, mode)
+        if mode == js.ModeKeys.PREDICT:
+            return spec
+        given = {"labels": labels, "loss": spec.loss}
+        given = given if tensors is dict else list(given.values())
+        return spec._replace(host_call=(host_call, given), eval_metrics=(metric_fn, given))
+
+    def metric_fn(labels, loss):
+        return {"labels": js.metrics.mean(labels), "loss_of_shards": js.metrics.mean(loss)}
+
+    x, y = data(8)
+    state = js.create_train_state(model_fn, linear_init, jax.random.key(0), x, y)
+    step = js.replicate(js.make_eval_step(model_fn))
+    spec = js.gather(step(state, *js.shard((x, y), 4), np.zeros(4, np.int32))).as_estimator_spec()
+    (hook,) = spec.evaluation_hooks
+    hook.after_run(None, None)
+    by_hand = {name: metric.compute() for name, metric in spec.eval_metric_ops.items()}
+
+    estimator = js.TPUEstimator(model_fn, linear_init, model_dir=tmp_path, eval_batch_size=8)
+    results = estimator.evaluate(js.inputs.numpy_input_fn(x, y))
+    assert {name: results[name] for name in by_hand} == by_hand
+    (labels, loss), (labels_of_run, loss_of_run) = seen
+    np.testing.assert_array_equal(labels, labels_of_run)
+    np.testing.assert_array_equal(loss, loss_of_run)
 
 
 def test_ema_weights_in_evaluation_equal_numpy(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
+from jaxspec.checkpoint import checkpoint_steps
 
 BAD = (3, 5)
 """The batches that are NaN."""

@@ -14,7 +14,7 @@ import signal_runs
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec.hooks import SessionRunHook
 
 
@@ -230,6 +230,7 @@ SCENARIOS = [
 ]
 
 
+@pytest.mark.slow(reason="five processes train until they are interrupted, and each waits for what hangs")
 def test_any_number_of_signals_leaves_whole_checkpoints_and_ends_in_time(tmp_path):
     program = signal_runs.__file__
     done = subprocess.run(

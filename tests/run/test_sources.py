@@ -13,7 +13,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.checkpoint import store
+from jaxspec._src.checkpoint import restore
 
 
 def counting(model_dir, fn=counting_model_fn, init_fn=counting_init, **run):
@@ -127,13 +127,13 @@ print("done", len(list(estimator.{verb}(counting_input(1)))))
 
 def test_a_checkpoint_is_read_once_while_it_is_the_latest(tmp_path, monkeypatch):
     counting(tmp_path).train(counting_input(), steps=3)
-    estimator, read, real = counting(tmp_path), [], store.read_variables
+    estimator, read, real = counting(tmp_path), [], restore.read_variables
 
     def counted(path, *args):
         read.append(os.path.basename(path))
         return real(path, *args)
 
-    monkeypatch.setattr(store, "read_variables", counted)
+    monkeypatch.setattr(restore, "read_variables", counted)
     for _ in range(3):
         assert [example["w"] for example in estimator.predict(counting_input(1))] == [3] * 4
         assert estimator.evaluate(counting_input(1))["global_step"] == 3

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from insides import live_state, programs, state_on_host
 from tiny_models import (
     Net,
     assert_same_on_all_devices,
@@ -27,8 +28,8 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.checkpoint.directory import checkpoint_steps
 from jaxspec._src.run.loop_length import LoopClock, loop_length
+from jaxspec.checkpoint import checkpoint_steps
 
 X, Y = data(rows=96)
 
@@ -152,11 +153,6 @@ def net(model_dir, shards=None, save=1000, every=7, **kwargs):
     )
 
 
-def final(estimator):
-    with estimator._owner.lease() as lease:
-        return jax.device_get(lease.state._replace(rng=jax.random.key_data(lease.state.rng)))
-
-
 @pytest.mark.parametrize("shards", [1, 4])
 def test_promise_1_bitwise_for_every_loop_length(tmp_path, shards):
     """Adam, dropout, batch norm; a checkpoint that falls inside a loop."""
@@ -165,7 +161,7 @@ def test_promise_1_bitwise_for_every_loop_length(tmp_path, shards):
     for every, save in ((1, None), (2, 5), (7, 5), (50, None), (1000, 13)):
         estimator = net(tmp_path / f"{every}", shards, save, every)
         estimator.train(input_fn, steps=30)
-        states[every] = final(estimator)
+        states[every] = state_on_host(estimator)
     for every in states:
         assert_trees_equal(states[every], states[1])
 
@@ -187,9 +183,9 @@ def test_promise_1_with_a_convolution_which_runs_outside_a_loop_on_a_cpu(tmp_pat
             model_fn, Conv(), model_dir=tmp_path / f"{every}", train_batch_size=16, config=config
         )
         estimator.train(js.inputs.numpy_input_fn(X, Y, num_epochs=None), steps=9)
-        (program,) = estimator._programs._made.values()
-        assert not program.full.rolled
-        states.append(final(estimator))
+        (program,) = programs(estimator)
+        assert program.single_step
+        states.append(state_on_host(estimator))
     for state in states[1:]:
         assert_trees_equal(state, states[0])
 
@@ -201,12 +197,10 @@ def test_promise_2_and_6_one_state_and_an_exact_resume(tmp_path):
     resumed = net(tmp_path / "b")
     with pytest.raises(RuntimeError, match="stop here"):
         resumed.train(_failing(input_fn, 1), max_steps=20)
-    with resumed._owner.lease() as lease:
-        assert_same_on_all_devices(lease.state, 4)
+    assert_same_on_all_devices(live_state(resumed), 4)
     fresh = net(tmp_path / "b").train(input_fn, max_steps=20)
-    assert_trees_equal(final(undisturbed), final(fresh))
-    with fresh._owner.lease() as lease:
-        assert_same_on_all_devices(lease.state, 4)
+    assert_trees_equal(state_on_host(undisturbed), state_on_host(fresh))
+    assert_same_on_all_devices(live_state(fresh), 4)
 
 
 def _failing(input_fn, after):
@@ -227,7 +221,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     estimator.train(input_fn, max_steps=12)
     shutil.rmtree(tmp_path / "b" / "model.ckpt-12")  # as if killed after 10
     again = net(tmp_path / "b", save=5).train(input_fn, max_steps=17)
-    assert_trees_equal(final(undisturbed), final(again))
+    assert_trees_equal(state_on_host(undisturbed), state_on_host(again))
 
 
 def test_a_second_call_goes_on_with_its_input_if_that_reports_its_position(tmp_path):
@@ -253,10 +247,10 @@ def test_many_short_calls_equal_one_long_one_even_when_killed_between(tmp_path):
     input_fn = js.inputs.numpy_input_fn(X, Y, num_epochs=None, shuffle=True)
     straight = net(tmp_path / "a").train(input_fn, max_steps=15)
     short = net(tmp_path / "b").train(input_fn, max_steps=5).train(input_fn, max_steps=10)
-    assert_trees_equal(final(short.train(input_fn, max_steps=15)), final(straight))
+    assert_trees_equal(state_on_host(short.train(input_fn, max_steps=15)), state_on_host(straight))
     killed = net(tmp_path / "c").train(input_fn, max_steps=5)
     killed = net(tmp_path / "c").train(input_fn, max_steps=10).train(input_fn, max_steps=15)
-    assert_trees_equal(final(killed), final(straight))
+    assert_trees_equal(state_on_host(killed), state_on_host(straight))
 
 
 def test_a_finished_input_begins_again_in_a_new_run(tmp_path):
@@ -679,10 +673,10 @@ def test_names_and_values(tmp_path):
     names = estimator.get_variable_names()
     assert names == sorted(names)
     assert {"params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean", "global_step", "opt_state/0/count"} <= set(names)
-    with estimator._owner.lease() as lease:
-        np.testing.assert_array_equal(
-            estimator.get_variable_value("params/Dense_0/kernel"), lease.state.variables["params"]["Dense_0"]["kernel"]
-        )
+    np.testing.assert_array_equal(
+        estimator.get_variable_value("params/Dense_0/kernel"),
+        live_state(estimator).variables["params"]["Dense_0"]["kernel"],
+    )
     assert estimator.get_variable_value("opt_state/0/count") == 2
     with pytest.raises(ValueError, match="'w' is not a variable; the names are"):
         estimator.get_variable_value("w")

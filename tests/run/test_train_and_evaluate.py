@@ -13,9 +13,9 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec import EvalSpec, Exporter, FinalExporter, TrainSpec, checkpoint, checkpoints_iterator, train_and_evaluate
-from jaxspec._src.checkpoint import store
-from jaxspec._src.checkpoint.directory import checkpoint_path, checkpoint_steps
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.checkpoint import restore
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 def counting(model_dir, save=4, every=1, shards=1, **kwargs):
@@ -327,7 +327,7 @@ def test_evaluation_reads_no_checkpoint(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a checkpoint was read")
 
-    monkeypatch.setattr(store, "read_variables", refuse)
+    monkeypatch.setattr(restore, "read_variables", refuse)
     assert run(counting(tmp_path), Recorder(), 6)[0]["global_step"] == 6
 
 

@@ -91,7 +91,7 @@ def test_rates_are_those_of_the_time_outside(caplog):
 def time(monkeypatch):
     """The clock of training, moved by the test."""
     time = Time()
-    monkeypatch.setattr("jaxspec._src.run.estimator.TrainingClock", lambda: TrainingClock(time))
+    monkeypatch.setattr("jaxspec._src.run.train.TrainingClock", lambda: TrainingClock(time))
     return time
 
 

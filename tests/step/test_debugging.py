@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from insides import programs
 from tiny_models import batches, data, linear_init, linear_model_fn
 
 import jaxspec as js
@@ -111,4 +112,4 @@ def test_a_run_without_jit_leaves_no_program_to_later_runs(tmp_path):
         model.train(every_batch, steps=1)
     model.train(every_batch, steps=1)
     # What was made without jit knows of no convolutions, and so of no loops.
-    assert [program.full.rolled for program in model._programs._made.values()] == [False, True]
+    assert [program.single_step for program in programs(model)] == [True, False]

@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.summary.event_reader import read_scalars
 from jaxspec._src.summary.writer import SummaryWriter
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_may_not_be_read_is_one_warning(tmp_path, caplog, monkeypatc
             raise PermissionError(errno.EACCES, "Permission denied", name)
         return open(name, *args, **kwargs)
 
-    monkeypatch.setattr("jaxspec._src.summary.event_files.open", refusing, raising=False)
+    monkeypatch.setattr("jaxspec._src.summary.event_reader.open", refusing, raising=False)
     assert read_scalars(tmp_path) == {2: {"x": 2.0}}
     assert ["Permission denied" in line for line in warnings_of(caplog)] == [True]
 

@@ -24,7 +24,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec._src.summary.context import run_position
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.summary.event_reader import read_scalars
 from jaxspec.summary import SummaryWriter, create_file_writer, record_if
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxspec as js
+from jaxspec._src.checkpoint.restore import read_state
 from jaxspec._src.checkpoint.saver import Saver
-from jaxspec._src.checkpoint.store import read_state
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 

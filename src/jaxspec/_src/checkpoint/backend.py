@@ -1,7 +1,7 @@
-"""All of the process's orbax work. The only file that says orbax.
+"""All calls of orbax: no other file imports it.
 
-orbax numbers its operations with one counter of the process: a save and a read at once, from two threads, take each other's
-numbers. So one call runs at a time.
+orbax numbers its operations with one counter of the process, and a save and a read at the same time, from two threads,
+take each other's numbers. So one call runs at a time.
 """
 
 import concurrent.futures
@@ -10,78 +10,75 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 
 import jax
+from jax.sharding import Sharding
+from jax.tree_util import DictKey, KeyPath
 
-_T = TypeVar("_T")
+from jaxspec._src.base.types import PyTree, T
 
 _one_at_a_time = threading.Lock()
 
 
-def save(path: str, parts: dict[str, Any], copied: Callable[[], None]) -> None:
-    """Writes a directory with the parts; returns when it is whole.
+def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:
+    """Writes a directory with the parts; returns when all of it is written.
 
     Args:
       path: the directory to make. It appears whole or not at all.
       parts: trees of arrays as nested dicts, or JSON.
       copied: called when the arrays have been copied to the host, so that they may be donated.
     """
-    with _calls(path) as (ocp, path):
+    with _orbax(path) as (ocp, path):
         writing = ocp.save_checkpointables_async(path, parts, overwrite=True)
         copied()
         writing.result()
 
 
-def load(path: str, parts: dict[str, Any]) -> dict[str, Any]:
+def load(path: str, parts: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Reads parts of a checkpoint.
 
     Args:
       parts: by name, trees of `jax.ShapeDtypeStruct` with shardings, as nested dicts; None for JSON.
     """
-
-    def read() -> dict[str, Any]:
-        with _calls(path) as (ocp, plain):
-            loaded: dict[str, Any] = ocp.load_checkpointables(plain, parts)
-            return loaded
-
-    return _in_thread(read)
+    return _read(path, lambda ocp, path: ocp.load_checkpointables(path, parts))
 
 
-def load_one(path: str, part: str, tree: Any, wanted: Callable[[Any], bool], like: Callable[[Any], Any]) -> Any:
-    """One part with the leaves at the `wanted` key paths alone; the others are placeholders."""
+def load_leaf(path: str, part: str, tree: PyTree, key_path: KeyPath[DictKey], sharding: Sharding) -> jax.Array:
+    """Reads one leaf of a part, whose shapes and dtypes are those of `tree`."""
 
-    def read() -> Any:
-        with _calls(path) as (ocp, plain):
+    def read(ocp: ModuleType, path: str) -> jax.Array:
+        def like(at: KeyPath[DictKey], leaf: jax.ShapeDtypeStruct) -> object:
+            is_the_leaf = at == key_path
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) if is_the_leaf else ocp.PLACEHOLDER
 
-            def one(key_path: Any, leaf: Any) -> Any:
-                return like(leaf) if wanted(key_path) else ocp.PLACEHOLDER
+        loaded: PyTree = ocp.load_checkpointables(path, {part: jax.tree_util.tree_map_with_path(like, tree)})[part]
+        for key in key_path:
+            loaded = loaded[key.key]
+        leaf: jax.Array = loaded
+        return leaf
 
-            return ocp.load_checkpointables(plain, {part: jax.tree_util.tree_map_with_path(one, tree)})[part]
-
-    return _in_thread(read)
-
-
-def metadata(path: str) -> Any:
-    """The parts of a checkpoint, with shapes and dtypes for arrays."""
-
-    def read() -> Any:
-        with _calls(path) as (ocp, plain):
-            return ocp.checkpointables_metadata(plain).metadata
-
-    return _in_thread(read)
+    return _read(path, read)
 
 
-def _in_thread(read: Callable[[], _T]) -> _T:
-    """What `read` returns or raises. An interrupted caller leaves; the reading goes on, and holds the lock till its end."""
-    outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-    is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # may be set for the caller's thread alone
+def shapes(path: str) -> dict[str, PyTree]:
+    """The parts of a checkpoint, with objects that have `shape` and `dtype` in place of the arrays."""
+    return _read(path, lambda ocp, path: dict(ocp.checkpointables_metadata(path).metadata))
+
+
+def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
+    """Calls `read(orbax, path)` in a thread, and returns or raises what it does.
+
+    When the caller is interrupted, the thread goes on, and holds the lock until it has ended.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # it may be set for the caller's thread alone
 
     def run() -> None:
         try:
-            with jax.enable_x64(is_x64):
-                outcome.set_result(read())
+            with jax.enable_x64(is_x64), _orbax(path) as (ocp, plain):
+                outcome.set_result(read(ocp, plain))
         except BaseException as error:
             outcome.set_exception(error)
 
@@ -90,36 +87,36 @@ def _in_thread(read: Callable[[], _T]) -> _T:
 
 
 @contextlib.contextmanager
-def _calls(path: str) -> Iterator[tuple[Any, str]]:
-    """(orbax, the path to give it), while no other thread calls it."""
+def _orbax(path: str) -> Iterator[tuple[ModuleType, str]]:
+    """Yields (orbax, the path to give it), while no other thread calls orbax."""
     with _one_at_a_time:
         import orbax.checkpoint.experimental.v1 as ocp
 
-        # A directory that is made in the background and cannot be keeps the process alive for minutes.
+        # A directory that is made in the background, and cannot be made, keeps the process alive for minutes.
         context = ocp.Context()
         context.asynchronous.create_directories_asynchronously = False
-        with context, _plain(path) as plain, _errors_told_once():
+        with context, _without_patterns(path) as plain, _errors_logged_once():
             yield ocp, plain
 
 
 @contextlib.contextmanager
-def _errors_told_once() -> Iterator[None]:
-    """Keeps orbax from logging an error, of hundreds of lines, that it raises, too."""
+def _errors_logged_once() -> Iterator[None]:
+    """Keeps orbax from logging an error, in hundreds of lines, that it also raises."""
     logger = logging.getLogger("absl")
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "_SignalingThread.run() raised" not in str(record.msg)
 
-    logger.addFilter(wanted)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        logger.removeFilter(is_other)
 
 
 @contextlib.contextmanager
-def _plain(path: str) -> Iterator[str]:
-    """The path by way of a link, where it has characters that orbax would take for a pattern."""
+def _without_patterns(path: str) -> Iterator[str]:
+    """Yields the path, or a link to it where orbax would take some of its characters for a glob pattern."""
     if not set("[]?*\\{}") & set(path):
         yield path
         return

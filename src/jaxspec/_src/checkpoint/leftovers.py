@@ -1,4 +1,4 @@
-"""What a killed process leaves among the checkpoints: directories half written or half removed."""
+"""Directories that a killed process leaves among the checkpoints, half written or half removed."""
 
 import contextlib
 import logging
@@ -16,28 +16,26 @@ except ImportError:  # on Windows
 
 _logger = logging.getLogger("jaxspec")
 _LEFTOVER = re.compile(r"model\.ckpt-\d+\.(partial|removed|orbax-checkpoint-tmp).*")
-_PATIENCE_SECS = 24 * 3600
-"""Where there are no locks, a directory of which nothing changed for so long is taken for left over."""
+_LEFT_OVER_AFTER_SECS = 24 * 3600
+"""On a file system without locks, a directory in which nothing changed for so long counts as left over."""
 
 
 @contextlib.contextmanager
-def workplace(path: str) -> Iterator[str]:
-    """A new directory beside `path` to write in. It is locked, which tells that its process lives, and removed at the end."""
+def partial_directory(path: str) -> Iterator[str]:
+    """Makes a new directory beside `path` to write in, and removes it at the end.
+
+    It is locked meanwhile, so that other processes see that the one which writes is alive.
+    """
     with contextlib.ExitStack() as lock:
-        place = _new_place(path, lock)
+        partial = _locked_directory(path, lock)
         try:
-            yield place
+            yield partial
         finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def removed_path(path: str) -> str:
-    """A new name for a checkpoint while it is removed, so that a reader never sees half of it."""
-    return f"{path}.removed-{uuid.uuid4().hex[:8]}"
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(model_dir: str) -> None:
-    """Removes them, but for what a process that is still alive is writing. A failure is a warning."""
+    """Removes what killed processes left, but not what a process that is alive is writing. A failure is a warning."""
     try:
         names = os.listdir(model_dir)
     except OSError:
@@ -55,8 +53,13 @@ def remove_leftovers(model_dir: str) -> None:
                 _warn(path, error)
 
 
+def removed_path(path: str) -> str:
+    """A new name for a checkpoint while it is removed, so that a reader never sees half of it."""
+    return f"{path}.removed-{uuid.uuid4().hex[:8]}"
+
+
 def remove(path: str) -> None:
-    """Removes a directory or a file; a failure is a warning."""
+    """Removes a directory or a file. A failure is a warning."""
     try:
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -72,28 +75,28 @@ def _warn(path: str, error: OSError) -> None:
     _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
 
 
-def _new_place(path: str, lock: contextlib.ExitStack) -> str:
+def _locked_directory(path: str, lock: contextlib.ExitStack) -> str:
     while True:
-        place = f"{path}.partial-{uuid.uuid4().hex[:8]}"
-        os.mkdir(place)
-        # Until it is locked, a process that starts may take it for left over.
+        partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+        os.mkdir(partial)
+        # Until it is locked, a process that starts may remove it as left over.
         with contextlib.suppress(FileNotFoundError):
-            if _lock(place, lock) is not False and os.path.isdir(place):
-                return place
+            if _lock(partial, lock) is not False and os.path.isdir(partial):
+                return partial
 
 
 def _is_left_over(path: str, lock: contextlib.ExitStack) -> bool:
     if ".removed" in os.path.basename(path):
         return True
     is_ours = _lock(path, lock)
-    return time.time() - os.path.getmtime(path) > _PATIENCE_SECS if is_ours is None else is_ours
+    return time.time() - os.path.getmtime(path) > _LEFT_OVER_AFTER_SECS if is_ours is None else is_ours
 
 
 def _lock(path: str, lock: contextlib.ExitStack) -> bool | None:
     """Locks a directory until `lock` is closed or the process ends.
 
     Returns:
-      True; False if another has locked it; None where there are no locks.
+      Whether it is locked now: False if another process has locked it; None if there are no locks.
     """
     if fcntl is None:
         return None

@@ -14,7 +14,7 @@ from jaxspec._src.base.callables import describe
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
-from jaxspec._src.summary.event_files import read_scalars
+from jaxspec._src.summary.event_reader import read_scalars
 
 _logger = logging.getLogger("jaxspec")
 

@@ -4,12 +4,14 @@ import dataclasses
 import enum
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
+from jaxspec._src.summary.sink import Sink, check_sinks
 
 
 class InputPipelineConfig(enum.IntEnum):
@@ -131,7 +133,7 @@ class RunConfig:
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
     """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes what it wants."""
+    rates included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -146,8 +148,12 @@ class RunConfig:
     """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
-    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
-    the terminal is a dumb one; False: never."""
+    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
+    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    there; False: never."""
+    writers: Sequence[Sink] = ()
+    """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
+    what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""
     _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""
@@ -189,6 +195,7 @@ class RunConfig:
             raise ValueError(f"tf_random_seed must be integer. Got {seed!r}.")
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise ValueError(f"tf_random_seed must fit into 64 bits. Got {seed!r}.")
+        put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
         for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):

@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.validate import check_number
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Fetches, Session
 from jaxspec._src.run.signals import doing
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -40,7 +39,8 @@ class HookCalls:
         """Calls `begin` of each hook."""
         for hook in self.hooks:
             self._open.append(hook)
-            self._call(hook, "begin", None)
+            with self._calling(hook, "begin"):
+                hook.begin()
 
     def abort(self, error: BaseException) -> None:
         """Calls `abort` of the hooks without an `end`, after `error`."""
@@ -49,54 +49,77 @@ class HookCalls:
                 hook.abort()
             except Exception as another:  # the first error is the one to raise
                 said = f"in {type(hook).__name__}.abort: {type(another).__name__}: {another}"
-                if isinstance(error, GeneratorExit):  # nobody sees what is added to that
+                if isinstance(error, GeneratorExit):  # a note on it would not be shown
                     _logger.warning("A generator was closed before its end; an error came then, %s", said)
                 error.add_note(f"and then, {said}")
 
     def after_create_session(self, session: Session) -> None:
         """Calls `after_create_session` of each hook."""
         for hook in self.hooks:
-            self._call(hook, "after_create_session", session, session, None)
+            with self._calling(hook, "after_create_session", session):
+                hook.after_create_session(session, None)
 
-    def before_run(self, context: SessionRunContext) -> list[Any]:
+    def before_run(self, context: SessionRunContext) -> list[Fetches | None]:
         """What each hook asks for; checked."""
         return [self._asked(hook, context) for hook in self.hooks]
 
     def after_run(
-        self, context: SessionRunContext, asked: Sequence[Any], finish_host_calls: Callable[[], None] | None = None
+        self,
+        context: SessionRunContext,
+        asked: Sequence[Fetches | None],
+        finish_host_calls: Callable[[], None] | None = None,
     ) -> None:
         """Calls `after_run` of each hook with the values of what it asked for.
 
         Args:
-          finish_host_calls: called before a hook that wants it; None where there is no host_call to wait for.
+          finish_host_calls: called before a hook that waits for host calls; None where there is no host_call.
         """
+        session: Session = context.session
         for hook, fetches in zip(self.hooks, asked, strict=True):
             if finish_host_calls is not None and hook.after_host_calls and overrides(hook, "after_run"):
                 finish_host_calls()
-            results = None if fetches is None else context.session.run(fetches)
-            self._run(hook, "after_run", context, SessionRunValues(results))
+            results = None if fetches is None else session.run(fetches)
+            try:
+                with self._calling(hook, "after_run", session):
+                    hook.after_run(context, SessionRunValues(results))
+            except StopIteration:
+                raise SessionStopped from None
 
     def end(self, session: Session) -> None:
         """Calls `end` of each hook."""
         for hook in self.hooks:
-            self._call(hook, "end", session, session)
+            with self._calling(hook, "end", session):
+                hook.end(session)
             self._open.remove(hook)
 
     def next_step(self, step: int) -> int | None:
-        """The first global step after `step` at which some hook wants a loop to end."""
-        wanted = [
-            (hook, self._call(hook, "next_step", None, step)) for hook in self.hooks if overrides(hook, "next_step")
-        ]
-        for hook, one in wanted:
+        """The first global step after `step` at which some hook needs a loop to end; None: anywhere."""
+        steps = []
+        for hook in self.hooks:
+            if not overrides(hook, "next_step"):
+                continue
+            with self._calling(hook, "next_step"):
+                one = hook.next_step(step)
             check_number(f"what {type(hook).__name__}.next_step returns", one, whole=True)
-        return min((max(one, step + 1) for _, one in wanted if one is not None), default=None)
+            if one is not None:
+                steps.append(max(one, step + 1))
+        return min(steps, default=None)
 
     def wants_loop_end(self, step: int) -> bool:
-        """Whether some hook wants the loop that is under way to end at the global step `step`."""
-        return any(self._call(hook, "wants_loop_end", None, step) for hook in self._watching)
+        """Whether some hook needs the loop that is under way to end at the global step `step`."""
+        for hook in self._watching:
+            with self._calling(hook, "wants_loop_end"):
+                if hook.wants_loop_end(step):
+                    return True
+        return False
 
-    def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Any:
-        args = self._run(hook, "before_run", context)
+    def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Fetches | None:
+        session: Session = context.session
+        try:
+            with self._calling(hook, "before_run", session):
+                args = hook.before_run(context)
+        except StopIteration:
+            raise SessionStopped from None
         if args is None:
             return None
         if not isinstance(args, SessionRunArgs):
@@ -104,28 +127,33 @@ class HookCalls:
                 f"{type(hook).__name__}.before_run returned {args!r}; return SessionRunArgs('loss'), or None."
             )
         try:
-            context.session.check_fetches(args.fetches)
+            session.check_fetches(args.fetches)
         except Exception as error:
             error.add_note(f"asked for by {type(hook).__name__}.before_run, {self._where}")
             raise
         return args.fetches
 
-    def _run(self, hook: SessionRunHook, method: str, context: SessionRunContext, *args: Any) -> Any:
-        try:
-            return self._call(hook, method, context.session, context, *args)
-        except StopIteration:
-            raise SessionStopped from None
+    def _calling(self, hook: SessionRunHook, method: str, session: Session | None = None) -> "_Calling":
+        return _Calling(f"{type(hook).__name__}.{method}", self._where, session)
 
-    def _call(self, hook: SessionRunHook, method: str, session: Session | None, *args: Any) -> Any:
-        try:
-            with doing(f"hook {type(hook).__name__}.{method}"):
-                return getattr(hook, method)(*args)
-        except BaseException as error:
-            if isinstance(error, NanLossDuringTrainingError):
-                raise  # whatever looked at the loss
-            at = "" if session is None else f", at global step {session.global_step}"
-            error.add_note(f"raised by {type(hook).__name__}.{method}, {self._where}{at}")
-            raise
+
+class _Calling:
+    """Around one call of a hook: a signal names it, and an error gets a note. No generator, as for `_Begun`."""
+
+    def __init__(self, call: str, where: str, session: Session | None) -> None:
+        self._call, self._where, self._session = call, where, session
+        self._doing = doing(f"hook {call}")
+
+    def __enter__(self) -> None:
+        self._doing.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._doing.__exit__(None, None, None)
+        if error is not None and not isinstance(error, NanLossDuringTrainingError):  # whatever looked at the loss
+            at = "" if self._session is None else f", at global step {self._session.global_step}"
+            error.add_note(f"raised by {self._call}, {self._where}{at}")
 
 
 class _Begun:

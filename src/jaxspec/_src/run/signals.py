@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TypeAlias
 
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
 """How long a run that a signal ends waits for host_call and input_fn, all in all: the process ends within 10 s."""
 _SECOND_PATIENCE_SECS = 2.0
 """What a second Ctrl-C leaves of it at least."""
+
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+"""What `signal.getsignal` returns."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,7 +40,7 @@ class StopRequest:
         self._activities: list[str] = []
         self._told = threading.Event()
         self._shields = 0
-        self._kept: Callable[[], None] | None = None
+        self._kept: Callable[[], object] | None = None
 
     def hurry(self) -> None:
         """Lets the time run that there is to end; called again, it leaves a little of it at least."""
@@ -52,7 +56,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Within it, this is what is under way: for the line that a signal is answered with."""
+        """Within it, this activity is under way; the log line that answers a signal names it."""
         self._activities.append(what)
         try:
             yield
@@ -61,7 +65,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def shield(self) -> Iterator[None]:
-        """Within it a second Ctrl-C is kept until its end: what is under way cannot be left half done."""
+        """Within it a second Ctrl-C is kept until the block ends, which must not be left half done."""
         self._shields += 1
         try:
             yield
@@ -71,7 +75,7 @@ class StopRequest:
                 kept, self._kept = self._kept, None
                 kept()
 
-    def act(self, action: Callable[[], None]) -> None:
+    def act(self, action: Callable[[], object]) -> None:
         """Does what a later signal does, or keeps it while there is a shield."""
         if self._shields:
             self._kept = action
@@ -128,7 +132,7 @@ def signals_put_off() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     token = _request.set(request)
-    before: dict[int, Any] = {}
+    before: dict[int, Handler] = {}
 
     def note(signum: int, frame: FrameType | None) -> None:
         if request.signum is None:

@@ -5,8 +5,8 @@ import os
 from typing import NamedTuple
 
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.checkpoint import directory
-from jaxspec._src.device.live_state import Lease, StateOwner
+from jaxspec._src.checkpoint import latest
+from jaxspec._src.device.live_state import Lease, LiveState
 
 _logger = logging.getLogger("jaxspec")
 
@@ -18,7 +18,7 @@ class Source(NamedTuple):
     path: str | None
     """Of the checkpoint."""
     step: int
-    """The updates behind the state."""
+    """The number of updates that made the state."""
 
     def close(self) -> None:
         """Ends the lease of a live state."""
@@ -31,17 +31,17 @@ class Sources:
 
     Args:
       model_dir: an absolute path.
-      owner: of the live state.
+      live_state: of the estimator.
     """
 
-    def __init__(self, model_dir: str, owner: StateOwner) -> None:
-        self._model_dir, self._owner = model_dir, owner
+    def __init__(self, model_dir: str, live_state: LiveState) -> None:
+        self._model_dir, self._live_state = model_dir, live_state
         self.expects_checkpoint = False
         """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""
 
     def of_checkpoint(self, path: str | os.PathLike[str]) -> Source:
         """The state of the checkpoint at `path`; ValueError where there is none."""
-        return Source(None, os.path.abspath(os.fspath(path)), directory.checkpoint_step(os.fspath(path)))
+        return Source(None, os.path.abspath(os.fspath(path)), latest.checkpoint_step(os.fspath(path)))
 
     def current(self, *, training: bool) -> Source:
         """The live state, unless model_dir was cleared or holds a newer checkpoint; else the latest checkpoint.
@@ -50,12 +50,12 @@ class Sources:
           training: whether a call of train is under way. Its state is used as it is then: the checkpoint of its step may
             not be whole yet.
         """
-        lease = self._owner.lease()
+        lease = self._live_state.lease()
         if lease is not None and training:
             return Source(lease, None, lease.step)
         if lease is None:
-            return self._stored(directory.latest_whole_checkpoint(self._model_dir))
-        cleared = self.expects_checkpoint and not directory.checkpoint_steps(self._model_dir)
+            return self._stored(latest.latest_undamaged_checkpoint(self._model_dir))
+        cleared = self.expects_checkpoint and not latest.checkpoint_steps(self._model_dir)
         newer = self._stored(self._newer_checkpoint(lease.step))
         if cleared:
             _logger.warning(
@@ -72,20 +72,20 @@ class Sources:
             )
         else:
             return Source(lease, None, lease.step)
-        self._owner.discard(lease)
+        self._live_state.discard(lease)
         lease.close()
         return newer
 
     def _stored(self, path: str | None) -> Source:
         """The state of that checkpoint; None: a fresh one."""
-        return Source(None, path, directory.checkpoint_step(path) if path else 0)
+        return Source(None, path, latest.checkpoint_step(path) if path else 0)
 
     def _newer_checkpoint(self, step: int) -> str | None:
         """The latest whole checkpoint, if it is of a later step."""
-        if directory.load_global_step(self._model_dir) <= step:
+        if latest.load_global_step(self._model_dir) <= step:
             return None  # without reading any
         try:
-            path = directory.latest_whole_checkpoint(self._model_dir)
+            path = latest.latest_undamaged_checkpoint(self._model_dir)
         except DamagedCheckpointError:
             return None
-        return path if path is not None and directory.checkpoint_step(path) > step else None
+        return path if path is not None and latest.checkpoint_step(path) > step else None

@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
+from jaxspec._src.base.types import Array
 from jaxspec._src.spec.fetch_names import named_outputs
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 
@@ -16,18 +16,18 @@ class StepOutputs:
 
     Args:
       spec: whose leaves are read.
-      shard: the spec of one shard, with shapes for leaves: tells which are scalars.
+      shard: the spec of one shard, with shapes for leaves. It shows which outputs are scalars.
       read: makes a leaf of `spec` the host array of the whole batch; a scalar of each shard is `[shards]` there.
     """
 
-    def __init__(self, spec: TPUEstimatorSpec, shard: TPUEstimatorSpec, read: Callable[[Any], np.ndarray]) -> None:
+    def __init__(self, spec: TPUEstimatorSpec, shard: TPUEstimatorSpec, read: Callable[[Array], np.ndarray]) -> None:
         self._spec, self._shard, self._read = spec, shard, read
         self._values: dict[str, np.ndarray] = {}
 
-    # Made when somebody asks: there are outputs at every dispatch, and mostly nobody does.
+    # Made on demand: every dispatch has outputs, and most of them are never asked for.
 
     @functools.cached_property
-    def _leaves(self) -> dict[str, Any]:
+    def _leaves(self) -> dict[str, Array]:
         return named_outputs(self._spec)
 
     @functools.cached_property
@@ -57,3 +57,8 @@ def _average(values: np.ndarray) -> np.ndarray:
     # Counts and flags are the same on all shards, as a rule, and stay what they are.
     first = values.reshape(-1)[0]
     return np.asarray(first if (values == first).all() else values.mean())
+
+
+def as_they_are(leaf: Array) -> np.ndarray:
+    """Reads a leaf that is on the host, of the whole batch, already."""
+    return np.asanyarray(leaf)

@@ -1,6 +1,6 @@
 """The hook contract: five methods called around every loop of steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxspec._src.base.types import PyTree
@@ -56,6 +56,17 @@ class SessionRunHook:
     """Whether `after_run` waits until host_call has run for all steps of the loop, if there is a host_call. Set it to False
     in a hook that does not depend on host_call: the devices then continue."""
 
+    def start_saving(self, model_dir: str, listeners: Sequence[object]) -> str | None:
+        """Called in training before `begin`. A hook that writes checkpoints returns the directory it writes them to.
+
+        Training adds no `CheckpointSaverHook` then. A training that is interrupted saves to that directory, too.
+
+        Args:
+          model_dir: that of the estimator.
+          listeners: the `saving_listeners` of train, for the first hook that returns a directory; () for the others.
+        """
+        return None
+
     def begin(self) -> None:
         """Called once, before the state exists."""
 
@@ -91,6 +102,7 @@ class SessionRunHook:
 
 
 _METHODS = {
+    "start_saving": ("model_dir", "listeners"),
     "begin": (),
     "after_create_session": ("session", "coord"),
     "before_run": ("run_context",),

@@ -1,38 +1,49 @@
-"""Where a summary goes that a host function writes, at which step, and whether it is written at all."""
+"""Where a summary of a host function goes, at which step, and whether it is written at all."""
 
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from jaxspec._src.summary.writer import SummaryWriter
+from jaxspec._src.summary.sink import Sink
 
-_Condition = bool | Callable[[], Any]
+Condition: TypeAlias = ArrayLike | Callable[[], ArrayLike]
+"""A bool, an array of equal bools, or a function that returns one of these."""
+
+
+class Writer(Sink, Protocol):
+    """What `scalar` and its siblings write to. `summary.writer.SummaryWriter` is one; this module does not import it."""
+
+    logdir: str
+    user_tags: set[str]
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes numbers by tag."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Position:
-    """Where the run stands while a host function runs."""
+    """The position of a run while one of its host functions runs."""
 
     step: int
-    writer: "SummaryWriter"
+    writer: Writer
     """The run's own writer."""
     in_evaluation: bool
 
 
-_default: contextvars.ContextVar["SummaryWriter | None"] = contextvars.ContextVar(
-    "jaxspec_summary_writer", default=None
-)
+_default: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
 _position: contextvars.ContextVar[_Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
-_condition: contextvars.ContextVar[_Condition] = contextvars.ContextVar("jaxspec_summary_record_if", default=True)
+_condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars.ContextVar(
+    "jaxspec_summary_record_if", default=True
+)
 
 
 @contextlib.contextmanager
-def default_writer(writer: "SummaryWriter") -> Iterator[None]:
+def default_writer(writer: Writer) -> Iterator[None]:
     """Within it, summaries go to `writer`."""
     token = _default.set(writer)
     try:
@@ -42,7 +53,7 @@ def default_writer(writer: "SummaryWriter") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_position(step: int, writer: "SummaryWriter", *, in_evaluation: bool = False) -> Iterator[None]:
+def run_position(step: int, writer: Writer, *, in_evaluation: bool = False) -> Iterator[None]:
     """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
     token = _position.set(_Position(step, writer, in_evaluation))
     try:
@@ -52,14 +63,14 @@ def run_position(step: int, writer: "SummaryWriter", *, in_evaluation: bool = Fa
 
 
 @contextlib.contextmanager
-def record_if(condition: Any) -> Iterator[None]:
+def record_if(condition: Condition) -> Iterator[None]:
     """Within it, `scalar`, `image`, `histogram`, `text` and `host_call` write only if `condition` holds.
 
-    Of nested ones the innermost counts alone.
+    Of nested ones only the innermost counts.
 
     Args:
-      condition: a bool, or a function without arguments that is asked at every summary. An array, such as `step % 10 == 0`
-        of a host tensor with one entry for each shard, counts as one bool if its entries agree.
+      condition: a bool, or a function without arguments that is called at every summary. An array, such as
+        `step % 10 == 0` of a host tensor with one entry for each shard, counts as one bool if its entries agree.
 
     Raises:
       ValueError: if the entries do not agree, or there are none.
@@ -77,49 +88,51 @@ def in_evaluation() -> bool:
     return position is not None and position.in_evaluation
 
 
-def destination(function: str, name: str, step: Any = None) -> "tuple[SummaryWriter, int] | None":
-    """The writer and the global step of a summary; None if it is not to be written.
+def destination(function: str, *names: str, step: ArrayLike | None = None) -> tuple[Writer, int] | None:
+    """The writer and the global step of a summary; None if it is not to be written. The writer notes the tags.
 
     Args:
-      function: which of the module's functions asks, for errors.
-      name: the tag.
+      function: the name of the public function, for errors.
+      names: the tags.
       step: as the user gave it; None: that of the run.
 
     Raises:
-      TypeError: if the name is no str.
+      TypeError: if the name is not a str.
       ValueError: if there is no writer or no step.
     """
-    if not isinstance(name, str):
-        raise TypeError(
-            f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
-        )
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
+            )
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
         return None
     position, writer = _position.get(), _default.get()
-    if writer is None and position is not None:
+    # Code from TensorFlow opens the writer of model_dir itself. It means the run, whose writer has the sinks, too.
+    if position is not None and (writer is None or writer.logdir == position.writer.logdir):
         writer = position.writer
+    call = f"summary.{function}({', '.join(names)!r})"
     if writer is None:
-        raise ValueError(
-            f"summary.{function}({name!r}): no writer. Write "
-            "`with summary.create_file_writer(logdir).as_default():` around it."
-        )
+        raise ValueError(f"{call}: no writer. Write `with summary.create_file_writer(logdir).as_default():` around it.")
+    if step is None and position is None:
+        raise ValueError(f"{call}: no step; outside host_call pass step=.")
     if step is None:
-        if position is None:
-            raise ValueError(f"summary.{function}({name!r}): no step; outside host_call pass step=.")
-        return writer, position.step
-    if not isinstance(step, int):
-        step = _one_for_all(f"summary.{function}({name!r}): step", step)
-    return writer, int(step)
+        assert position is not None
+        step = position.step
+    elif not isinstance(step, int):
+        step = int(_one_for_all(f"{call}: step", step))
+    writer.user_tags.update(names)
+    return writer, step
 
 
-def _holds(condition: Any) -> bool:
-    return (
-        condition if isinstance(condition, bool) else bool(_one_for_all("summary.record_if: the condition", condition))
-    )
+def _holds(condition: ArrayLike) -> bool:
+    if isinstance(condition, bool):
+        return condition
+    return bool(_one_for_all("summary.record_if: the condition", condition))
 
 
-def _one_for_all(what: str, value: Any) -> Any:
+def _one_for_all(what: str, value: ArrayLike) -> np.generic:
     """The one value of an array that holds it once for each shard."""
     values = np.unique(np.asarray(value))
     if values.size != 1:
@@ -127,4 +140,5 @@ def _one_for_all(what: str, value: Any) -> Any:
             f"{what} has {np.size(value)} entries, of which these differ: {values[:8].tolist()}; expected one value, or one for "
             "each shard and all equal. Reduce it, for example with .any(), .all() or [0]."
         )
-    return values[0]
+    one: np.generic = values[0]
+    return one

@@ -1,17 +1,16 @@
-"""What a host function calls to write summaries: one rule of writer, step and condition for all of them."""
-
-from collections.abc import Callable
-from typing import Any
+"""What a host function calls to write summaries: `scalar`, `image`, `histogram`, `text`; and a ready host_call."""
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxspec._src.base.arrays import describe_array, is_array, is_tracer
+from jaxspec._src.base.types import HostFunction
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.summary.context import destination, in_evaluation
 
 
-def scalar(name: str, data: Any, step: Any = None) -> None:
+def scalar(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
     """Writes the mean of `data` under the tag `name`.
 
     Args:
@@ -25,13 +24,12 @@ def scalar(name: str, data: Any, step: Any = None) -> None:
       TypeError: for an array of a model_fn that is being traced.
     """
     _refuse_tracer("scalar", name, data)
-    if (to := destination("scalar", name, step)) is not None:
-        writer, step = to
-        writer.user_tags.add(name)
-        writer.scalar(name, _mean(data), step)
+    if (to := destination("scalar", name, step=step)) is not None:
+        writer, at = to
+        writer.scalar(name, _mean(data), at)
 
 
-def image(name: str, data: Any, step: Any = None, max_outputs: int = 3) -> None:
+def image(name: str, data: ArrayLike, step: ArrayLike | None = None, max_outputs: int = 3) -> None:
     """Writes images: one under the tag `name`, several under `name/0`, `name/1`, ...
 
     Args:
@@ -49,15 +47,14 @@ def image(name: str, data: Any, step: Any = None, max_outputs: int = 3) -> None:
     _refuse_tracer("image", name, data)
     if max_outputs < 1:
         raise ValueError(f"summary.image({name!r}): max_outputs is {max_outputs}; expected 1 or more.")
-    if (to := destination("image", name, step)) is not None:
-        writer, step = to
+    if (to := destination("image", name, step=step)) is not None:
+        writer, at = to
         pixels = _pixels(name, data)[:max_outputs]
-        writer.user_tags.add(name)
         for i, one in enumerate(pixels):
-            writer.image(name if len(pixels) == 1 else f"{name}/{i}", one, step)
+            writer.image(name if len(pixels) == 1 else f"{name}/{i}", one, at)
 
 
-def histogram(name: str, data: Any, step: Any = None) -> None:
+def histogram(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
     """Writes the distribution of the entries of `data` (any shape) under the tag `name`.
 
     Entries that are not finite are left out, with a warning at the first time. The distribution of nothing is not written.
@@ -65,13 +62,12 @@ def histogram(name: str, data: Any, step: Any = None) -> None:
     Args and errors: as `scalar`.
     """
     _refuse_tracer("histogram", name, data)
-    if (to := destination("histogram", name, step)) is not None:
-        writer, step = to
-        writer.user_tags.add(name)
-        writer.histogram(name, data, step)
+    if (to := destination("histogram", name, step=step)) is not None:
+        writer, at = to
+        writer.histogram(name, np.asarray(data), at)
 
 
-def text(name: str, data: str, step: Any = None) -> None:
+def text(name: str, data: str, step: ArrayLike | None = None) -> None:
     """Writes a string, shown as Markdown, under the tag `name/text_summary`, which TensorBoard shows as `name`.
 
     Raises:
@@ -82,50 +78,48 @@ def text(name: str, data: str, step: Any = None) -> None:
         raise TypeError(
             f"summary.text({name!r}): got {type(data).__name__}, expected a str. Write str(data) or f'{{data}}'."
         )
-    if (to := destination("text", name, step)) is not None:
-        writer, step = to
-        writer.user_tags.add(name)
-        writer.text(name, data, step)
+    if (to := destination("text", name, step=step)) is not None:
+        writer, at = to
+        writer.text(name, data, at)
 
 
-def host_call(**tensors: Any) -> tuple[Callable[..., None], dict[str, Any]]:
-    """The host_call that writes its tensors at each step of training: `host_call=summary.host_call(loss=loss)`.
+def host_call(**tensors: ArrayLike | None) -> HostFunction:
+    """A host_call that writes its tensors at each step of training: `host_call=summary.host_call(loss=loss)`.
 
-    It writes nothing in evaluation, where metrics are written once. Inside `record_if` it obeys it.
+    It writes nothing in evaluation, where the metrics are written once. It obeys `record_if`.
 
     Args:
-      tensors: arrays of this shard by tag. A scalar, or an array of one entry, is written as a scalar: its mean over all
+      tensors: arrays of one shard, by tag. A scalar, or an array of one entry, is written as a scalar: its mean over all
         shards. A larger array is written as a histogram of its entries on all shards. None is left out.
 
     Raises:
       TypeError: for anything but an array or a number.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in tensors.items():
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
         if not is_array(tensor) and not isinstance(tensor, bool | int | float):
             raise TypeError(
                 f"summary.host_call: {name} is a {type(tensor).__name__}; expected an array or a number. Pass each array "
                 "under a name of its own."
             )
-    # Only here are the shapes those of a shard; on the host a scalar has one entry for each shard.
-    arrays = frozenset(name for name, tensor in tensors.items() if np.size(tensor) != 1)
+    # The shapes of one shard are known only here; on the host a scalar has one entry for each shard.
+    arrays = frozenset(name for name, tensor in given.items() if np.size(tensor) != 1)
 
-    def write_tensors(**tensors: Any) -> None:
-        if in_evaluation() or (to := destination("host_call", ", ".join(tensors))) is None:
+    def write_tensors(**tensors: np.ndarray) -> None:
+        if in_evaluation() or (to := destination("host_call", *tensors)) is None:
             return
         writer, step = to
-        writer.user_tags.update(tensors)
         writer.scalars({name: _mean(value) for name, value in tensors.items() if name not in arrays}, step)
         for name, value in tensors.items():
             if name in arrays:
                 writer.histogram(name, value, step)
 
-    # Its names are tags: one that is called `loss` does not take the place of the spec's own for hooks.
+    # Its names are tags, not fetch names: for hooks, `loss` remains the loss of the spec.
     write_tensors.names_are_tags = True  # type: ignore[attr-defined]
-    return write_tensors, tensors
+    return write_tensors, given
 
 
-def _refuse_tracer(function: str, name: str, data: Any) -> None:
+def _refuse_tracer(function: str, name: str, data: object) -> None:
     if is_tracer(data):
         raise TypeError(
             f"summary.{function}({name!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
@@ -133,7 +127,7 @@ def _refuse_tracer(function: str, name: str, data: Any) -> None:
         )
 
 
-def _mean(data: Any) -> float:
+def _mean(data: ArrayLike) -> float:
     if isinstance(data, ShardScalars):
         return float(data.mean())
     array = np.asarray(data)
@@ -141,19 +135,19 @@ def _mean(data: Any) -> float:
     return float(array.item() if array.size == 1 else array.sum(dtype=np.float64) / array.size)
 
 
-def _pixels(name: str, data: Any) -> np.ndarray:
+def _pixels(name: str, data: ArrayLike) -> np.ndarray:
     """uint8 `[k, height, width, channels]`."""
-    data = np.asarray(data)
-    if data.ndim not in (3, 4) or data.shape[-1] not in (1, 3, 4):
+    images = np.asarray(data)
+    if images.ndim not in (3, 4) or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"summary.image({name!r}): got {describe_array(data)}, expected [k, height, width, channels] or [height, width, "
+            f"summary.image({name!r}): got {describe_array(images)}, expected [k, height, width, channels] or [height, width, "
             "channels] with 1, 3 or 4 channels. A grey image [height, width] is passed as image[..., None]."
         )
-    if data.dtype != np.uint8 and not jnp.issubdtype(data.dtype, jnp.floating):
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"summary.image({name!r}): got {describe_array(data)}, expected uint8 of 0 to 255 or floats of 0 to 1. Write "
+            f"summary.image({name!r}): got {describe_array(images)}, expected uint8 of 0 to 255 or floats of 0 to 1. Write "
             "image.astype(np.uint8), or divide by the largest value."
         )
-    if data.dtype != np.uint8:
-        data = np.round(np.clip(np.nan_to_num(data.astype(np.float32)), 0, 1) * 255)
-    return np.asarray(data, np.uint8).reshape(-1, *data.shape[-3:])
+    if images.dtype != np.uint8:
+        images = np.round(np.clip(np.nan_to_num(images.astype(np.float32)), 0, 1) * 255)
+    return np.asarray(images, np.uint8).reshape(-1, *images.shape[-3:])

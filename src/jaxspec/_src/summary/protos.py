@@ -1,47 +1,51 @@
-"""Summaries as TensorBoard's protocol buffers, made with tensorboardX, which is imported at the first use."""
+"""Summaries as TensorBoard's protocol buffers. tensorboardX is imported at the first use."""
 
 import functools
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 _BUCKETS = 30
 
 
-def event(step: int) -> Any:
-    """An Event of a global step; to `.summary.value` values are added."""
+def event(step: int) -> "Event":
+    """An Event of a global step. The caller adds values to its `.summary.value`."""
     return _event_type()(wall_time=time.time(), step=step)
 
 
-def version_event() -> Any:
+def version_event() -> "Event":
     """The first event of every file."""
     return _event_type()(wall_time=time.time(), file_version="brain.Event:2")
 
 
-def start_event(step: int) -> Any:
-    """The event that makes TensorBoard forget what it has read of this step and of later ones."""
+def start_event(step: int) -> "Event":
+    """The event at which TensorBoard discards what it has read of this step and of later ones."""
     event = _event_type()(wall_time=time.time(), step=step)
     event.session_log.status = event.session_log.START
     return event
 
 
 @functools.cache
-def _event_type() -> Any:
+def _event_type() -> "type[Event]":
     # Cached because an import statement costs as much as the event.
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
-    return Event
+    event_type: type[Event] = event_pb2.Event
+    return event_type
 
 
-def add_text(event: Any, name: str, text: str) -> None:
+def add_text(event: "Event", name: str, text: str) -> None:
     """Adds Markdown to an event, under the tag that the text dashboard expects."""
     from tensorboardX import summary
 
     event.summary.MergeFrom(summary.text(name, text))
 
 
-def add_histogram(event: Any, name: str, values: np.ndarray) -> None:
+def add_histogram(event: "Event", name: str, values: np.ndarray) -> None:
     """Adds the distribution of finite float64 values `[n]`, n >= 1, in 30 equal buckets as TensorFlow 2 does."""
     from tensorboardX import summary
 
@@ -50,7 +54,7 @@ def add_histogram(event: Any, name: str, values: np.ndarray) -> None:
     event.summary.value.add(tag=name, histo=summary.make_histogram(values, edges))
 
 
-def add_image(event: Any, name: str, pixels: np.ndarray) -> None:
+def add_image(event: "Event", name: str, pixels: np.ndarray) -> None:
     """Adds uint8 pixels `[height, width, channels]`, 1, 3 or 4 channels, as a PNG file.
 
     Raises:

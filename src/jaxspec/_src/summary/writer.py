@@ -1,75 +1,75 @@
-"""Event files: one open writer for each directory."""
+"""SummaryWriter: writes to the event file of a directory, and to the sinks of a run. One writer for each directory."""
 
 import atexit
 import contextlib
-import errno
+import copy
 import logging
-import math
 import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxspec._src.base.paths import absolute_path
+from jaxspec._src.base.types import Clock
 from jaxspec._src.summary import protos
 from jaxspec._src.summary.context import default_writer
+from jaxspec._src.summary.event_file import EventFile
+from jaxspec._src.summary.sink import Sink
 
 _logger = logging.getLogger("jaxspec")
-_FLUSH_SECS = 10.0
-_LOOK_SECS = 1.0
-"""How often it is looked whether the file is still there. Asking is a system call, which lets other threads go first."""
-_RETRY_SECS = 10.0
-"""How long after a failure it is tried again. Until then summaries are dropped at once, so that a full disk costs no time."""
 _LARGEST_SHOWN = 32
 
 
 class SummaryWriter:
-    """An open event file of one directory. Made by `create_file_writer`.
+    """Writes summaries to the event file of a directory. Made by `create_file_writer`; a run's own writes to its sinks, too.
 
     Events are written at once, by the thread that calls, and flushed every few seconds. Any thread may call.
 
-    Summaries tell about a run and must not end it: where the file cannot be written, or the directory cannot be made,
-    there is one warning, and what was to be written is dropped. It is tried again some seconds later, with a new file,
-    because the one that failed may break off inside a record.
+    Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there is
+    one warning, and what was to be written is dropped until writing works again.
 
     Args:
-      logdir: where the file goes.
+      logdir: the directory of the event file.
       clock: seconds since some start.
     """
 
-    def __init__(self, logdir: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, logdir: str, *, clock: Clock = time.monotonic) -> None:
         self.logdir = logdir
         self.user_tags: set[str] = set()
-        """The names under which user code wrote summaries here: by the functions of `summary`, not by these methods."""
-        self._clock = clock
-        self._lock = threading.RLock()
-        self._flush_secs = _FLUSH_SECS
-        self._max_queue: int | None = None
-        self._file: Any = None
-        self._path = ""
-        self._flushed, self._unflushed = clock(), 0
-        self._looked = -math.inf
+        """The tags that user code wrote here with the functions of `summary`; not those written with these methods."""
+        self._file = EventFile(logdir, clock)
+        self._sinks: tuple[Sink, ...] = ()
+        self._prefix = ""
         self._warned: set[str] = set()
-        self._start: int | None = None
-        self._failing, self._retry_at = False, -math.inf
+
+    def with_sinks(self, sinks: Sequence[Sink], *, prefix: str = "") -> "SummaryWriter":
+        """A writer to the same file that writes to sinks, too; itself if there are none.
+
+        Args:
+          sinks: of the user. An exception of one comes back, with a note, when the event file and all sinks were written to.
+          prefix: put before the tags in the sinks.
+        """
+        if not sinks:
+            return self
+        writer = copy.copy(self)
+        writer._sinks, writer._prefix = tuple(sinks), prefix
+        return writer
 
     def begin_run(self, step: int) -> None:
-        """Begins a run at a global step: what an earlier run wrote at later steps is void, and no longer shown."""
-        with self._lock:
-            self.user_tags.clear()
-            self._start = step
+        """Begins a run at a global step: readers of the event file no longer show what an earlier run wrote at later steps."""
+        self.user_tags.clear()
+        self._file.begin_run(step)
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
         """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
-        with self._lock:
-            if max_queue is not None:
-                self._max_queue = max_queue
-            if flush_millis is not None:
-                self._flush_secs = flush_millis / 1000
+        self._file.flush_when(max_queue, flush_millis)
+
+    def warn_if_unwritable(self) -> None:
+        """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
+        self._file.warn_if_unwritable()
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Writes one number at a global step."""
@@ -77,20 +77,22 @@ class SummaryWriter:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes numbers by tag as one event, which costs less than an event for each."""
-        if not values:
-            return
-        event = protos.event(step)
-        for name, value in values.items():
-            event.summary.value.add(tag=name, simple_value=value)
-        self._write(event)
+        if values:
+            event = protos.event(step)
+            for name, value in values.items():
+                event.summary.value.add(tag=name, simple_value=value)
+            self._file.write(event)
+        for name, value in values.items() if self._sinks else ():
+            self._call_sinks("scalar", self._prefix + name, float(value), step)
 
     def text(self, name: str, text: str, step: int) -> None:
         """Writes Markdown at a global step."""
         event = protos.event(step)
         protos.add_text(event, name, text)
-        self._write(event)
+        self._file.write(event)
+        self._call_sinks("text", self._prefix + name, text, step)
 
-    def histogram(self, name: str, values: Any, step: int) -> None:
+    def histogram(self, name: str, values: ArrayLike, step: int) -> None:
         """Writes the distribution of the finite values of an array at a global step; nothing if there are none."""
         values = np.asarray(values, np.float64).ravel()
         finite = values[np.isfinite(values)]
@@ -103,15 +105,17 @@ class SummaryWriter:
         if finite.size:
             event = protos.event(step)
             protos.add_histogram(event, name, finite)
-            self._write(event)
+            self._file.write(event)
+            self._call_sinks("histogram", self._prefix + name, finite, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Writes uint8 pixels `[height, width, channels]` at a global step; ImportError without Pillow."""
         event = protos.event(step)
         protos.add_image(event, name, pixels)
-        self._write(event)
+        self._file.write(event)
+        self._call_sinks("image", self._prefix + name, pixels, step)
 
-    def array(self, name: str, value: Any, step: int) -> None:
+    def array(self, name: str, value: ArrayLike, step: int) -> None:
         """Writes an array in the form that shows it best.
 
         One number as a scalar; a vector of up to 32 as a scalar for each entry, `NAME/0`, `NAME/1`, ...; a matrix of up
@@ -127,84 +131,14 @@ class SummaryWriter:
         else:
             self.histogram(name, value, step)
 
-    def _write(self, event: Any) -> None:
-        record = event.SerializeToString()
-        with self._lock:
-            now = self._clock()
-            if now < self._retry_at:
-                return
-            with self._failures_told():
-                if self._file is None or self._is_gone(now):
-                    self.close()
-                    self._open()
-                if self._start is not None:
-                    self._file.write(protos.start_event(self._start + 1).SerializeToString())
-                    self._start = None
-                self._file.write(record)
-            self._unflushed += 1
-            due = self._max_queue is not None and self._unflushed >= self._max_queue
-            if due or now - self._flushed >= self._flush_secs:
-                self.flush()
+    def flush(self) -> None:
+        """Makes what was written visible to readers, and safe on the disk."""
+        self._file.flush()
+        self._call_sinks("flush")
 
-    def warn_if_unwritable(self) -> None:
-        """Warns if nothing could be written to the directory now, or it could not be made: before long work is done."""
-        place = self.logdir
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        effective = os.access in os.supports_effective_ids
-        if not os.path.isdir(place):
-            number = errno.ENOTDIR
-        elif not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-            number = errno.EACCES
-        else:
-            return
-        with self._lock:
-            self._tell(OSError(number, os.strerror(number), place))
-
-    @contextlib.contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        """Within it, an error of the file system is a warning, and ends the file."""
-        try:
-            yield
-        except OSError as error:
-            self._tell(error)
-            self._retry_at = self._clock() + _RETRY_SECS
-            file, self._file = self._file, None
-            with contextlib.suppress(OSError):
-                if file is not None:
-                    file.close()
-            with contextlib.suppress(OSError):
-                if self._path and not os.path.getsize(self._path):
-                    os.remove(self._path)  # or a full disk would be full of empty files
-
-    def _tell(self, error: OSError) -> None:
-        if not self._failing:
-            self._failing = True
-            _logger.warning(
-                "Summaries cannot be written to %s: %s. The run goes on, and what it computes is returned, but summaries are "
-                "dropped until writing works again. Make room on the disk, make the directory writable, or use another one.",
-                *(self._path or self.logdir, error),
-            )
-
-    def _is_gone(self, now: float) -> bool:
-        """Whether the directory was removed, and the file with it."""
-        if now - self._looked < _LOOK_SECS:
-            return False
-        self._looked = now
-        return not os.path.exists(self._path)
-
-    def _open(self) -> None:
-        # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
-        # wait for them.
-        from tensorboardX.record_writer import RecordWriter
-
-        self._path = ""
-        os.makedirs(self.logdir, exist_ok=True)
-        # The start of the name is what TensorBoard looks for; a reader that sorts names has the files in order of time.
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        self._path = os.path.join(self.logdir, name)
-        self._file = RecordWriter(self._path)
-        self._file.write(protos.version_event().SerializeToString())
+    def close(self) -> None:
+        """Closes the event file. Writing again opens another."""
+        self._file.close()
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator["SummaryWriter"]:
@@ -212,27 +146,17 @@ class SummaryWriter:
         with default_writer(self):
             yield self
 
-    def flush(self) -> None:
-        """Makes what was written visible to readers, and safe on the disk."""
-        with self._lock:
-            if self._file is not None:
-                with self._failures_told():
-                    self._file.flush()
-                    if self._failing:
-                        self._failing = False
-                        _logger.warning("Summaries are written again, to %s.", self._path)
-            self._flushed, self._unflushed = self._clock(), 0
-            self._looked = -math.inf  # a run ends with a flush, and before the next one its directory may go
-
-    def close(self) -> None:
-        """Closes the file. Writing again opens another."""
-        with self._lock:
-            if self._file is not None:
-                self.flush()
-            if self._file is not None:  # a flush that failed has closed it
-                with self._failures_told():
-                    self._file.close()
-                self._file = None
+    def _call_sinks(self, method: str, *args: object) -> None:
+        """Calls a method of every sink, and then raises the first exception."""
+        errors = []
+        for sink in self._sinks:
+            try:
+                getattr(sink, method)(*args)
+            except Exception as error:
+                error.add_note(f"raised by {type(sink).__name__}.{method}, one of RunConfig(writers=...)")
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _markdown_table(matrix: np.ndarray) -> str:
@@ -247,13 +171,15 @@ _MOST_OPEN = 64
 _lock = threading.Lock()
 
 
-def create_file_writer(logdir: Any, max_queue: int | None = None, flush_millis: float | None = None) -> SummaryWriter:
+def create_file_writer(
+    logdir: str | os.PathLike[str], max_queue: int | None = None, flush_millis: float | None = None
+) -> SummaryWriter:
     """The writer of a directory; always the same one, so a line that runs every step may call this.
 
-    Its file is opened at the first summary. Of very many directories, those used least recently are closed meanwhile.
+    Its file is opened at the first summary. At most 64 files are open: beyond that, the one used least recently is closed.
 
     Args:
-      logdir: where event files go.
+      logdir: the directory of the event files.
       max_queue: flush as soon as so many events were written since the last flush. None: leave it as it is, at first
         without limit. A flush waits for the disk: a small number slows the host function down.
       flush_millis: flush at an event if the last flush is so many milliseconds ago. None: leave it as it is, at first

@@ -1,13 +1,17 @@
-"""Reads event files back: the scalars of a directory."""
+"""Reads the scalars in the event files of a directory."""
 
 import logging
 import math
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
 
 _logger = logging.getLogger("jaxspec")
 _SCALARS_PLUGIN = "scalars"
@@ -19,27 +23,27 @@ class _Scalar(NamedTuple):
     value: float
 
 
-def read_scalars(logdir: Any, told: set[str] | None = None) -> dict[int, dict[str, float]]:
+def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None) -> dict[int, dict[str, float]]:
     """The scalars of all event files that lie directly in a directory, whoever wrote them.
 
-    Files are read in the order in which they were begun; of two values of one tag at one step the later one counts. What
-    cannot be read ends no reading: there is one warning for the file, and the rest of it counts, or, where it breaks off or
-    a checksum is wrong, what stands before; and so do the other files.
+    Files are read in the order in which they were begun; of two values of one tag at one step the later one counts. A
+    damaged file raises nothing. There is one warning for it, and what can be read of it counts: all but a damaged record,
+    or, if the file ends inside a record or a checksum is wrong, what comes before that.
 
     Args:
-      logdir: the directory; one that does not exist holds no scalars.
-      told: paths that there was a warning about, which get no other; new ones are added. None: none yet.
+      logdir: the directory; one that does not exist has no scalars.
+      warned: paths that there was a warning about, which get no other; new ones are added. None: none yet.
 
     Returns:
       `{step: {tag: value}}`, steps ascending. Values have the precision of the file, float32.
     """
-    told = set() if told is None else told
+    warned = set() if warned is None else warned
     files = []
-    for name, path in _event_files(os.fspath(logdir), told):
+    for name, path in _event_files(os.fspath(logdir), warned):
         events = _Events(path)
         scalars = [scalar for event in events for scalar in _scalars(event, events)]
         if events.trouble is not None:
-            _warn_once(told, path, events.trouble)
+            _warn_once(warned, path, events.trouble)
         files.append((events.begun, name, scalars))
     found: dict[int, dict[str, float]] = {}
     for *_, scalars in sorted(files):
@@ -48,25 +52,25 @@ def read_scalars(logdir: Any, told: set[str] | None = None) -> dict[int, dict[st
     return dict(sorted(found.items()))
 
 
-def _warn_once(told: set[str], path: str, trouble: str) -> None:
-    if path not in told:
-        told.add(path)
+def _warn_once(warned: set[str], path: str, trouble: str) -> None:
+    if path not in warned:
+        warned.add(path)
         _logger.warning(
             "Event file %s: %s. What can be read of it and of other files counts. Remove the file to be rid of this warning.",
             *(path, trouble),
         )
 
 
-def _event_files(logdir: str, told: set[str]) -> list[tuple[str, str]]:
+def _event_files(logdir: str, warned: set[str]) -> list[tuple[str, str]]:
     """(name, path) of the event files."""
     try:
         with os.scandir(logdir) as entries:
-            # As in TensorBoard, which asks for no more of a name.
+            # As in TensorBoard, which checks no more of a name.
             return [(entry.name, entry.path) for entry in entries if "tfevents" in entry.name and entry.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        _warn_once(told, logdir, f"the directory cannot be read: {error}")
+        _warn_once(warned, logdir, f"the directory cannot be read: {error}")
         return []
 
 
@@ -74,8 +78,8 @@ class _Events:
     """The events of a file, as far as it can be read.
 
     Attributes:
-      begun: the wall time of the first event; infinite where it has none.
-      trouble: what was wrong first, or None.
+      begun: the wall time of the first event, in seconds; infinite if there is none.
+      trouble: the first thing that was wrong, or None.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,10 +88,10 @@ class _Events:
         self.trouble: str | None = None
 
     def found(self, trouble: str) -> None:
-        """Notes that something is wrong. The first counts."""
+        """Notes that something is wrong, if nothing was before."""
         self.trouble = self.trouble or trouble
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator["Event"]:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from tensorboardX.proto.event_pb2 import Event
 
@@ -114,11 +118,11 @@ class _Events:
 
 
 class _DamagedError(Exception):
-    """The file does not go on as a file of records does."""
+    """The file does not continue with a whole record."""
 
 
 def _record(file: BinaryIO) -> tuple[int, bytes] | None:
-    """The next record of a TFRecord file, and where it begins: length, checksum of it, data, checksum of the data."""
+    """(start in bytes, data) of the next record of a TFRecord file: length, its checksum, data, their checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     start = file.tell()
@@ -129,7 +133,7 @@ def _record(file: BinaryIO) -> tuple[int, bytes] | None:
         length, checksum = struct.unpack("<QI", header)
         if checksum != masked_crc32c(header[:8]):
             raise _DamagedError(f"wrong checksum at byte {start}")
-        # Asked before it is read: a length may claim any number of bytes.
+        # Checked before the data are read: a damaged length may be any number.
         if length <= os.fstat(file.fileno()).st_size - start - 16:
             data, footer = file.read(length), file.read(4)
             if len(footer) == 4:
@@ -139,7 +143,7 @@ def _record(file: BinaryIO) -> tuple[int, bytes] | None:
     raise _DamagedError(f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)")
 
 
-def _scalars(event: Any, events: _Events) -> Iterator[_Scalar]:
+def _scalars(event: "Event", events: _Events) -> Iterator[_Scalar]:
     for value in event.summary.value:
         try:
             number = _number(value)
@@ -159,11 +163,11 @@ _DTYPES = {
 }
 
 
-def _number(value: Any) -> float | None:
-    """The number in a Summary.Value, in the old form or in TensorFlow 2's; None if it is no scalar.
+def _number(value: "Summary.Value") -> float | None:
+    """The number in a Summary.Value, in the old form or in TensorFlow 2's; None if it is not a scalar.
 
     Raises:
-      ValueError: for what says that it is a scalar, and is none.
+      ValueError: for a value that is marked as a scalar, and is not one.
     """
     if value.HasField("simple_value"):
         return float(value.simple_value)

@@ -1,60 +1,62 @@
-"""The manifest of a checkpoint: the size and checksum of each of its files, by which damage is noticed."""
+"""The manifest of a checkpoint: size and checksum of each of its files. By it a damaged checkpoint is noticed."""
 
 import functools
 import json
 import os
-from typing import Any
 
 import crc32c
 
 from jaxspec._src.base.errors import DamagedCheckpointError
 
-NAME = "manifest.json"
-_CHUNK = 1 << 20
+_MANIFEST = "manifest.json"
+KEPT = "kept"
+"""The file that marks a checkpoint as one to keep for ever. It is written later, so the manifest does not list it."""
+_CHUNK_BYTES = 1 << 20
 
 
 class MissingCheckpointError(FileNotFoundError, ValueError):
     """There is no such checkpoint, or it was removed while it was read."""
 
 
-def write(directory: str, step: int) -> None:
-    """Writes the manifest of a directory whose other files are all there."""
+def write_manifest(directory: str, step: int) -> None:
+    """Writes the manifest of a directory in which all other files are complete."""
     files = {name: [size, _crc(os.path.join(directory, name))] for name, (size, _) in _files(directory).items()}
     content = {"step": step, "files": files}
-    with open(os.path.join(directory, NAME), "w", encoding="utf-8") as file:
+    with open(os.path.join(directory, _MANIFEST), "w", encoding="utf-8") as file:
         json.dump({"crc": _crc_of_json(content), **content}, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 def verify(path: str, step: int) -> None:
-    """Raises unless the checkpoint at `path` is whole, and of the step that its name says.
+    """Raises an error unless the checkpoint at `path` is undamaged and holds the step that its name says.
 
-    Every byte is read, unless sizes and times are those of an earlier call of this process.
+    Every byte is read, unless an earlier call of this process has read files of the same sizes and times.
 
     Raises:
-      FileNotFoundError: if there is no such directory, or it goes meanwhile.
-      DamagedCheckpointError: naming the file.
+      FileNotFoundError: if there is no such directory, or it is removed meanwhile.
+      DamagedCheckpointError: naming the file that is damaged.
     """
     if os.path.isfile(path):
         raise DamagedCheckpointError(path, "it is a file, not a directory")
     try:
         found = _files(path)
-        with open(os.path.join(path, NAME), "rb") as file:
-            written = file.read()
+        with open(os.path.join(path, _MANIFEST), "rb") as file:
+            manifest = file.read()
     except OSError as error:
-        raise_if_gone(path, error)
+        raise_if_removed(path, error)
         raise DamagedCheckpointError(
-            path, f"its {NAME} cannot be read ({error.strerror}); it was copied in part, or not written by this library"
+            path,
+            f"its {_MANIFEST} cannot be read ({error.strerror}); it was copied in part, or not written by this library",
         ) from error
     try:
-        content = json.loads(written)
+        content = json.loads(manifest)
         crc, stored_step, files = content.pop("crc"), content["step"], content["files"]
         is_whole = crc == _crc_of_json(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise DamagedCheckpointError(path, f"its {NAME} is not what was written")
+        raise DamagedCheckpointError(path, f"its {_MANIFEST} is not what was written")
     if stored_step != step:
         raise DamagedCheckpointError(path, f"it holds step {stored_step}, and its name says {step}")
     for name in sorted({*files, *found}):
@@ -64,18 +66,18 @@ def verify(path: str, step: int) -> None:
             raise DamagedCheckpointError(path, f"the file {name} does not belong to it")
         if found[name][0] != files[name][0]:
             raise DamagedCheckpointError(
-                path, f"the file {name} has {found[name][0]} bytes, of {files[name][0]} written"
+                path, f"the file {name} has {found[name][0]} bytes, and {files[name][0]} were written"
             )
-    _verify_bytes(path, written, tuple(found.items()))
+    _verify_bytes(path, manifest, tuple(found.items()))
 
 
-@functools.lru_cache(maxsize=16)  # an exception is not kept
-def _verify_bytes(path: str, written: bytes, found: Any) -> None:
-    for name, (_, crc) in json.loads(written)["files"].items():
+@functools.lru_cache(maxsize=16)  # an exception is not kept; `found` makes other sizes or times another call
+def _verify_bytes(path: str, manifest: bytes, found: tuple[tuple[str, tuple[int, int]], ...]) -> None:
+    for name, (_, crc) in json.loads(manifest)["files"].items():
         try:
             is_right = _crc(os.path.join(path, name)) == crc
         except OSError as error:
-            raise_if_gone(path, error)
+            raise_if_removed(path, error)
             raise DamagedCheckpointError(path, f"the file {name} cannot be read ({error.strerror})") from error
         if not is_right:
             raise DamagedCheckpointError(
@@ -83,8 +85,8 @@ def _verify_bytes(path: str, written: bytes, found: Any) -> None:
             )
 
 
-def raise_if_gone(path: str, error: Exception) -> None:
-    """Raises FileNotFoundError if the directory of the checkpoint is not there."""
+def raise_if_removed(path: str, error: Exception) -> None:
+    """Raises FileNotFoundError if the directory of the checkpoint no longer exists."""
     if not os.path.isdir(path):
         raise MissingCheckpointError(
             f"the checkpoint {path} was removed while it was read. A trainer that keeps few checkpoints may do so "
@@ -93,20 +95,16 @@ def raise_if_gone(path: str, error: Exception) -> None:
 
 
 def _files(directory: str) -> dict[str, tuple[int, int]]:
-    """(size, time of the last change in ns) of all files below a directory but the manifest and markers, by relative path."""
+    """(size, time of the last change in ns) by relative path, of all files that a manifest lists."""
     found = {}
     for parent, _, names in os.walk(directory, onerror=_raise):
         for name in names:
             file = os.path.join(parent, name)
             relative = os.path.relpath(file, directory).replace(os.sep, "/")
-            if relative not in (NAME, KEPT):
+            if relative not in (_MANIFEST, KEPT):
                 status = os.stat(file)
                 found[relative] = (status.st_size, status.st_mtime_ns)
     return found
-
-
-KEPT = "kept"
-"""The file that marks a checkpoint as one to keep for ever; it comes after the manifest."""
 
 
 def _raise(error: OSError) -> None:
@@ -116,11 +114,10 @@ def _raise(error: OSError) -> None:
 def _crc(file: str) -> int:
     crc = 0
     with open(file, "rb") as opened:
-        while chunk := opened.read(_CHUNK):
+        while chunk := opened.read(_CHUNK_BYTES):
             crc = crc32c.crc32c(chunk, crc)
     return crc
 
 
-def _crc_of_json(content: Any) -> int:
-    crc: int = crc32c.crc32c(json.dumps(content, sort_keys=True).encode())
-    return crc
+def _crc_of_json(content: object) -> int:
+    return crc32c.crc32c(json.dumps(content, sort_keys=True).encode())

@@ -1,28 +1,29 @@
-"""One checkpoint on its way to the disk."""
+"""The writing of one checkpoint, in the background."""
 
 import errno
 import os
 import re
 import threading
 
-from jaxspec._src.checkpoint import manifest, store
-from jaxspec._src.checkpoint.leftovers import remove, removed_path, workplace
+from jaxspec._src.checkpoint import backend, checksums
+from jaxspec._src.checkpoint.leftovers import partial_directory, remove, removed_path
+from jaxspec._src.checkpoint.parts import parts_of
 from jaxspec._src.step.state import TrainState
 
 
-class Writing:
+class BackgroundWrite:
     """Writes one checkpoint in a thread of its own, which nothing interrupts.
 
-    Made first and begun afterwards, so that an interrupt at any moment leaves it known to its owner.
+    It is made first and begun afterwards, so that its owner knows of it if an interrupt comes at any moment.
 
-    The files are written into a directory beside the checkpoint, then their manifest, then the directory gets its name: the
+    The files are written into a directory beside the checkpoint, then their manifest, then the directory is renamed: the
     checkpoint appears whole or not at all.
 
     Args:
-      path: of the checkpoint. One that is there is replaced.
-      step: that the state is behind.
+      path: of the checkpoint. One that exists is replaced.
+      step: the number of updates that the state has had.
       state: on one device.
-      position: of the input, encoded, or None.
+      position: the encoded position of the input, or None.
     """
 
     def __init__(self, path: str, step: int, state: TrainState, position: str | None) -> None:
@@ -34,7 +35,7 @@ class Writing:
         self._once = threading.Lock()
 
     def begin(self) -> None:
-        """Begins it, and waits until the state may be donated. An interrupt is raised only then."""
+        """Starts the thread, and waits until the state may be donated. An interrupt is raised only then."""
         interrupt: BaseException | None = None
         while not self._copied.is_set():
             try:
@@ -46,7 +47,11 @@ class Writing:
             raise interrupt
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until the checkpoint is whole, at most `timeout` seconds; returns whether it is. Raises what went wrong."""
+        """Waits until the checkpoint is written, at most `timeout` seconds, and returns whether it is.
+
+        Raises:
+          OSError: if it could not be written.
+        """
         if not self._done.is_set():
             self._start()  # an interrupt may have come before
         if not self._done.wait(timeout):
@@ -57,7 +62,7 @@ class Writing:
 
     def _start(self) -> None:
         if not self._once.locked():
-            # A process that must end does not wait for it: what it leaves is removed at the next start.
+            # A process that must end does not wait for this thread: what it leaves is removed at the next start.
             threading.Thread(target=self._run, name="jaxspec-checkpoint", daemon=True).start()
 
     def _run(self) -> None:
@@ -68,40 +73,40 @@ class Writing:
     def _run_once(self) -> None:
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            with workplace(self._path) as place:
-                self._write(os.path.join(place, "checkpoint"))
+            with partial_directory(self._path) as partial:
+                self._write(os.path.join(partial, "checkpoint"))
         except Exception as error:
-            self._error = _clear_error(self._path, error)
+            self._error = _short_error(self._path, error)
         finally:
-            self._free_state()
+            self._release_state()
             self._done.set()
 
-    def _write(self, whole: str) -> None:
+    def _write(self, written: str) -> None:
         assert self._state is not None
-        store.write(whole, self._state, self._position, self._free_state)
-        manifest.write(whole, self._step)
+        backend.save(written, parts_of(self._state, self._position), self._release_state)
+        checksums.write_manifest(written, self._step)
         if os.path.lexists(self._path):
             gone = removed_path(self._path)
             os.replace(self._path, gone)
-            os.replace(whole, self._path)
+            os.replace(written, self._path)
             remove(gone)
         else:
-            os.replace(whole, self._path)
+            os.replace(written, self._path)
 
-    def _free_state(self) -> None:
+    def _release_state(self) -> None:
         self._state = None
         self._copied.set()
 
 
-def _clear_error(path: str, error: Exception) -> OSError:
-    """One error of a few lines: beneath orbax a full disk has hundreds."""
+def _short_error(path: str, error: Exception) -> OSError:
+    """An error of a few lines: for a full disk, that of orbax has hundreds."""
     cause = _first_os_error(error)
     number = None if cause is None else cause.errno
-    of_files = re.search(r"os_error_code='(\d+)'", str(error))  # how the library below orbax tells it
-    if of_files:
-        number = int(of_files[1])
+    in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
+    if in_text:
+        number = int(in_text[1])
     if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
-        number, reason = errno.ENOENT, "its directory is not there, or was removed meanwhile"
+        number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
     elif number is not None:
         reason = os.strerror(number)
     else:
@@ -110,13 +115,13 @@ def _clear_error(path: str, error: Exception) -> OSError:
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints are as they "
         "were: make room or mend the directory, then call train again."
     )
-    clear = OSError(number, text) if number is not None else OSError(text)
-    clear.__suppress_context__ = True
-    return clear
+    short = OSError(number, text) if number is not None else OSError(text)
+    short.__suppress_context__ = True
+    return short
 
 
 def _first_os_error(error: BaseException | None) -> OSError | None:
-    """The first error of the operating system among an error, its causes and its parts."""
+    """The first error of the operating system among an error, its causes, and the parts of a group of errors."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:

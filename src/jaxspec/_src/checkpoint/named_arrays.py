@@ -1,0 +1,68 @@
+"""The arrays of a state, or of a checkpoint, by name: `params/Dense_0/kernel`, `opt_state/0/count`, `global_step`."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxspec._src.base.arrays import named_leaves
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.checkpoint.escaped_names import unescape
+from jaxspec._src.checkpoint.parts import stored_form
+from jaxspec._src.checkpoint.stored import StoredCheckpoint
+from jaxspec._src.step.state import TrainState
+
+
+def array_names(path: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names of all arrays of a checkpoint, with their shapes and dtypes.
+
+    The names are paths: `params/...` and other collections of the variables, `opt_state/...`, `global_step`. Random keys
+    have the shape and dtype of their data.
+
+    Args:
+      path: of the checkpoint's directory, as `latest_checkpoint` returns it.
+
+    Raises:
+      ValueError: if `path` is not that of a checkpoint, or a newer version of the library wrote it.
+      DamagedCheckpointError: if a file is not as it was written.
+      FileNotFoundError: if there is no such checkpoint.
+    """
+    return _by_name(StoredCheckpoint(path).parts)
+
+
+def read_array(path: str, name: str) -> np.ndarray:
+    """One array of a checkpoint, on the host. No other array is read.
+
+    Args:
+      path: of the checkpoint's directory.
+      name: one of `array_names(path)`.
+
+    Raises:
+      ValueError: if there is no such name; it lists the names there are. Other errors as for `array_names`.
+    """
+    stored = StoredCheckpoint(path)
+
+    # The trees with a function in place of each array, which reads it.
+    readers = {
+        part: jax.tree_util.tree_map_with_path(lambda at, _, part=part: partial(stored.load_on_host, part, at), tree)
+        for part, tree in stored.parts.items()
+    }
+    names: dict[str, Callable[[], np.ndarray]] = _by_name(readers)
+    if name not in names:
+        raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(names)}.")
+    return names[name]()
+
+
+def state_arrays(state: TrainState) -> dict[str, jax.Array]:
+    """The arrays of a state, under the names that `array_names` gives them in a checkpoint."""
+    variables, opt_state = (stored_form(tree) for tree in (state.variables, state.opt_state))
+    return _by_name({"variables": variables, "opt_state": opt_state, "step": {"global_step": state.step}})
+
+
+def _by_name(parts: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The leaves by names that differ from each other, even if a collection is called as a part of the state is."""
+    variables, opt_state = unescape(parts["variables"]), unescape(parts["opt_state"])
+    clash = {"opt_state", "global_step"} & set(variables)
+    where = {"variables": variables} if clash else variables
+    return named_leaves({**where, "opt_state": opt_state, "global_step": parts["step"]["global_step"]})

@@ -1,0 +1,117 @@
+"""A state, or its variables alone, read from a checkpoint into the structure that the model has."""
+
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jax.tree_util import DictKey, KeyPath
+
+from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.checkpoint.escaped_names import escaped_path, unescape
+from jaxspec._src.checkpoint.parts import stored_form
+from jaxspec._src.checkpoint.random_keys import default_key_impl, key_impl, keys_like, with_key_impls
+from jaxspec._src.checkpoint.stored import StoredCheckpoint, on_one_device
+from jaxspec._src.step.state import TrainState
+
+
+def read_variables(path: str, like: PyTree, sharding: Sharding) -> PyTree:
+    """The variables of a checkpoint, on the devices. No other part is read.
+
+    Args:
+      path: of the checkpoint's directory.
+      like: a tree of arrays or shapes: the structure to read into. Typed random keys become of the kind that is stored.
+      sharding: of the leaves.
+
+    Raises:
+      ValueError: naming the leaves that differ from the checkpoint's; if a newer version of the library wrote it.
+      DamagedCheckpointError: if a file is not as it was written.
+      FileNotFoundError: if the checkpoint was removed.
+    """
+    return _read(path, {"variables": like}, sharding)["variables"]
+
+
+def read_state(path: str, like: TrainState, sharding: Sharding) -> TrainState:
+    """The whole state, on the devices. Arguments and errors as for `read_variables`; `like.rng` must be a key."""
+    step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
+    parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
+    return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
+
+
+def stored_variables(path: str) -> PyTree | None:
+    """The shapes and dtypes of the variables of a checkpoint, for a model whose init_fn cannot give them.
+
+    None if the variables were not nested dicts with strings for keys, because their structure is not stored then.
+    """
+    stored = StoredCheckpoint(path)
+    if not stored.meta["variables_are_plain"]:
+        return None
+    impls = {tuple(names): impl for names, impl in stored.meta["keys"]["variables"]}
+
+    def typed(key_path: KeyPath[DictKey], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        impl = impls.get(tuple(key.key for key in key_path))
+        return leaf if impl is None else keys_like(leaf.shape[:-1], impl)
+
+    return unescape(jax.tree_util.tree_map_with_path(typed, stored.parts["variables"]))
+
+
+def read_position(path: str) -> str | None:
+    """The encoded position of this process's input, or None if the checkpoint has none."""
+    stored = StoredCheckpoint(path)
+    name = f"process_{jax.process_index()}"
+    if name not in stored.parts["input"]:
+        return None
+    found = stored.load({"input": stored.parts["input"]}, on_one_device())["input"][name]
+    return np.asarray(found).tobytes().decode().strip() or None
+
+
+def _read(path: str, likes: dict[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
+    stored = StoredCheckpoint(path)
+    likes = {part: with_key_impls(like, stored.meta["keys"][part]) for part, like in likes.items()}
+    forms = {part: stored_form(like) for part, like in likes.items()}
+    problems = [problem for part, form in forms.items() for problem in _differences(form, stored.parts[part], part)]
+    then, now = stored.meta["default_prng_impl"], default_key_impl()
+    if problems and then != now and all("uint32[" in problem for problem in problems):
+        raise ValueError(
+            f"the checkpoint {path} holds random keys of another kind: {'; '.join(problems)}. It was written where the "
+            f"default PRNG implementation was {then!r}; here it is {now!r}. Set JAX_DEFAULT_PRNG_IMPL={then}, or make keys "
+            "with jax.random.key(seed), which keep their kind."
+        )
+    if problems:
+        raise ValueError(
+            f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
+            "optimizer that wrote it; to start from its weights alone, load them in Scaffold(init_fn=...)."
+        )
+    loaded = stored.load(forms, sharding)
+    return {part: _restored(like, loaded.get(part, {}), sharding) for part, like in likes.items()}
+
+
+def _restored(like: PyTree, loaded: PyTree, sharding: Sharding) -> PyTree:
+    """The tree of `like` with the leaves of nested dicts under escaped names."""
+
+    def restored(path: KeyPath[Hashable], leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+        if 0 in leaf.shape:
+            return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+        found = loaded
+        for name in escaped_path(path):
+            found = found[name]
+        array: jax.Array = found
+        return jax.random.wrap_key_data(array, impl=key_impl(leaf)) if is_key(leaf) else array
+
+    return jax.tree_util.tree_map_with_path(restored, like)
+
+
+def _differences(form: PyTree, stored: PyTree, part: str) -> list[str]:
+    """What differs in names, shapes and dtypes between the model and the checkpoint, one sentence for each leaf."""
+    where = "" if part == "variables" else f"{part}/"
+    want, have = named_leaves(unescape(form)), named_leaves(unescape(stored))
+    out = [f"{where}{name} is not in the checkpoint" for name in want if name not in have]
+    out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
+    for name in want:
+        if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
+            out.append(
+                f"{where}{name} is {describe_array(have[name])} in the checkpoint, {describe_array(want[name])} in the model"
+            )
+    return out

@@ -1,0 +1,218 @@
+"""What the verbs of one estimator share: devices, programs, the live state, input, savers, the progress bar."""
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+
+from jaxspec._src.base.context import TPUContext
+from jaxspec._src.base.hyperparameters import with_values
+from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn
+from jaxspec._src.base.validate import check_number
+from jaxspec._src.checkpoint.saver import Saver
+from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.lent_iterators import InputMemory
+from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.devices import choose_devices, describe_devices
+from jaxspec._src.device.live_state import LiveState
+from jaxspec._src.run.config import RunConfig
+from jaxspec._src.run.initial_state import InitialState
+from jaxspec._src.run.programs import Programs
+from jaxspec._src.run.reports import TrainingClock
+from jaxspec._src.run.signals import raise_if_interrupted
+from jaxspec._src.run.sources import Source, Sources
+from jaxspec._src.run.validate import check_input_fn
+from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.step.model import Model
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
+
+_logger = logging.getLogger("jaxspec")
+
+VERBS = {ModeKeys.TRAIN: "train", ModeKeys.EVAL: "evaluate", ModeKeys.PREDICT: "predict"}
+_BATCH_SIZE_NAMES = {
+    ModeKeys.TRAIN: "train_batch_size",
+    ModeKeys.EVAL: "eval_batch_size",
+    ModeKeys.PREDICT: "predict_batch_size",
+}
+
+
+class Engine:
+    """Made once for each estimator. The devices are asked for when a verb needs them, not before.
+
+    Args:
+      model_fn, init_fn, params: the user's, checked.
+      config: with `model_dir` filled in.
+      use_tpu: False: one CPU device, one step a loop.
+      batch_sizes: global, by mode.
+    """
+
+    def __init__(
+        self,
+        model_fn: ModelFn,
+        init_fn: InitFn | None,
+        params: HyperParameters,
+        config: RunConfig,
+        *,
+        use_tpu: bool,
+        batch_sizes: dict[str, int | None],
+    ) -> None:
+        assert config.model_dir is not None
+        assert config.tpu_config is not None
+        self._model_fn, self._init_fn, self._params = model_fn, init_fn, params
+        self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
+        self.use_tpu, self._batch_sizes = use_tpu, batch_sizes
+        if use_tpu:
+            for mode, size in batch_sizes.items():
+                check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
+        self.live_state = LiveState()
+        self.sources = Sources(self.model_dir, self.live_state)
+        self.clock = TrainingClock()
+        """Of the training that is under way, or was the last one."""
+        self._input_memory = InputMemory()
+        self._savers: dict[str, Saver] = {}
+        self._announced = False
+        self._bar: ProgressBar | None = None
+        self._training = threading.Lock()
+
+    @functools.cached_property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """What every program is mapped over."""
+        return choose_devices(use_tpu=self.use_tpu, num_shards=self.tpu_config.num_shards)
+
+    def announce(self) -> None:
+        """Logs the devices, once."""
+        if not self._announced:
+            _logger.info("Running on %s.", describe_devices(self.devices, use_tpu=self.use_tpu))
+            self._announced = True
+
+    @property
+    def loop_steps(self) -> int | None:
+        """Steps a loop; None if loops last a given time."""
+        steps: int | None = self.tpu_config.loop_steps if self.use_tpu else 1
+        return steps
+
+    @functools.cached_property
+    def _model(self) -> Model:
+        context = TPUContext(len(self.devices), jax.process_count(), _host=None)
+        params = with_values(self._params, use_tpu=self.use_tpu, context=context)
+        return Model(self._model_fn, params, self.config)
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """The compiled programs, each made once."""
+        return Programs(self._model, self.devices, loop_steps=self.loop_steps)
+
+    @functools.cached_property
+    def initial_state(self) -> InitialState:
+        """Makes the state that a verb starts from."""
+        return InitialState(self._model, self._init_fn, self.devices, seed=self.config.tf_random_seed or 0)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Held by `train`; RuntimeError if another thread, or a hook, trains already."""
+        if not self._training.acquire(blocking=False):
+            raise RuntimeError("train was called while this estimator is training.")
+        try:
+            yield
+        finally:
+            self._training.release()
+
+    def source(self, checkpoint_path: str | None = None) -> Source:
+        """The state that a verb other than train uses."""
+        if checkpoint_path:
+            return self.sources.of_checkpoint(checkpoint_path)
+        return self.sources.current(training=self._training.locked())
+
+    def saver(self, checkpoint_dir: str) -> Saver:
+        """The one saver of a directory."""
+        if checkpoint_dir not in self._savers:
+            self._savers[checkpoint_dir] = Saver(
+                checkpoint_dir,
+                keep_max=self.config.keep_checkpoint_max,
+                keep_every_n_hours=self.config.keep_checkpoint_every_n_hours,
+            )
+        return self._savers[checkpoint_dir]
+
+    def rows(self, mode: str) -> int | None:
+        """The rows of a global batch, as the user gave them."""
+        return self._batch_sizes[mode]
+
+    def batch_size(self, mode: str) -> int | None:
+        """The rows of a batch of this process; None if the input decides. ValueError if the verb needs a size."""
+        size, name = self._batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
+        if not self.use_tpu:
+            check_number(name, size, above=0, whole=True)
+            return size
+        if size is None:
+            raise ValueError(
+                f"`{name}` cannot be `None` if .{VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, the rows "
+                "of a batch over all shards."
+            )
+        if size % len(self.devices):
+            raise ValueError(
+                f"{name.split('_')[0]} batch size {size} must be divisible by number of replicas {len(self.devices)}. "
+                f"Choose a multiple of {len(self.devices)}, or fewer shards with TPUConfig(num_shards=...)."
+            )
+        rows: int = int(size) // jax.process_count()
+        return rows
+
+    def open_input(
+        self,
+        input_fn: InputFn,
+        mode: str,
+        *,
+        limit: int | None = None,
+        position: str | None = None,
+        resume: bool | None = None,
+        step: int = 0,
+        restarted: bool = False,
+    ) -> Infeed:
+        """Calls input_fn, and waits for its first batch. `InputRequest` says what the arguments are."""
+        check_input_fn(input_fn)
+        batch_size = self.batch_size(mode)
+        context = TPUContext(len(self.devices), jax.process_count(), jax.process_index())
+        rows = {} if batch_size is None else {"batch_size": batch_size}
+        request = InputRequest(
+            input_fn,
+            {"params": with_values(self._params, context=context, **rows), "mode": mode, "config": self.config},
+            mode=mode,
+            num_shards=len(self.devices) // jax.process_count(),
+            batch_size=batch_size if self.use_tpu else None,
+            ragged=mode != ModeKeys.TRAIN or not self.use_tpu,
+            limit=limit,
+            position=position,
+            resume=resume,
+            step=step,
+            restarted=restarted,
+        )
+        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
+
+    @contextlib.contextmanager
+    def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:
+        """A progress bar, if there is to be one. The bar of a verb that is under way is paused meanwhile."""
+        from jaxspec._src.run.progress import open_progress  # it loads tqdm
+
+        outer = self._bar
+        if outer is not None:
+            outer.pause()
+        bar = self._bar = open_progress(
+            VERBS[mode],
+            start=start,
+            total=total,
+            batch_size=self._batch_sizes[mode],
+            enabled=self.config.progress_bar,
+        )
+        try:
+            yield bar
+        finally:
+            if bar is not None:
+                bar.close()
+            self._bar = outer
+            if outer is not None:
+                outer.resume()

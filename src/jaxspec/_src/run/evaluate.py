@@ -1,0 +1,116 @@
+"""evaluate: metrics of every example of the input, once."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from jaxspec._src.base.types import InputFn, Metrics
+from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
+from jaxspec._src.metrics.metric import Mergeable
+from jaxspec._src.metrics.metric_fn_values import as_metric
+from jaxspec._src.run.engine import Engine
+from jaxspec._src.run.evaluation_results import write_results
+from jaxspec._src.run.inference import HostBatch
+from jaxspec._src.run.inference_run import open_run
+from jaxspec._src.run.loss_sums import LossSums
+from jaxspec._src.run.run_writers import run_writer
+from jaxspec._src.run.signals import doing
+from jaxspec._src.run.validate import no_batch_message
+from jaxspec._src.spec.hook import SessionRunHook
+from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
+from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.summary.context import run_position
+from jaxspec._src.summary.writer import SummaryWriter
+
+_logger = logging.getLogger("jaxspec")
+
+
+def evaluate(
+    engine: Engine,
+    input_fn: InputFn,
+    *,
+    steps: int | None,
+    hooks: tuple[SessionRunHook, ...],
+    checkpoint_path: str | None,
+    eval_dir: str,
+) -> Metrics:
+    """`TPUEstimator.evaluate`, with its arguments checked."""
+    engine.announce()
+    with (
+        engine.clock.stopped(),
+        contextlib.closing(engine.source(checkpoint_path)) as source,
+        contextlib.closing(engine.open_input(input_fn, ModeKeys.EVAL, limit=steps)) as infeed,
+        run_writer(engine.config, eval_dir) as writer,
+    ):
+        if infeed.first is None:
+            raise ValueError(no_batch_message(input_fn, "Evaluation"))
+        writer.warn_if_unwritable()
+        metrics = MetricsOfBatches(source.step, writer)
+        with doing("evaluation"), contextlib.ExitStack() as stack:
+            run = open_run(stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
+            while run.next_batch(metrics.add) is not None:
+                pass
+            run.end()
+        results = metrics.compute()
+        write_results(results, source.path or path_of_checkpoint(engine.model_dir, source.step), writer)
+    return results
+
+
+class MetricsOfBatches:
+    """The metrics of an evaluation, batch by batch; the loss is weighted as `LossSums` says.
+
+    Args:
+      step: the global step of the state.
+      writer: of the evaluation's event files, for what host functions write.
+    """
+
+    def __init__(self, step: int, writer: SummaryWriter) -> None:
+        self._step, self._writer, self._number = step, writer, 0
+        self._metrics: dict[str, Mergeable] = {}
+        self._loss = LossSums()
+
+    def add(self, batch: HostBatch) -> None:
+        """Calls metric_fn and host_call on one batch, and merges its metrics."""
+        spec = batch.spec
+        try:
+            with run_position(self._step, self._writer, in_evaluation=True):
+                values = {} if spec.eval_metrics is None else call_metric_fn(spec.eval_metrics)
+                if spec.host_call is not None:
+                    call_host_function("host_call", spec.host_call)
+        except BaseException as error:
+            error.add_note(f"in evaluation, at batch {self._number} (counted from 0)")
+            raise
+        self._loss.merge(batch.loss)
+        metrics = {name: as_metric(name, value, batch.rows) for name, value in values.items()}
+        _check_metric_names(metrics, self._metrics if self._number else metrics)
+        self._metrics = {
+            name: self._metrics[name].merge(metric) if self._number else metric for name, metric in metrics.items()
+        }
+        self._number += 1
+
+    def compute(self) -> Metrics:
+        """The metrics by name, `loss` and `global_step`."""
+        if not self._number:
+            raise ValueError("Evaluation was stopped by a hook before its first batch: there is nothing to report.")
+        if self._loss.inexact:
+            _logger.warning(
+                "The loss of this evaluation is not exactly the weighted mean of the whole set: a global_mean of it runs "
+                "several times (in a scan, or under vmap) with unequal weights, and batches are weighted by their mean. Call "
+                "global_mean once for each weights, in a Python loop, or once outside with all values and weights."
+            )
+        results = {name: metric.compute() for name, metric in self._metrics.items()}
+        return {**results, "loss": self._loss.compute(), "global_step": self._step}
+
+
+def _check_metric_names(metrics: Mapping[str, Mergeable], before: Mapping[str, Mergeable]) -> None:
+    for name in ("loss", "global_step"):
+        if name in metrics:
+            raise ValueError(
+                f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
+                "same name. Choose another name in metric_fn."
+            )
+    if metrics.keys() != before.keys():
+        raise ValueError(
+            f"metric_fn returned {sorted(metrics)} for this batch and {sorted(before)} before; it must return the same "
+            "names for every batch."
+        )

@@ -1,0 +1,183 @@
+"""The state that a verb starts from: the live one, one read from a checkpoint, or a fresh one."""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec._src.base.types import AnyFunction, Batch, InitFn, PyTree, Variables
+from jaxspec._src.checkpoint import restore
+from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.gather import first_shard
+from jaxspec._src.device.mapping import broadcast, broadcast_sharding
+from jaxspec._src.run.sources import Source
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.init import init_on_one_shard
+from jaxspec._src.step.model import Model
+from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_variables, split_rng
+from jaxspec._src.step.tracing import TrainOpTrace, shapes, trace_train_op
+
+_logger = logging.getLogger("jaxspec")
+
+
+class _Read(NamedTuple):
+    """The last state that was read for evaluate or predict."""
+
+    key: tuple[str, int, int]
+    """Path, inode and time of the checkpoint."""
+    state: TrainState
+
+
+class InitialState:
+    """Makes the state of each `Source`, on all devices.
+
+    Args:
+      model: the model_fn with its hyper-parameters.
+      init_fn: it makes the variables; or None.
+      devices: those that programs are mapped over.
+      seed: of all randomness.
+    """
+
+    def __init__(self, model: Model, init_fn: InitFn | None, devices: Sequence[jax.Device], *, seed: int) -> None:
+        self._model, self._init_fn, self._devices, self._seed = model, init_fn, tuple(devices), seed
+        self._last_read: _Read | None = None
+        self._opt_state: PyTree = None
+        """Shapes and dtypes of the optimizer state, once they are known."""
+
+    @property
+    @jax.transfer_guard("allow")
+    def rng(self) -> jax.Array:
+        """The key that the state carries."""
+        return split_rng(jax.random.key(self._seed))[1]
+
+    @jax.transfer_guard("allow")
+    def variables(self, source: Source, infeed: Infeed) -> Variables:
+        """What TRAIN is traced with: the fresh variables, or the shapes of those that are live or stored.
+
+        Under `jax.disable_jit()` they are arrays in any case.
+        """
+        self._last_read = None  # training makes a live state
+        with jax.default_device(self._devices[0]):
+            if source.live is not None:
+                live: Variables = source.live.state.variables
+                structure: Variables = first_shard(live) if debugging() else shapes(live)
+                return structure
+            if source.path is None or debugging():
+                return self._fresh_variables(infeed)
+            return self._stored_structure(source.path, *infeed.first_shard())
+
+    @jax.transfer_guard("allow")
+    def for_training(self, source: Source, variables: Variables, trace: TrainOpTrace | None) -> TrainState:
+        """The state to train.
+
+        Args:
+          variables: what `variables` returned.
+          trace: what TRAIN made of them; None only with a live state.
+        """
+        if trace is not None:
+            self._opt_state = trace.opt_state
+        if source.live is not None:
+            live: TrainState = source.live.state
+            return live
+        assert trace is not None
+        with jax.default_device(self._devices[0]):
+            if source.path is None:
+                fresh: TrainState = broadcast(finish_train_state(trace, variables, self.rng), self._devices)
+                return fresh
+            like = TrainState(None, variables, trace.opt_state, self.rng)
+            restored = restore.read_state(source.path, like, broadcast_sharding(self._devices))
+        _logger.info("Restored step %d from %s.", source.step, source.path)
+        return restored
+
+    @jax.transfer_guard("allow")
+    def for_inference(self, source: Source, infeed: Infeed) -> TrainState:
+        """The state to evaluate or predict with. Fresh variables are on one device, without `Scaffold.init_fn`.
+
+        The optimizer state is in it only if model_fn names `opt_state`, and never in a fresh one.
+        """
+        with jax.default_device(self._devices[0]):
+            if source.live is not None:
+                live: TrainState = source.live.state
+                return live if self._model.takes_opt_state else live._replace(opt_state=None)
+            if source.path is not None:
+                return self._read(source.path, source.step, *infeed.first_shard())
+            return self._without_optimizer(source.step, self._fresh_variables(infeed))
+
+    @jax.transfer_guard("allow")
+    def finish_fresh(self, state: TrainState, spec: TPUEstimatorSpec) -> TrainState:
+        """A fresh state of `for_inference` after `Scaffold.init_fn`, on all devices."""
+        with jax.default_device(self._devices[0]):
+            variables = scaffold_variables(spec, state.variables)
+            finished: TrainState = broadcast(state._replace(variables=variables), self._devices)
+        return finished
+
+    def _without_optimizer(self, step: int, variables: Variables) -> TrainState:
+        return TrainState(jnp.asarray(step, jnp.int32), variables, None, self.rng)
+
+    def _read(self, path: str, step: int, features: Batch, labels: Batch) -> TrainState:
+        """The state of a checkpoint, which is read once as long as the calls ask for the same one."""
+        found = os.stat(path)
+        key = (path, found.st_ino, found.st_mtime_ns)
+        if self._last_read is None or self._last_read.key != key:
+            self._last_read = None  # its memory goes before more is needed
+            like = self._stored_structure(path, features, labels)
+            sharding = broadcast_sharding(self._devices)
+            if self._model.takes_opt_state:
+                opt_state = self._opt_state_like(like, features, labels)
+                state = restore.read_state(path, TrainState(None, like, opt_state, self.rng), sharding)
+                state = state._replace(rng=self.rng)
+            else:
+                state = self._without_optimizer(step, restore.read_variables(path, like, sharding))
+            self._last_read = _Read(key, broadcast(state, self._devices))
+        return self._last_read.state
+
+    def _fresh_variables(self, infeed: Infeed) -> Variables:
+        variables: Variables = self._init(self._init_rng, *infeed.first_shard())
+        return variables
+
+    def _stored_structure(self, path: str, features: Batch, labels: Batch) -> Variables:
+        """The structure of the variables that a checkpoint is read into: that of init_fn's, or else the stored one.
+
+        init_fn may fail on the input of this verb: in predict there are no labels.
+        """
+        try:
+            made: Variables = jax.eval_shape(self._init, self._init_rng, features, labels)
+            return made
+        except Exception:
+            stored: Variables | None = restore.stored_variables(path)
+            if stored is None:
+                raise
+            return stored
+
+    def _opt_state_like(self, variables: Variables, features: Batch, labels: Batch) -> PyTree:
+        """The structure of the optimizer state, which comes out of model_fn in TRAIN."""
+        if self._opt_state is None:
+            try:
+                self._opt_state = trace_train_op(self._model, variables, self.rng, features, labels).opt_state
+            except Exception as error:
+                error.add_note(
+                    "model_fn names `opt_state`: to read it from a checkpoint, model_fn is traced in mode 'train' on this input. Where "
+                    "that needs labels, call evaluate before predict, or train in the same process."
+                )
+                raise
+        return self._opt_state
+
+    @property
+    def _init_rng(self) -> jax.Array:
+        return split_rng(jax.random.key(self._seed))[0]
+
+    @functools.cached_property
+    def _init(self) -> AnyFunction:
+        """`(rng, features, labels) -> variables`, compiled for each kind of batch once."""
+        if self._init_fn is None:
+            raise ValueError(
+                "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
+                "init_fn=...), a Flax Module or a function of rng and features."
+            )
+        compiled: AnyFunction = jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))
+        return compiled

@@ -1,0 +1,111 @@
+"""predict: a generator of predictions, exactly as many as there are examples."""
+
+import contextlib
+from collections.abc import Collection, Generator, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from jaxspec._src.base.types import InputFn, PyTree
+from jaxspec._src.run.engine import Engine
+from jaxspec._src.run.inference_run import open_run
+from jaxspec._src.run.signals import raise_if_interrupted
+from jaxspec._src.spec.hook import SessionRunHook
+from jaxspec._src.spec.host_functions import to_host
+from jaxspec._src.spec.mode import ModeKeys
+
+
+def predict(
+    engine: Engine,
+    input_fn: InputFn,
+    *,
+    predict_keys: str | Collection[str] | None,
+    hooks: tuple[SessionRunHook, ...],
+    checkpoint_path: str | None,
+    yield_single_examples: bool,
+) -> Iterator[PyTree]:
+    """`TPUEstimator.predict`, with its arguments checked. No rate of training counts the time that `next` takes."""
+    predictions = _predict(engine, input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
+    ended = object()
+    try:
+        while True:
+            with engine.clock.stopped():
+                item = next(predictions, ended)
+            if item is ended:
+                return
+            yield item
+    finally:
+        with engine.clock.stopped():
+            predictions.close()
+
+
+def _predict(
+    engine: Engine,
+    input_fn: InputFn,
+    predict_keys: str | Collection[str] | None,
+    hooks: tuple[SessionRunHook, ...],
+    checkpoint_path: str | None,
+    single: bool,
+) -> Generator[PyTree, None, None]:
+    engine.announce()
+    with (
+        contextlib.closing(engine.source(checkpoint_path)) as source,
+        contextlib.closing(engine.open_input(input_fn, ModeKeys.PREDICT)) as infeed,
+        contextlib.ExitStack() as stack,
+    ):
+        if infeed.first is None:
+            return
+        run = open_run(stack, engine, ModeKeys.PREDICT, source, infeed, hooks)
+        while (batch := run.next_batch()) is not None:
+            chosen = choose_keys(to_host(batch.spec.predictions), predict_keys)
+            for example in examples(chosen, single, batch.rows):
+                raise_if_interrupted()
+                yield example
+        run.end()
+
+
+def choose_keys(predictions: PyTree, keys: str | Collection[str] | None) -> PyTree:
+    """The predictions under `keys` (None or empty: all); unknown keys are ignored if one is known, else ValueError."""
+    if not keys:
+        return predictions
+    if not isinstance(predictions, Mapping):
+        raise ValueError("predict_keys argument is not valid in case of non-dict predictions.")
+    wanted = {keys} if isinstance(keys, str) else set(keys)
+    chosen = {key: value for key, value in predictions.items() if key in wanted}
+    if not chosen:
+        raise ValueError(f"Expected to run at least one output from {list(predictions)}, provided {keys}.")
+    return chosen
+
+
+def examples(predictions: PyTree, single: bool, rows: int) -> Iterator[PyTree]:
+    """The predictions of a batch of `rows` examples, one at a time or all at once; ValueError for other lengths.
+
+    They are the caller's own, and may be written to.
+    """
+    predictions = jax.tree.map(np.array, predictions)
+    if not single:
+        yield predictions
+        return
+    if not isinstance(predictions, Mapping):
+        _check_length("predictions", len(predictions), rows)
+        yield from predictions
+        return
+    sizes = {key: len(value) for key, value in predictions.items()}
+    length = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        if size != length:
+            raise ValueError(
+                f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
+                "Give every prediction a leading batch axis, or use yield_single_examples=False."
+            )
+    _check_length(f"predictions[{next(iter(sizes))!r}]", length, rows)
+    for i in range(length):
+        yield {key: value[i] for key, value in predictions.items()}
+
+
+def _check_length(name: str, length: int, rows: int) -> None:
+    if length != rows:
+        raise ValueError(
+            f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. Give it "
+            "a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
+        )

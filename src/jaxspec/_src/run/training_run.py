@@ -1,0 +1,253 @@
+"""One training session: dispatches loops of steps, and calls the hooks between them."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxspec._src.base.errors import NanLossDuringTrainingError
+from jaxspec._src.base.types import Array
+from jaxspec._src.checkpoint.named_arrays import state_arrays
+from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.device.gather import first_shard, stack_of_one
+from jaxspec._src.run.engine import Engine
+from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
+from jaxspec._src.run.in_flight import Dispatch, InFlight
+from jaxspec._src.run.loop_length import LoopClock, loop_length
+from jaxspec._src.run.programs import TrainingProgram
+from jaxspec._src.run.session import RunningSession
+from jaxspec._src.run.signals import Interrupted, StopRequest
+from jaxspec._src.run.step_outputs import StepOutputs
+from jaxspec._src.spec.fetch_names import fetch_names
+from jaxspec._src.spec.hook import SessionRunContext
+from jaxspec._src.step.state import TrainState
+from jaxspec._src.summary.writer import SummaryWriter
+
+_logger = logging.getLogger("jaxspec")
+
+
+class TrainingRun(RunningSession):
+    """Runs the steps of one call of train, and is the session of its hooks (`hooks.TrainingSession`).
+
+    Args:
+      engine: of the estimator; its live state is the one to train.
+      program: the one to dispatch.
+      in_flight: looks at the outputs.
+      infeed: the batches, started.
+      hooks: with `begin` called; the checkpoint savers are among them.
+      step: the global step of the state.
+      stop_step: the global step to end at; None: at the end of the input.
+      checkpoint_dirs: where the hooks save to: an interrupted run saves there, too.
+      interrupt: set by a signal.
+      summary_writer: the run's own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        program: TrainingProgram,
+        in_flight: InFlight,
+        infeed: Infeed,
+        hooks: HookCalls,
+        *,
+        step: int,
+        stop_step: int | None,
+        checkpoint_dirs: Sequence[str],
+        interrupt: StopRequest,
+        summary_writer: SummaryWriter,
+    ) -> None:
+        super().__init__(fetch_names(program.spec))
+        self._live_state, self._program, self._in_flight, self._infeed = (
+            engine.live_state,
+            program.program,
+            in_flight,
+            infeed,
+        )
+        self._hooks, self._stop_step, self._interrupt = hooks, stop_step, interrupt
+        self._clock = LoopClock(engine.loop_steps, engine.tpu_config.loop_seconds)
+        self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
+        self._singles = SingleBatches()
+        self._step = self.first_step = step
+        self.summary_writer = summary_writer
+
+    def train(self) -> None:
+        """Trains. When it returns, the last checkpoint is written and whole, and every host call has run."""
+        try:
+            self._run()
+        except BaseException as error:
+            self._stop_helpers()
+            for saver in self._savers.values():
+                try:
+                    with self._writing():
+                        saver.wait()
+                except Exception as another:  # the first error is the one to raise
+                    error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
+            raise
+        finally:
+            self._in_flight.log_nan_losses(self._step - self.first_step)
+        self._stop_helpers()
+        for checkpoint_dir in self._savers:
+            self.finish_checkpoint(checkpoint_dir)
+
+    def _run(self) -> None:
+        self._hooks.after_create_session(self)
+        try:
+            self._run_loops()
+            if self.interrupted:
+                _logger.warning(
+                    "Interrupted by a signal: saving step %d. Another one does not wait for it.", self._step
+                )
+            self.finish_steps()
+            self._hooks.end(self)
+        except KeyboardInterrupt:
+            # Raised by the user's code, or by a second Ctrl-C: the state is good if nothing was being dispatched.
+            if self._live_state.state is not None:
+                self._save_in_haste()
+            raise
+        except BaseException as error:
+            self._in_flight.settle(error)
+            raise
+
+    def _run_loops(self) -> None:
+        stop = False
+        while not stop and not self.interrupted and self._step != self._stop_step:
+            length = loop_length(
+                self._step,
+                iterations=self._clock.iterations,
+                stop=self._stop_step,
+                wanted=self._hooks.next_step(self._step),
+            )
+            context = SessionRunContext(self, self._step, self._step + length - 1)
+            try:
+                asked = self._hooks.before_run(context)
+                ended = self._run_loop(length)
+                if self._step == context.first_step:
+                    return  # the input has ended: no loop, no after_run
+                context.last_step = self._step - 1
+                finish = self._in_flight.finish_host_calls if self._in_flight.runs_host_calls else None
+                self._hooks.after_run(context, asked, finish)
+            except (SessionStopped, Interrupted):  # the latter: of an evaluation that a hook makes
+                return
+            self._in_flight.look_at_ready()
+            self._in_flight.raise_if_diverged()
+            stop = ended or context.stop_requested
+
+    def _run_loop(self, length: int) -> bool:
+        """Dispatches up to `length` steps; returns whether the input has ended."""
+        first, began, ended = self._step, time.monotonic(), False
+        while not ended and self._step < first + length and not self._loop_is_over(first, began):
+            while self._in_flight and not self._infeed.ready():
+                self._in_flight.look_at_first()  # rather than wait idly
+            self._in_flight.raise_if_diverged()
+            cut_short = False
+
+            def give_up() -> bool:
+                nonlocal cut_short
+                cut_short = self.interrupted or (self._step > first and self._hooks.wants_loop_end(self._step))
+                return cut_short
+
+            with self._interrupt.doing("the input"):
+                item = self._infeed.take(min(first + length - self._step, self._in_flight.pace.most), give_up)
+            if item is not None:
+                # The first one may compile for long, and has nothing to lose.
+                with self._interrupt.shield() if self._step > self.first_step else contextlib.nullcontext():
+                    self._dispatch(item)
+            elif cut_short:
+                break
+            else:
+                ended = True
+        if self._step > first:
+            self._in_flight.loop_ended(self._step)
+        if self._clock.timed:
+            self._in_flight.drain()
+            self._clock.took(self._step - first, time.monotonic() - began)
+        return ended
+
+    def _loop_is_over(self, first: int, began: float) -> bool:
+        """Whether a loop ends before it has all its steps: a signal, its time is up, or something is due by the clock."""
+        return self._step > first and (
+            self.interrupted or self._clock.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
+        )
+
+    def _dispatch(self, item: Slice | Batch) -> None:
+        item = (
+            Slice(stack_of_one(item.data), 0, 1, item.position)
+            if isinstance(item, Batch)
+            else self._singles.alone(item)
+        )
+        self._in_flight.keep_host_calls_in_step(self._step)
+        began = self._in_flight.pace.clock()
+        state = self._live_state.take()
+        try:
+            state, spec = self._program(state, item.data, item.start, item.stop)
+            self._in_flight.add(Dispatch(self._step, spec, item.start, item.stop, began))
+            self._step += item.stop - item.start
+            self._live_state.put(state, self._step, item.position)
+        except BaseException:
+            del state
+            self._live_state.give_back()
+            raise
+        self._in_flight.look_at_surplus()
+
+    def _stop_helpers(self) -> None:
+        """Ends the threads. Those of a run that a signal ends share the time that is left to it."""
+        self._in_flight.close()
+        if self._interrupt.seconds_left is not None:
+            self._infeed.close(self._interrupt.seconds_left)
+
+    def _save_in_haste(self) -> None:
+        """Saves, whatever hooks would do."""
+        self._interrupt.hurry()
+        self._in_flight.finish_in_haste()
+        for checkpoint_dir in self._savers:
+            self.save_checkpoint(checkpoint_dir)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around everything that writes: an interrupt in the middle of it would leave a thread that never ends."""
+        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+            yield
+
+    # The session of the hooks: `hooks.TrainingSession` says what each is.
+
+    @property
+    def global_step(self) -> int:
+        return self._step
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupt.signum is not None
+
+    @property
+    def state(self) -> TrainState | None:
+        lease = self._live_state.lease()
+        return None if lease is None else lease.keep()
+
+    @property
+    def _outputs(self) -> StepOutputs | None:
+        return self._in_flight.last
+
+    def _arrays(self) -> Mapping[str, Array]:
+        assert self._live_state.state is not None
+        return {name: first_shard(array) for name, array in state_arrays(self._live_state.state).items()}
+
+    def finish_steps(self) -> None:
+        self._in_flight.finish_steps()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        # A checkpoint waits for the losses of all steps before it: none is written after a NaN.
+        self._in_flight.drain()
+        self._in_flight.raise_if_diverged()
+        assert self._live_state.state is not None
+        try:
+            with self._writing():
+                self._savers[checkpoint_dir].save(first_shard(self._live_state.state), self._live_state.position)
+        except NanLossDuringTrainingError:
+            self._live_state.discard()
+            raise
+
+    def finish_checkpoint(self, checkpoint_dir: str) -> None:
+        with self._writing():
+            self._savers[checkpoint_dir].wait()
