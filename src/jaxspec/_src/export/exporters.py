@@ -1,61 +1,42 @@
-"""Exporters: which evaluations lead to an export, and how many exports stay."""
+"""FinalExporter, LatestExporter, BestExporter: which evaluations lead to an export, and how many exports are kept."""
 
-import abc
-import json
 import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-
+from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
+from jaxspec._src.export.best_result import read_best_result, write_best_result
+from jaxspec._src.export.exporter import Exporter
 
 _logger = logging.getLogger("jaxspec")
 
-_RECORD = "best_eval_result.json"
 _VERSION = re.compile(r"\d{10}")
 
 
-class Exporter(abc.ABC):
-    """Base class of what `EvalSpec(exporters=...)` takes: asked after each evaluation of `train_and_evaluate`."""
+class SavesModels(Protocol):
+    """The part of an estimator that exporters use."""
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The directory under `MODEL_DIR/export`; unlike that of any other exporter of the EvalSpec."""
-
-    @abc.abstractmethod
-    def export(
+    def export_saved_model(
         self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> Any:
-        """Exports, or not.
-
-        Args:
-          estimator: the one that trains; `estimator.export_saved_model` writes an export.
-          export_path: `MODEL_DIR/export/NAME`, which may not exist yet.
-          checkpoint_path: the checkpoint that was evaluated.
-          eval_result: what `evaluate` returned.
-          is_the_final_export: whether training has reached max_steps.
-
-        Returns:
-          Where the export is; None without one.
-        """
+        export_dir_base: str,
+        serving_input_receiver_fn: AnyFunction | None,
+        *,
+        assets_extra: Mapping[str, str] | None,
+        checkpoint_path: str | None,
+    ) -> str:
+        """Writes an export into a new directory in `export_dir_base`, and returns its path."""
 
 
 class _SavedModelExporter(Exporter):
-    """What the exporters below have in common."""
+    """Exports with `export_saved_model`."""
 
     def __init__(
-        self, name: str, serving_input_receiver_fn: Callable[..., Any] | None, assets_extra: Mapping[str, str] | None
+        self, name: str, serving_input_receiver_fn: AnyFunction | None, assets_extra: Mapping[str, str] | None
     ) -> None:
         self._name = name
         self._serving_input_receiver_fn = serving_input_receiver_fn
@@ -65,7 +46,7 @@ class _SavedModelExporter(Exporter):
     def name(self) -> str:
         return self._name
 
-    def _export(self, estimator: Any, export_path: str, checkpoint_path: str) -> Any:
+    def _export(self, estimator: SavesModels, export_path: str, checkpoint_path: str) -> str:
         return estimator.export_saved_model(
             export_path,
             self._serving_input_receiver_fn,
@@ -78,15 +59,15 @@ class FinalExporter(_SavedModelExporter):
     """Exports once, when training has reached max_steps. A run that stops earlier has no final export.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      as_text: ignored: there is one format.
+      as_text: ignored; there is one format.
     """
 
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: Callable[..., Any] | None,
+        serving_input_receiver_fn: AnyFunction | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
     ) -> None:
@@ -94,12 +75,12 @@ class FinalExporter(_SavedModelExporter):
 
     def export(
         self,
-        estimator: Any,
+        estimator: SavesModels,
         export_path: str,
         checkpoint_path: str,
-        eval_result: Mapping[str, Any],
+        eval_result: Metrics,
         is_the_final_export: bool,
-    ) -> Any:
+    ) -> str | None:
         if not is_the_final_export:
             return None
         _logger.info("Performing the final export in the end of training.")
@@ -110,10 +91,10 @@ class LatestExporter(_SavedModelExporter):
     """Exports after each evaluation and keeps the newest exports.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      as_text: ignored: there is one format.
-      exports_to_keep: how many exports stay; None: all.
+      as_text: ignored; there is one format.
+      exports_to_keep: how many exports are kept; None: all.
 
     Raises:
       ValueError: if `exports_to_keep` is not positive.
@@ -122,7 +103,7 @@ class LatestExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: Callable[..., Any] | None,
+        serving_input_receiver_fn: AnyFunction | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
         exports_to_keep: int | None = 5,
@@ -132,18 +113,18 @@ class LatestExporter(_SavedModelExporter):
 
     def export(
         self,
-        estimator: Any,
+        estimator: SavesModels,
         export_path: str,
         checkpoint_path: str,
-        eval_result: Mapping[str, Any],
+        eval_result: Metrics,
         is_the_final_export: bool,
-    ) -> Any:
+    ) -> str | None:
         exported = self._export(estimator, export_path, checkpoint_path)
         _remove_old_exports(export_path, self._exports_to_keep)
         return exported
 
 
-def _loss_smaller(best_eval_result: Mapping[str, Any], current_eval_result: Mapping[str, Any]) -> bool:
+def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bool:
     """Whether the current loss is smaller, any number being smaller than NaN."""
     losses = []
     for name, result in (("best_eval_result", best_eval_result), ("current_eval_result", current_eval_result)):
@@ -160,18 +141,18 @@ def _loss_smaller(best_eval_result: Mapping[str, Any], current_eval_result: Mapp
 class BestExporter(_SavedModelExporter):
     """Exports after an evaluation that is better than the best one before.
 
-    The best result is kept in `best_eval_result.json`, beside the exports: after a restart only a better one is
-    exported, too. Without that file the first evaluation is the best so far.
+    The best result is kept in `best_eval_result.json`, beside the exports. So after a restart, too, only a better one is
+    exported. Without that file the first evaluation is the best so far.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      event_file_pattern: ignored: nothing is read from event files.
-      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword: whether the current one is
-        better. Both are dicts as `evaluate` returns them; the best one comes from the file, with Python's numbers
-        for NumPy's. Left out: whether `loss` is smaller.
-      as_text: ignored: there is one format.
-      exports_to_keep: how many exports stay, the newest; None: all.
+      event_file_pattern: ignored; nothing is read from event files.
+      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword; returns whether the current one is
+        better. Both are dicts as `evaluate` returns them. The best one comes from the file, with Python's numbers
+        in place of NumPy's. Default: whether `loss` is smaller.
+      as_text: ignored; there is one format.
+      exports_to_keep: how many exports are kept, the newest; None: all.
 
     Raises:
       TypeError: if `compare_fn` is not callable.
@@ -181,7 +162,7 @@ class BestExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str = "best_exporter",
-        serving_input_receiver_fn: Callable[..., Any] | None = None,
+        serving_input_receiver_fn: AnyFunction | None = None,
         event_file_pattern: str | None = "eval/*.tfevents.*",
         compare_fn: Callable[..., bool] = _loss_smaller,
         assets_extra: Mapping[str, str] | None = None,
@@ -195,24 +176,24 @@ class BestExporter(_SavedModelExporter):
 
     def export(
         self,
-        estimator: Any,
+        estimator: SavesModels,
         export_path: str,
         checkpoint_path: str,
-        eval_result: Mapping[str, Any],
+        eval_result: Metrics,
         is_the_final_export: bool,
-    ) -> Any:
-        best = _read_record(export_path)
+    ) -> str | None:
+        best = read_best_result(export_path)
         if best is not None and not self._compare_fn(best_eval_result=best, current_eval_result=eval_result):
             return None
         _logger.info("Performing best model export.")
         exported = self._export(estimator, export_path, checkpoint_path)
-        # After the export: a run that is killed in between exports once more, rather than never.
-        _write_record(export_path, eval_result)
+        # After the export: a run that is killed in between exports twice, rather than never.
+        write_best_result(export_path, eval_result)
         _remove_old_exports(export_path, self._exports_to_keep)
         return exported
 
 
-def _check_compare_fn(compare_fn: Any) -> None:
+def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     expected = ("best_eval_result", "current_eval_result")
     mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
     if compare_fn is None:
@@ -232,7 +213,7 @@ def _checked_exports_to_keep(exports_to_keep: int | None) -> int | None:
 
 
 def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
-    """Leaves the newest exports: of the directories with a time of 10 digits as their name, those with the largest."""
+    """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
     if exports_to_keep is None or not os.path.isdir(export_path):
         return
     with os.scandir(export_path) as entries:
@@ -242,51 +223,3 @@ def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
             shutil.rmtree(os.path.join(export_path, name))
         except OSError as error:
             _logger.warning("Can not delete the old export %s: %s", name, error)
-
-
-def _read_record(export_path: str) -> dict[str, Any] | None:
-    """The best result so far, or None."""
-    path = os.path.join(export_path, _RECORD)
-    try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file, object_hook=_decode)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is the best."
-        ) from error
-    return dict(record)
-
-
-def _write_record(export_path: str, result: Mapping[str, Any]) -> None:
-    """Writes the best result so that the file is whole at any moment."""
-    kept = {}
-    for name, value in result.items():
-        try:
-            json.dumps(value, default=_encode)
-        except (TypeError, ValueError):
-            _logger.warning(
-                "BestExporter cannot keep the metric %s, of type %s; compare_fn goes without it.", name, type(value)
-            )
-        else:
-            kept[name] = value
-    os.makedirs(export_path, exist_ok=True)
-    path = os.path.join(export_path, _RECORD)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(kept, file, default=_encode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist(), "dtype": str(value.dtype)}
-    raise TypeError(f"not a number and not an array: {value!r}")
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    return np.array(value["__array__"], value["dtype"]) if set(value) == {"__array__", "dtype"} else value

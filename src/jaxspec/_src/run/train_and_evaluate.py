@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.latest import checkpoint_step
-from jaxspec._src.export.exporters import Exporter
+from jaxspec._src.export.exporter import Exporter
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator
