@@ -33,26 +33,55 @@ class SavesModels(Protocol):
 
 
 class _SavedModelExporter(Exporter):
-    """Exports with `export_saved_model`."""
+    """Exports with `export_saved_model` when `_is_due` says so, and keeps the newest exports."""
 
     def __init__(
-        self, name: str, serving_input_receiver_fn: AnyFunction | None, assets_extra: Mapping[str, str] | None
+        self,
+        name: str,
+        serving_input_receiver_fn: AnyFunction | None,
+        assets_extra: Mapping[str, str] | None,
+        exports_to_keep: int | None = None,
     ) -> None:
+        check_number("exports_to_keep", exports_to_keep, whole=True)
+        if exports_to_keep is not None and exports_to_keep <= 0:
+            raise ValueError(
+                f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
+            )
         self._name = name
         self._serving_input_receiver_fn = serving_input_receiver_fn
         self._assets_extra = assets_extra
+        self._exports_to_keep = exports_to_keep
 
     @property
     def name(self) -> str:
         return self._name
 
-    def _export(self, estimator: SavesModels, export_path: str, checkpoint_path: str) -> str:
-        return estimator.export_saved_model(
+    def export(
+        self,
+        estimator: SavesModels,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Metrics,
+        is_the_final_export: bool,
+    ) -> str | None:
+        if not self._is_due(export_path, eval_result, is_the_final_export):
+            return None
+        exported = estimator.export_saved_model(
             export_path,
             self._serving_input_receiver_fn,
             assets_extra=self._assets_extra,
             checkpoint_path=checkpoint_path,
         )
+        self._exported(export_path, eval_result)
+        if self._exports_to_keep is not None and os.path.isdir(export_path):
+            _remove_old_exports(export_path, self._exports_to_keep)
+        return exported
+
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
+        return True
+
+    def _exported(self, export_path: str, eval_result: Metrics) -> None:
+        """Called after an export."""
 
 
 class FinalExporter(_SavedModelExporter):
@@ -73,18 +102,10 @@ class FinalExporter(_SavedModelExporter):
     ) -> None:
         super().__init__(name, serving_input_receiver_fn, assets_extra)
 
-    def export(
-        self,
-        estimator: SavesModels,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Metrics,
-        is_the_final_export: bool,
-    ) -> str | None:
-        if not is_the_final_export:
-            return None
-        _logger.info("Performing the final export in the end of training.")
-        return self._export(estimator, export_path, checkpoint_path)
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
+        if is_final:
+            _logger.info("Performing the final export in the end of training.")
+        return is_final
 
 
 class LatestExporter(_SavedModelExporter):
@@ -108,20 +129,7 @@ class LatestExporter(_SavedModelExporter):
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
-        self._exports_to_keep = _checked_exports_to_keep(exports_to_keep)
-
-    def export(
-        self,
-        estimator: SavesModels,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Metrics,
-        is_the_final_export: bool,
-    ) -> str | None:
-        exported = self._export(estimator, export_path, checkpoint_path)
-        _remove_old_exports(export_path, self._exports_to_keep)
-        return exported
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
 
 
 def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bool:
@@ -169,28 +177,20 @@ class BestExporter(_SavedModelExporter):
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
         _check_compare_fn(compare_fn)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
         self._compare_fn = compare_fn
-        self._exports_to_keep = _checked_exports_to_keep(exports_to_keep)
 
-    def export(
-        self,
-        estimator: SavesModels,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Metrics,
-        is_the_final_export: bool,
-    ) -> str | None:
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
         best = read_best_result(export_path)
-        if best is not None and not self._compare_fn(best_eval_result=best, current_eval_result=eval_result):
-            return None
-        _logger.info("Performing best model export.")
-        exported = self._export(estimator, export_path, checkpoint_path)
-        # After the export: a run that is killed in between exports twice, rather than never.
+        is_better = best is None or self._compare_fn(best_eval_result=best, current_eval_result=eval_result)
+        if is_better:
+            _logger.info("Performing best model export.")
+        return is_better
+
+    def _exported(self, export_path: str, eval_result: Metrics) -> None:
+        # Not before the export: a run that is killed in between exports twice, rather than never.
         write_best_result(export_path, eval_result)
-        _remove_old_exports(export_path, self._exports_to_keep)
-        return exported
 
 
 def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
@@ -203,19 +203,8 @@ def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
 
 
-def _checked_exports_to_keep(exports_to_keep: int | None) -> int | None:
-    check_number("exports_to_keep", exports_to_keep, whole=True)
-    if exports_to_keep is not None and exports_to_keep <= 0:
-        raise ValueError(
-            f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
-        )
-    return exports_to_keep
-
-
-def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
+def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
     """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
-    if exports_to_keep is None or not os.path.isdir(export_path):
-        return
     with os.scandir(export_path) as entries:
         exports = sorted(entry.name for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
     for name in exports[:-exports_to_keep]:
