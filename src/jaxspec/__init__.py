@@ -1,4 +1,8 @@
-"""The contract of TensorFlow's TPUEstimator, as pure JAX functions."""
+"""The contract of TensorFlow's TPUEstimator, as pure JAX functions.
+
+`TPUEstimator` trains, evaluates and predicts with a `model_fn` that returns a `TPUEstimatorSpec`. `make_train_step`,
+`replicate` and `gather` are the same steps for a loop of your own.
+"""
 
 from jaxspec import checkpoint as checkpoint
 from jaxspec import export as export
@@ -19,8 +23,8 @@ from jaxspec._src.run.config import InputPipelineConfig as InputPipelineConfig
 from jaxspec._src.run.config import RunConfig as RunConfig
 from jaxspec._src.run.config import TPUConfig as TPUConfig
 from jaxspec._src.run.estimator import TPUEstimator as TPUEstimator
-from jaxspec._src.run.train_and_evaluate import EvalSpec as EvalSpec
-from jaxspec._src.run.train_and_evaluate import TrainSpec as TrainSpec
+from jaxspec._src.run.train_and_eval_specs import EvalSpec as EvalSpec
+from jaxspec._src.run.train_and_eval_specs import TrainSpec as TrainSpec
 from jaxspec._src.run.train_and_evaluate import train_and_evaluate as train_and_evaluate
 from jaxspec._src.spec.estimator_spec import EstimatorSpec as EstimatorSpec
 from jaxspec._src.spec.mode import ModeKeys as ModeKeys

@@ -1,4 +1,4 @@
-"""Exported models: the outputs that `export_outputs` may hold."""
+"""What `export_outputs` of a spec may hold: the outputs of an exported model, one for each signature."""
 
 from jaxspec._src.spec.export_outputs import ClassificationOutput as ClassificationOutput
 from jaxspec._src.spec.export_outputs import ExportOutput as ExportOutput

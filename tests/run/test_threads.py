@@ -10,7 +10,7 @@ import pytest
 from tiny_models import counting_init, counting_input, run_config
 
 import jaxspec as js
-from jaxspec._src.device.live_state import StateOwner
+from jaxspec._src.device.live_state import LiveState
 
 
 def model_fn(variables, features, mode, step):
@@ -146,7 +146,7 @@ def test_an_error_while_tracing_leaves_the_trained_state(tmp_path):
 
 
 def test_a_leased_state_is_copied_before_it_is_donated():
-    owner = StateOwner()
+    owner = LiveState()
     assert owner.lease() is None
     owner.put({"w": jnp.ones(3)}, 7, "here")
     with owner.lease() as lease:
@@ -161,7 +161,7 @@ def test_a_leased_state_is_copied_before_it_is_donated():
 
 
 def test_a_state_is_given_back_unless_its_buffers_are_gone():
-    owner = StateOwner()
+    owner = LiveState()
     owner.put({"w": jnp.ones(3)}, 1)
     owner.take()
     owner.give_back()
@@ -174,7 +174,7 @@ def test_a_state_is_given_back_unless_its_buffers_are_gone():
 
 
 def test_a_reader_waits_for_the_state_that_is_being_made():
-    owner, steps = StateOwner(), []
+    owner, steps = LiveState(), []
     owner.put({"w": jnp.ones(3)}, 1)
     owner.take()
     thread = threading.Thread(target=lambda: steps.append(owner.lease().step))
@@ -186,7 +186,7 @@ def test_a_reader_waits_for_the_state_that_is_being_made():
 
 
 def test_another_thread_s_discard_does_not_take_the_state_from_training():
-    owner = StateOwner()
+    owner = LiveState()
     owner.put({"w": np.ones(3)}, 1)
     old = owner.lease()
     owner.put({"w": np.ones(3)}, 2)

@@ -184,7 +184,7 @@ def test_promise_1_with_a_convolution_which_runs_outside_a_loop_on_a_cpu(tmp_pat
         )
         estimator.train(js.inputs.numpy_input_fn(X, Y, num_epochs=None), steps=9)
         (program,) = programs(estimator)
-        assert not program.rolled
+        assert program.single_step
         states.append(state_on_host(estimator))
     for state in states[1:]:
         assert_trees_equal(state, states[0])

@@ -112,4 +112,4 @@ def test_a_run_without_jit_leaves_no_program_to_later_runs(tmp_path):
         model.train(every_batch, steps=1)
     model.train(every_batch, steps=1)
     # What was made without jit knows of no convolutions, and so of no loops.
-    assert [program.rolled for program in programs(model)] == [False, True]
+    assert [program.single_step for program in programs(model)] == [True, False]

@@ -5,7 +5,7 @@ import jax
 
 def live_state(estimator):
     """The live state, on the devices."""
-    with estimator._engine.owner.lease() as lease:
+    with estimator._engine.live_state.lease() as lease:
         return lease.keep()
 
 

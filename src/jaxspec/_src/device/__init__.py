@@ -1,1 +1,1 @@
-"""Steps mapped over devices, and the state that lives there."""
+"""Steps mapped over devices, and the training state that lives there."""

@@ -1,9 +1,8 @@
-"""Which devices are mapped over."""
+"""Which devices a step is mapped over, and how they are described."""
 
 from collections.abc import Sequence
 
 import jax
-import jax.extend
 
 
 def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:
@@ -20,7 +19,7 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
 
 
 def describe_devices(devices: Sequence[jax.Device], *, use_tpu: bool = True) -> str:
-    """As `8 x TPU v5 lite, 1 process`."""
+    """A description for logs, such as `8 x TPU v5 lite, 1 process`."""
     kind = devices[0].device_kind
     processes = len({device.process_index for device in devices})
     if devices[0].platform == "cpu":

@@ -1,28 +1,46 @@
-"""Everything that reshapes over shards: a batch taken apart, a spec put together."""
+"""Everything that reshapes over shards. The layouts of a leaf:
+
+    a batch                [rows, ...]
+    a sharded batch        [shards, rows per shard, ...]
+    a stack of batches     [capacity, shards, rows per shard, ...]
+    outputs of a dispatch  [capacity, shards, ...]; the loss [capacity, ...]
+
+The rows of a batch keep their order: shard 0 holds the first. All of it is NumPy, on the host.
+"""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
-import jax.extend
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.types import Array, Batch
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, WholeBatchSpec, replaced
 from jaxspec._src.step.axis import SHARD_AXIS
 
-
-def first_shard(state: Any) -> Any:
-    """The copy of a broadcast state that the first device holds; nothing is copied. Dead once the state is donated."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+Tree = TypeVar("Tree")
 
 
-def shard(batch: Any, num_shards: int) -> Any:
-    """A host batch of `[batch, ...]` leaves as `[num_shards, batch / num_shards, ...]`, in order, without a copy."""
+def first_shard(state: Tree) -> Tree:
+    """The copy of a broadcast state on its first device. Nothing is copied: it is gone once the state is donated."""
+    first: Tree = jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+    return first
 
-    def one(path: Any, x: Any) -> Any:
+
+# Batches to shards.
+
+
+def shard(batch: Tree, num_shards: int) -> Tree:
+    """A host batch of `[batch, ...]` leaves as `[num_shards, batch / num_shards, ...]`, in order, without a copy.
+
+    Raises:
+      ValueError: if the leading size of a leaf is no positive multiple of `num_shards`; names the leaf.
+    """
+
+    def one(path: tuple[object, ...], x: np.ndarray) -> np.ndarray:
         size = np.shape(x)[0] if np.ndim(x) else 0
         if not size or size % num_shards:
             name = jax.tree_util.keystr(path)
@@ -32,7 +50,55 @@ def shard(batch: Any, num_shards: int) -> Any:
             )
         return x.reshape(num_shards, size // num_shards, *np.shape(x)[1:])
 
-    return jax.tree_util.tree_map_with_path(one, batch)
+    sharded: Tree = jax.tree_util.tree_map_with_path(one, batch)
+    return sharded
+
+
+def stack_of_one(batch: Batch, num_shards: int = 1) -> Batch:
+    """A batch as the only one of a stack, `[1, num_shards, rows / num_shards, ...]`, without a copy."""
+    return jax.tree.map(lambda x: x.reshape(1, num_shards, x.shape[0] // num_shards, *x.shape[1:]), batch)
+
+
+def capacity_of(stack: Batch) -> int:
+    """How many batches a stack has room for."""
+    capacity: int = jax.tree.leaves(stack)[0].shape[0]
+    return capacity
+
+
+def empty_stack(batch: Batch, capacity: int, num_shards: int) -> Batch:
+    """A stack of zeros with room for `capacity` batches like this one."""
+    like = stack_of_one(batch, num_shards)
+    return jax.tree.map(lambda x: np.zeros((capacity, *x.shape[1:]), x.dtype), like)
+
+
+def copy_into_stack(stack: Batch, index: int, batch: Batch) -> None:
+    """Writes a batch to place `index` of a stack."""
+
+    def copy(to: np.ndarray, x: np.ndarray) -> None:
+        to[index] = x.reshape(to.shape[1:])
+
+    jax.tree.map(copy, stack, batch)
+
+
+def batch_of_stack(stack: Batch, index: int) -> Batch:
+    """The batch at place `index` of a stack, `[rows, ...]`, without a copy."""
+    return jax.tree.map(lambda x: concatenate_shards(x[index]), stack)
+
+
+def places_in_stack(first_batch: int, first_shard: int, capacity: int, num_shards: int) -> np.ndarray:
+    """The `place` argument of an inference step for a whole stack, int32 `[capacity, num_shards, 2]`.
+
+    Args:
+      first_batch: the number of the first batch of the stack, counted from 0 in its run. The others follow.
+      first_shard: how many shards of the same batch come before those of the stack.
+    """
+    places = np.empty((capacity, num_shards, 2), np.int32)
+    places[..., 0] = first_batch + np.arange(capacity)[:, None]
+    places[..., 1] = first_shard
+    return places
+
+
+# Shards to batches.
 
 
 def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
@@ -61,12 +127,12 @@ def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
     return replaced(jax.tree.map(concatenate_shards, replaced(host, loss=None)), loss=loss)
 
 
-def _check_has_axis_of_shards(name: str, leaf: Any) -> None:
+def _check_has_axis_of_shards(name: str, leaf: Array) -> None:
     sharding = getattr(leaf, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding) or SHARD_AXIS not in sharding.mesh.shape:
         return
     shards = sharding.mesh.shape[SHARD_AXIS]
-    # Of one shard JAX does not say which axis it is.
+    # With one shard, JAX does not record which axis it is.
     if (shards == 1 or sharding.spec[:1] == (SHARD_AXIS,)) and leaf.shape[:1] != (shards,):
         raise ValueError(
             f"gather: leaf {name} is {describe_array(leaf)}, but its leading axis must be that of the {shards} shards. The "
@@ -80,16 +146,21 @@ def concatenate_shards(x: np.ndarray) -> np.ndarray:
     return x if x.ndim <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def steps_of(
+def fetch_step(leaf: Array, *, index: int) -> np.ndarray:
+    """One step of an output of a dispatch, fetched to the host, its shards concatenated."""
+    return concatenate_shards(jax.device_get(leaf)[index])
+
+
+def specs_of_steps(
     spec: TPUEstimatorSpec, start: int, stop: int, rows_per_shard: int | None = None
 ) -> Iterator[TPUEstimatorSpec]:
-    """The host specs of steps `start` to `stop - 1` of a fetched `Program` output, each of the whole batch.
+    """The specs of steps `start` to `stop - 1` of a dispatch, each of its whole batch.
 
     Args:
-      spec: NumPy leaves: the loss `[capacity, ...]`, others `[capacity, shards, ...]`.
-      rows_per_shard: given where batches differ in size: in evaluation the scalars of each shard carry it.
+      spec: the outputs of the dispatch, on the host.
+      rows_per_shard: given where batches differ in size: in evaluation each scalar of a shard carries it.
     """
-    # Taken apart once: a spec is a pytree with Python code in it, too slow to be one at each step.
+    # Flattened once: a spec runs Python code when it is flattened, which is too slow for each step.
     pairs = {name: pair for name in ("eval_metrics", "host_call") if (pair := getattr(spec, name)) is not None}
     leaves, structure = jax.tree.flatten((spec.predictions, {name: tensors for name, (_, tensors) in pairs.items()}))
     counted = rows_per_shard is not None and spec.mode == ModeKeys.EVAL
@@ -107,8 +178,26 @@ def steps_of(
         )
 
 
-def joined(specs: Sequence[TPUEstimatorSpec], loss: Any) -> TPUEstimatorSpec:
-    """One host spec, with this loss, of groups of shards that follow one another."""
+def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], start: int, capacity: int) -> TPUEstimatorSpec:
+    """The opposite of `specs_of_steps`, for one shard: host specs of steps from `start` on as the outputs of a dispatch.
+
+    Entries of other steps are zeros.
+    """
+
+    def stacked(*values: np.ndarray) -> np.ndarray:
+        stack = np.zeros((capacity, *values[0].shape), values[0].dtype)
+        stack[start : start + len(values)] = values
+        return stack
+
+    # Specs of two calls differ in their functions, and so in their treedefs: only their leaves can be put together.
+    rest = [replaced(spec, loss=None) for spec in specs]
+    leaves = [stacked(*values)[:, None] for values in zip(*map(jax.tree.leaves, rest), strict=True)]
+    loss = None if specs[0].loss is None else stacked(*(np.asarray(spec.loss) for spec in specs))
+    return replaced(jax.tree.unflatten(jax.tree.structure(rest[-1]), leaves), loss=loss)
+
+
+def join_groups(specs: Sequence[TPUEstimatorSpec], loss: np.generic | None) -> TPUEstimatorSpec:
+    """The host spec of a batch, with this loss, from those of the groups of shards that it ran in, in order."""
     first = replaced(specs[0], loss=loss)
     if len(specs) == 1:
         return first

@@ -1,26 +1,29 @@
 """A function mapped over devices, and a state broadcast to them. The only file that says shard_map."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.types import PyTree
 from jaxspec._src.step.axis import SHARD_AXIS
+
+State = TypeVar("State")
+Outputs = TypeVar("Outputs", bound=tuple[PyTree, ...])
 
 
 def map_over_devices(
-    fn: Callable[..., Any],
+    fn: Callable[..., Outputs],
     devices: Sequence[jax.Device],
     *,
     in_axes: Sequence[int | None],
     out_axes: Sequence[int | None],
-    donate_argnums: Any = (),
-) -> Callable[..., Any]:
-    """`fn` compiled for all `devices`, with `SHARD_AXIS` bound: `jax.pmap`, whose cache would keep every program for ever.
+    donate_argnums: Sequence[int] = (),
+) -> Callable[..., Outputs]:
+    """`fn` compiled for all `devices`, with `SHARD_AXIS` bound. Like `jax.pmap`, whose cache never drops a program.
 
     Args:
       fn: returns a tuple.
@@ -30,15 +33,15 @@ def map_over_devices(
     """
     mesh = _mesh(devices)
 
-    def one_shard(*args: Any) -> tuple[Any, ...]:
+    def one_shard(*args: PyTree) -> tuple[PyTree, ...]:
         out = fn(*map(_without_axis, args, in_axes))
         return tuple(map(_with_axis, out, out_axes))
 
     in_specs, out_specs = tuple(map(_partition, in_axes)), tuple(map(_partition, out_axes))
-    # A step says itself what is the same on all devices, as under pmap.
+    # A step makes its own outputs the same on all devices, as under pmap.
     mapped = jax.shard_map(one_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     in_shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in in_specs)
-    program: Callable[..., Any] = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
+    program: Callable[..., Outputs] = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
     return program
 
 
@@ -46,11 +49,11 @@ def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
 
 
-def _without_axis(tree: Any, axis: int | None) -> Any:
+def _without_axis(tree: PyTree, axis: int | None) -> PyTree:
     return tree if axis is None else jax.tree.map(lambda x: jax.lax.squeeze(x, [axis]), tree)
 
 
-def _with_axis(tree: Any, axis: int | None) -> Any:
+def _with_axis(tree: PyTree, axis: int | None) -> PyTree:
     return tree if axis is None else jax.tree.map(lambda x: jax.lax.expand_dims(x, [axis]), tree)
 
 
@@ -58,10 +61,11 @@ def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
 
 
-def broadcast(state: Any, devices: Sequence[jax.Device]) -> Any:
+def broadcast(state: State, devices: Sequence[jax.Device]) -> State:
     """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
     # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
-    return jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
+    copied: State = jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
+    return copied
 
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
@@ -69,17 +73,19 @@ def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
 
 
-def on_first(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """The copies of a broadcast state that `devices`, the first of its own, hold; nothing is copied.
+def on_first(state: State, devices: Sequence[jax.Device]) -> State:
+    """A broadcast state on `devices`, the first of those that hold it. Nothing is copied.
 
-    A mapping over `devices` would take the state as it is, but look for the copies at each call.
+    A program for `devices` would accept the whole state, but would pick out these copies at each call.
     """
     sharding = broadcast_sharding(devices)
 
-    def one(x: Any) -> Any:
+    def one(x: jax.Array) -> jax.Array:
         if is_key(x):
-            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            key: jax.Array = jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return key
         copies = {shard.device: shard.data for shard in x.addressable_shards}
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [copies[device] for device in devices])
 
-    return jax.tree.map(one, state)
+    picked: State = jax.tree.map(one, state)
+    return picked

@@ -1,38 +1,53 @@
-"""A step run many times a dispatch: one compiled program for every number of steps."""
+"""A program: a step compiled so that one dispatch runs it any number of times, on every device.
+
+The thread that called the verb dispatches. It sees to it that no more than `MAX_IN_FLIGHT` dispatches are unfinished.
+A training program donates the state: its old buffers are gone after the call. Batches are NumPy arrays, which a CPU
+device may read in place: nobody may write to them again.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.device.gather import capacity_of, outputs_of_steps
 from jaxspec._src.device.mapping import map_over_devices
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.state import TrainState
 
+Stacks: TypeAlias = tuple[PyTree, ...]
+"""The arguments of a step after the state, each a tree of leaves `[capacity, shards, per-shard batch, ...]`."""
 MAX_IN_FLIGHT = 2
-"""Dispatches that may wait on the devices. CPU devices deadlock when collectives run far ahead; two keep any busy."""
+"""Dispatches that may be unfinished. CPU devices deadlock when many collectives wait; two keep any device busy."""
 
 
 class Program:
-    """A step run many times a dispatch on every device: one compiled program for every number of steps.
+    """A step that runs any number of times a dispatch on every device; compiled once, whatever the number.
 
     Args:
-      step: `(state, *batch) -> (state, spec)` if `trains`, else `(state, *batch) -> spec`, for one shard.
-      devices: what it is mapped over.
-      trains: whether the step changes the state. The state is donated then.
-      rolled: whether the program holds a loop. If not, it makes one step, and batches have a capacity of one.
+      step: for one shard: `(state, *batch) -> (state, spec)` if `trains`, else `(state, *batch) -> spec`.
+      devices: the devices that the step is mapped over.
+      trains: whether the step makes a new state. The state passed in is donated then.
+      single_step: whether a dispatch makes one step: stacks hold one batch, and the program has no loop inside.
     """
 
     def __init__(
-        self, step: Callable[..., Any], devices: Sequence[jax.Device], *, trains: bool, rolled: bool = True
+        self,
+        step: Callable[..., tuple[TrainState, TPUEstimatorSpec]] | Callable[..., TPUEstimatorSpec],
+        devices: Sequence[jax.Device],
+        *,
+        trains: bool,
+        single_step: bool = False,
     ) -> None:
         self.devices = tuple(devices)
         self.trains = trains
-        self.rolled = rolled
-        # jit caches the trace: the shapes of the outputs and the loop's body come from one run of the Python code.
+        self.single_step = single_step
+        # jit caches the trace: the shapes of the outputs and the body of the loop come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
         self._program = map_over_devices(
             self._run,
@@ -42,84 +57,78 @@ class Program:
             donate_argnums=(0,) if trains else (),
         )
 
-    def __call__(self, state: Any, batches: Any, start: int, stop: int) -> tuple[Any, TPUEstimatorSpec]:
+    def __call__(
+        self, state: TrainState, batches: Stacks, start: int, stop: int
+    ) -> tuple[TrainState, TPUEstimatorSpec]:
         """Runs the step on batches `start` to `stop - 1`.
 
         Args:
-          state: without a device axis. Gone after the call if this loop trains.
-          batches: a tuple of trees of `[capacity, shards, per-shard batch, ...]`, NumPy.
-          start, stop: which of the `capacity` batches.
+          state: on the devices, without a device axis. Gone after the call if the step trains.
+          batches: NumPy, of one capacity.
+          start, stop: which of the `capacity` batches, counted from 0.
 
         Returns:
-          (the new state or None, one spec for all steps): its loss is `[capacity, ...]`, its other leaves `[capacity,
-          shards, ...]`, on the devices. Entries outside `start:stop` are zeros.
+          (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the
+          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches are zeros.
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, stop)
-        with jax.transfer_guard(
-            "allow"
-        ):  # the batch has to reach the devices, whatever the caller forbids his own code
+        with jax.transfer_guard("allow"):  # the batch has to reach the devices, whatever the caller forbids elsewhere
             new_state, loss, spec = self._program(state, batches, np.int32(start), np.int32(stop))
-        return new_state, replaced(spec, loss=loss)
+        return state if new_state is None else new_state, replaced(spec, loss=loss)
 
-    def _run_eagerly(self, state: Any, batches: Any, start: int, stop: int) -> tuple[Any, TPUEstimatorSpec]:
-        """The steps one after the other, with values instead of tracers."""
+    def _run_eagerly(
+        self, state: TrainState, batches: Stacks, start: int, stop: int
+    ) -> tuple[TrainState, TPUEstimatorSpec]:
+        """The steps one after the other on the only shard, with values instead of tracers."""
         specs: list[TPUEstimatorSpec] = []
         for i in range(start, stop):
             new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
-            state = new_state if self.trains else state
+            state = state if new_state is None else new_state
             specs.append(jax.device_get(spec))
-        capacity = jax.tree.leaves(batches)[0].shape[0]
+        return state, outputs_of_steps(specs, start, capacity_of(batches))
 
-        def stacked(*values: Any) -> Any:
-            stack = np.zeros((capacity, *values[0].shape), values[0].dtype)
-            stack[start:stop] = values
-            return stack
-
-        # A spec's functions are new objects at each call: only its leaves can be put together.
-        rest = [replaced(spec, loss=None) for spec in specs]
-        leaves = [stacked(*values)[:, None] for values in zip(*map(jax.tree.leaves, rest), strict=True)]
-        loss = None if specs[0].loss is None else stacked(*(spec.loss for spec in specs))
-        return state if self.trains else None, replaced(
-            jax.tree.unflatten(jax.tree.structure(rest[-1]), leaves), loss=loss
-        )
-
-    def _run(self, state: Any, batches: Any, start: Any, stop: Any) -> tuple[Any, Any, Any]:
-        def batch(i: Any) -> Any:
-            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-
-        capacity = jax.tree.leaves(batches)[0].shape[0]
-        if not self.rolled:
+    def _run(
+        self, state: TrainState, batches: Stacks, start: Array, stop: Array
+    ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
+        capacity = capacity_of(batches)
+        if self.single_step:
             assert capacity == 1
-            new_state, spec = self._step(state, *batch(0))
-            spec = jax.tree.map(lambda x: x[None], spec)
+            new_state, out = self._step(state, *_batch(batches, 0))
+            spec = jax.tree.map(lambda x: x[None], out)
             return new_state, spec.loss, replaced(spec, loss=None)
-        _, out = jax.eval_shape(self._step, state, *batch(0))
+        _, out = jax.eval_shape(self._step, state, *_batch(batches, 0))
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
 
-        def body(i: Any, carry: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+        def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
             carried, buffers = carry
-            new, out = self._step(carried if self.trains else state, *batch(i))
+            new, out = self._step(carried if self.trains else state, *_batch(batches, i))
             outputs = jax.tree.leaves(out)
             buffers = [jax.lax.dynamic_update_index_in_dim(b, x, i, 0) for b, x in zip(buffers, outputs, strict=True)]
             return new, buffers
 
-        # A spec cannot be a loop carry (its functions are new objects at each trace): its leaves travel.
+        # A spec cannot be carried (its functions are new objects at each trace): its leaves are.
         new_state, buffers = jax.lax.fori_loop(start, stop, body, (state if self.trains else None, buffers))
         spec = jax.tree.unflatten(jax.tree.structure(out), buffers)
         return new_state, spec.loss, replaced(spec, loss=None)
 
 
-def rolls_well(jaxpr: Any, devices: Sequence[jax.Device]) -> bool:
-    """Whether a step with this jaxpr runs as fast in a loop as alone.
+def _batch(batches: Stacks, i: Array | int) -> Stacks:
+    batch: Stacks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
+    return batch
 
-    On a CPU, XLA runs a convolution in the body of a loop several times slower than one outside. A program without a
-    loop is used for such a step then, for every number of steps, so results do not depend on that number.
+
+def prefers_single_steps(jaxpr: jax.extend.core.Jaxpr | None, devices: Sequence[jax.Device]) -> bool:
+    """Whether a step with this jaxpr is faster alone than in the body of a loop.
+
+    On a CPU, XLA runs a convolution in the body of a loop several times slower than one outside. Such a step is then a
+    program of its own for every number of steps, so that results do not depend on the number. None, an unknown jaxpr,
+    is taken for one with a convolution.
     """
-    return devices[0].platform != "cpu" or (jaxpr is not None and not _has_convolution(jaxpr))
+    return devices[0].platform == "cpu" and (jaxpr is None or _has_convolution(jaxpr))
 
 
-def _has_convolution(jaxpr: Any) -> bool:
+def _has_convolution(jaxpr: jax.extend.core.Jaxpr) -> bool:
     return any(
         equation.primitive.name == "conv_general_dilated"
         or any(_has_convolution(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))

@@ -1,16 +1,16 @@
 """Batches that do not fill every shard: the devices compute their rows, and no filler rows."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from jaxspec._src.device.gather import steps_of
+from jaxspec._src.base.types import Batch
+from jaxspec._src.device.gather import places_in_stack, specs_of_steps, stack_of_one
 from jaxspec._src.device.mapping import on_first
 from jaxspec._src.device.program import Program
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.step.state import TrainState
 
 
 class Group(NamedTuple):
@@ -19,6 +19,7 @@ class Group(NamedTuple):
     spec: TPUEstimatorSpec
     """On the host. In evaluation its loss is in parts."""
     rows: int
+    """Of all its shards."""
 
 
 class RaggedPrograms:
@@ -38,42 +39,36 @@ class RaggedPrograms:
         self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
         self._programs: dict[int, Program] = {}
 
-    def on(self, state: Any) -> Callable[[Any, int], Callable[[], list[Group]]]:
+    def on(self, state: TrainState) -> Callable[[Batch, int], Callable[[], list[Group]]]:
         """A function that dispatches a batch, given its leaves `[rows, ...]` and its number, on `state`.
 
         What it returns is a function that waits for the groups of that batch, in order.
         """
-        states: dict[int, Any] = {}
+        states: dict[int, TrainState] = {}
 
-        def dispatch(data: Any, number: int) -> Callable[[], list[Group]]:
-            batch_rows = jax.tree.leaves(data)[0].shape[0]
-            full = batch_rows // self._rows_per_shard if len(self._devices) > 1 else 0
-            rows = full * self._rows_per_shard
+        def dispatch(batch: Batch, number: int) -> Callable[[], list[Group]]:
+            batch_rows = jax.tree.leaves(batch)[0].shape[0]
+            full_shards = batch_rows // self._rows_per_shard if len(self._devices) > 1 else 0
+            full_rows = full_shards * self._rows_per_shard
             pending: list[tuple[TPUEstimatorSpec, int, int]] = []
-            for start, stop, shards in ((0, rows, full), (rows, batch_rows, 1)):
+            for start, stop, shards in ((0, full_rows, full_shards), (full_rows, batch_rows, 1)):
                 if start == stop:
                     continue
-                size = (stop - start) // shards
                 if shards not in self._programs:
-                    self._programs[shards] = Program(self._step, self._devices[:shards], trains=False, rolled=False)
+                    self._programs[shards] = Program(self._step, self._devices[:shards], trains=False, single_step=True)
                 if shards not in states:
                     states[shards] = on_first(state, self._devices[:shards])
-                stack = jax.tree.map(functools.partial(_one_stack, slice(start, stop), (1, shards, size)), data)
-                place = np.empty((1, shards, 2), np.int32)
-                place[...] = number, full if start else 0
+                stack = stack_of_one(jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch), shards)
+                place = places_in_stack(number, full_shards if start else 0, 1, shards)
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
-                pending.append((spec, size, stop - start))
+                pending.append((spec, stop - start, shards))
 
             def fetch() -> list[Group]:
                 return [
-                    Group(next(steps_of(jax.device_get(spec), 0, 1, rows_per_shard=size)), rows)
-                    for spec, size, rows in pending
+                    Group(next(specs_of_steps(jax.device_get(spec), 0, 1, rows // shards)), rows)
+                    for spec, rows, shards in pending
                 ]
 
             return fetch
 
         return dispatch
-
-
-def _one_stack(rows: slice, lead: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    return x[rows].reshape(*lead, *x.shape[1:])

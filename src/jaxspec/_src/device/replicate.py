@@ -1,23 +1,25 @@
-"""replicate: a step mapped over devices, for people with their own loop."""
+"""replicate: a step mapped over devices, for a training loop that you write yourself."""
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
-import jax.extend
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.types import PyTree
 from jaxspec._src.device.mapping import broadcast, map_over_devices
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 
+Result = TypeVar("Result", bound=TPUEstimatorSpec | tuple[object, TPUEstimatorSpec])
+
 
 def replicate(
-    step: Callable[..., Any], devices: Sequence[jax.Device] | None = None, *, donate_state: bool = False
-) -> Callable[..., Any]:
-    """A step function mapped over devices: for people with their own loop.
+    step: Callable[..., Result], devices: Sequence[jax.Device] | None = None, *, donate_state: bool = False
+) -> Callable[..., Result]:
+    """A step function mapped over devices, for a training loop that you write yourself.
 
         train_step = replicate(make_train_step(model_fn))
         state, spec = train_step(state, *shard((features, labels), jax.device_count()))
@@ -32,18 +34,21 @@ def replicate(
       A function of a state without a device axis and of batches `[shards, per-shard batch, ...]`. It returns what
       `step` returns: the state without a device axis, the spec with a leading axis of shards on every leaf but the
       loss, which is averaged. It waits when several calls are unfinished, so a loop need not.
+
+    Raises:
+      ValueError: by the function, if the leading size of a batch is not the number of devices; names the leaf.
     """
     devices = tuple(jax.devices() if devices is None else devices)
 
-    def mapped(state: Any, *batch: Any) -> tuple[Any, Any, Any]:
+    def mapped(state: PyTree, *batch: PyTree) -> tuple[PyTree, PyTree, TPUEstimatorSpec]:
         out = step(state, *batch)
         new_state, spec = (None, out) if isinstance(out, TPUEstimatorSpec) else out
         return new_state, spec.loss, replaced(spec, loss=None)
 
-    programs: dict[int, Callable[..., Any]] = {}
-    in_flight: collections.deque[Any] = collections.deque()
+    programs: dict[int, Callable[..., tuple[PyTree, PyTree, TPUEstimatorSpec]]] = {}
+    in_flight: collections.deque[list[jax.Array]] = collections.deque()
 
-    def replicated(state: Any, *batch: Any) -> Any:
+    def replicated(state: PyTree, *batch: PyTree) -> Result:
         if len(batch) not in programs:
             programs[len(batch)] = map_over_devices(
                 mapped,
@@ -61,20 +66,22 @@ def replicate(
         in_flight.append(jax.tree.leaves(spec))
         if len(in_flight) > MAX_IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
-        return spec if new_state is None else (new_state, spec)
+        out: PyTree = spec if new_state is None else (new_state, spec)
+        result: Result = out
+        return result
 
     return replicated
 
 
-def _is_broadcast(state: Any, devices: tuple[jax.Device, ...]) -> bool:
+def _is_broadcast(state: PyTree, devices: tuple[jax.Device, ...]) -> bool:
     leaf = next((x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)), None)
     sharding = None if leaf is None else leaf.sharding
     return isinstance(sharding, jax.sharding.NamedSharding) and tuple(sharding.mesh.devices.flat) == devices
 
 
-def _check_sharded(batch: Any, num_shards: int) -> None:
+def _check_sharded(batch: tuple[PyTree, ...], num_shards: int) -> None:
     for name, leaf in named_leaves(batch).items():
-        if (np.ndim(leaf) < 2 and np.ndim(leaf) == 0) or np.shape(leaf)[0] != num_shards:
+        if np.shape(leaf)[:1] != (num_shards,):
             raise ValueError(
                 f"batch leaf {name} is {describe_array(leaf)}, but the step is mapped over {num_shards} devices: its "
                 f"leading axis must be {num_shards}. Write step(state, *shard((features, labels), {num_shards}))."

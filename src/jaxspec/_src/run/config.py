@@ -133,7 +133,7 @@ class RunConfig:
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
     """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes what it wants."""
+    rates included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -148,8 +148,9 @@ class RunConfig:
     """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
-    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
-    the terminal is a dumb one; False: never."""
+    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
+    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    there; False: never."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
     what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""

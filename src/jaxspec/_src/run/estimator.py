@@ -44,7 +44,7 @@ class TPUEstimator:
       params: hyper-parameters: a dict, a ConfigDict, a namespace, a dataclass or another object. model_fn, init_fn and
         input_fn get copies of the same type, with `batch_size` and `context` added as keys (or attributes, where it has
         no keys); these two names are reserved. What cannot be copied, such as a lock, is passed as it is.
-      use_tpu: map over `config.tpu_config.num_shards` (None: all) of `jax.devices()`, whatever they are. False: one
+      use_tpu: True maps over `config.tpu_config.num_shards` (None: all) of `jax.devices()`, of any platform. False: one
         CPU device, one step a loop.
       train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
         `use_tpu=False` by none (the input decides then).
@@ -169,26 +169,26 @@ class TPUEstimator:
         *,
         resume_input: bool | None = None,
     ) -> Self:
-        """Trains from where the live state or the latest checkpoint stands.
+        """Trains, from the live state or from the latest checkpoint.
 
         Args:
           input_fn: names any of `params`, `mode`, `config`; returns an iterable of batches of
-            `params["batch_size"]` rows, or one batch. The end of the input ends training. All of it runs in one
-            thread, in a copy of the caller's context. Input whose iterator has `get_state` and `set_state` (Grain,
-            `numpy_input_fn`) goes on where the state left it, in this process or after a restart. An iterator that the
-            caller made before and holds on to goes on where it stands, and is not closed. Any other input begins again
-            at each call.
+            `params["batch_size"]` rows, or one batch. The end of the input ends training. The input runs in one thread,
+            in a copy of the caller's context. If its iterator has `get_state` and `set_state` (Grain, `numpy_input_fn`),
+            it continues at the position that belongs to the state, in this process or after a restart. An iterator
+            that the caller has made and still holds continues at its own position, and is not closed. Any other input
+            starts from its beginning at each call.
           hooks: `hooks.SessionRunHook`s. They are called after the checkpoint saver and before those of the spec. The
             hooks of a spec are made anew for each call: model_fn is traced again then, and nothing is compiled.
           steps: updates to make.
           max_steps: the global step to reach; if it is reached already, input_fn is not called.
           saving_listeners: `hooks.CheckpointSaverListener`s, called around every checkpoint.
-          resume_input: whether the input goes on at the position that was saved with the state. None: if it is the
-            input that the position came from, else it begins at its beginning, with a warning. It is recognised by the
-            type of its iterator, the structure, dtypes and shapes of its batches (not the number of rows), and what
-            the iterator's method `fingerprint` returns; where there is none, by the name of input_fn and the values of
-            the arrays that are attributes of the iterator. A `set_state` that raises ValueError refuses a position,
-            too. True: go on there, whatever the input is. False: begin.
+          resume_input: whether the input continues at the position that was saved with the state. True: always. False:
+            never. None: only if it is the input that the position came from; otherwise it starts from its beginning,
+            with a warning. The input is recognised by the type of its iterator, by the structure, dtypes and shapes of
+            its batches (not the number of rows), and by what the iterator's method `fingerprint` returns; without that
+            method, by the name of input_fn and the values of the arrays that are attributes of the iterator. A
+            `set_state` that raises ValueError refuses the position.
 
         Returns:
           The estimator. A checkpoint of the last step is written, unless checkpoints are off.
@@ -257,8 +257,8 @@ class TPUEstimator:
     ) -> Iterator[PyTree]:
         """Yields predictions, in the order of the input: exactly as many as there are examples.
 
-        The arguments are checked now; input_fn is called at the first `next`. The generator keeps what it needs:
-        training may go on while it is open, and several may be used in turn.
+        The arguments are checked now; input_fn is called at the first `next`. The generator holds a lease
+        on its state: training may continue while it is open, and several generators may be used in turn.
 
         Args:
           input_fn: as in evaluate; labels are ignored.

@@ -49,7 +49,7 @@ class HookCalls:
                 hook.abort()
             except Exception as another:  # the first error is the one to raise
                 said = f"in {type(hook).__name__}.abort: {type(another).__name__}: {another}"
-                if isinstance(error, GeneratorExit):  # nobody sees what is added to that
+                if isinstance(error, GeneratorExit):  # a note on it would not be shown
                     _logger.warning("A generator was closed before its end; an error came then, %s", said)
                 error.add_note(f"and then, {said}")
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxspec._src.device.gather import concatenate_shards, steps_of
+from jaxspec._src.device.gather import fetch_step, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.run.engine import Engine
-from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
+from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.reports import TrainingReport
@@ -51,7 +51,7 @@ class InFlight:
     """Looks at the outputs of each dispatch in order: checks its losses, runs its host calls, reports it.
 
     Args:
-      engine: of the estimator. Its live state is discarded where a loss or a device shows that it is no good.
+      engine: of the estimator. Its live state is discarded after a NaN loss and after an error of a device.
       shard: the spec of one shard as it leaves the device, with shapes for leaves.
       report: logs, writes summaries, moves the progress bar.
       writer: the run's own summary writer.
@@ -68,7 +68,7 @@ class InFlight:
         interrupt: StopRequest,
         first_step: int,
     ) -> None:
-        self._owner, self._shard, self._report, self._writer = engine.owner, shard, report, writer
+        self._live_state, self._shard, self._report, self._writer = engine.live_state, shard, report, writer
         self._interrupt, self._first_step = interrupt, first_step
         # 0: host_call never runs.
         every = engine.tpu_config.experimental_host_call_every_n_steps
@@ -94,7 +94,7 @@ class InFlight:
     def add(self, dispatch: Dispatch) -> None:
         """Adds a dispatch; `look_at_surplus` bounds how many there are."""
         self._dispatches.append(dispatch)
-        self.last = StepOutputs(dispatch.spec, self._shard, functools.partial(_whole_batch, index=dispatch.stop - 1))
+        self.last = StepOutputs(dispatch.spec, self._shard, functools.partial(fetch_step, index=dispatch.stop - 1))
 
     def look_at_surplus(self) -> None:
         """Looks at dispatches until no more are in flight than keep the devices busy."""
@@ -119,13 +119,13 @@ class InFlight:
         """
         dispatch = self._dispatches[0]
         if self._losses.error is not None:
-            self._dispatches.popleft()  # the steps behind a NaN are not reported
+            self._dispatches.popleft()  # steps after a NaN are not reported
             return
         steps = self._host_call_steps(dispatch)
         try:
             spec = jax.device_get(dispatch.spec if steps else replaced(dispatch.spec, host_call=None))
         except Exception:
-            self._owner.discard()  # what went wrong on the device has gone into the state
+            self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
         self.pace.done(dispatch.stop - dispatch.start, dispatch.began)
         losses = self._losses.look(dispatch.first_step, spec.loss[dispatch.start : dispatch.stop])
@@ -162,7 +162,7 @@ class InFlight:
         """The host calls of one dispatch. Runs in the thread of the host queue."""
         for step in steps:
             index = dispatch.start + step - dispatch.first_step
-            host_call = next(steps_of(spec, index, index + 1)).host_call
+            host_call = next(specs_of_steps(spec, index, index + 1)).host_call
             assert host_call is not None
             try:
                 with run_position(step, self._writer):
@@ -191,7 +191,7 @@ class InFlight:
     def raise_if_diverged(self) -> None:
         """Raises if a loss was NaN. The state is discarded then: the next call starts from the latest checkpoint."""
         if self._losses.error is not None:
-            self._owner.discard()
+            self._live_state.discard()
             raise self._losses.error
 
     def keep_host_calls_in_step(self, step: int) -> None:
@@ -205,7 +205,7 @@ class InFlight:
             self._in_step_seen = True
             self.drain()
             self._host.join(_FIRST_HOST_CALLS_SECS)
-        if self._owner.was_read_by(self._host.thread):
+        if self._live_state.was_read_by(self._host.thread):
             self.finish_host_calls()
 
     def finish_in_haste(self) -> None:
@@ -218,7 +218,7 @@ class InFlight:
     def settle(self, error: BaseException) -> None:
         """Looks at what was dispatched before `error`: those steps have happened, and the state may be used again."""
         try:
-            while self._dispatches and self._owner.state is not None:
+            while self._dispatches and self._live_state.state is not None:
                 self.look_at_first()
             if not self._host.failed:
                 self._host.join()
@@ -230,7 +230,7 @@ class InFlight:
     def close(self) -> None:
         """Ends the thread of the host calls; what a signal leaves of the time bounds the wait."""
         left = self._interrupt.seconds_left
-        self._host.close(PATIENCE_SECS if left is None else left)
+        self._host.close(CLOSE_SECS if left is None else left)
 
     def log_nan_losses(self, steps: int) -> None:
         """Logs how many of the `steps` steps of the run had a NaN loss, if any."""
@@ -242,12 +242,6 @@ class InFlight:
             self._gave_up = True
             _logger.warning("host_call is still busy; the checkpoint is written without waiting for it.")
         return self._gave_up
-
-
-def _whole_batch(leaf: jax.Array, *, index: int) -> np.ndarray:
-    """One step of a leaf of a program's output, of all shards, on the host."""
-    one: np.ndarray = concatenate_shards(jax.device_get(leaf)[index])
-    return one
 
 
 def _is_ready(array: object) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.gather import joined, steps_of
+from jaxspec._src.device.gather import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
 from jaxspec._src.run.loss_sums import LossSums
@@ -37,10 +37,10 @@ def host_batch(groups: Sequence[Group]) -> HostBatch:
     sums = LossSums()
     for group in groups:
         if group.spec.loss is not None:
-            sums.add(group.spec.loss, group.rows)
+            sums.add(np.asarray(group.spec.loss), group.rows)
     parts = groups[0].spec.loss
     loss = None if parts is None else parts.dtype.type(sums.compute())
-    return HostBatch(joined([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
+    return HostBatch(join_groups([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
 
 
 def run_batches(
@@ -65,7 +65,7 @@ def run_batches(
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[HostBatch]:
         host = jax.device_get(spec)
         pace.done(item.stop - item.start, began)
-        for one in steps_of(host, item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
+        for one in specs_of_steps(host, item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
             yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
 
     def fetch_tail(fetch: Callable[[], list[Group]]) -> Iterator[HostBatch]:
@@ -83,8 +83,7 @@ def run_batches(
             number += 1
         else:
             item = singles.alone(item)
-            place = np.zeros((item.capacity, num_shards, 2), np.int32)
-            place[item.start : item.stop, :, 0] = np.arange(number, number + item.stop - item.start)[:, None]
+            place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item, began))

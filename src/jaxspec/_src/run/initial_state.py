@@ -38,8 +38,8 @@ class InitialState:
 
     Args:
       model: the model_fn with its hyper-parameters.
-      init_fn: what makes the variables, or None.
-      devices: what is mapped over.
+      init_fn: it makes the variables; or None.
+      devices: those that programs are mapped over.
       seed: of all randomness.
     """
 
@@ -61,7 +61,7 @@ class InitialState:
 
         Under `jax.disable_jit()` they are arrays in any case.
         """
-        self._last_read = None  # from now on there is a live state
+        self._last_read = None  # training makes a live state
         with jax.default_device(self._devices[0]):
             if source.live is not None:
                 live: Variables = source.live.state.variables
@@ -141,9 +141,9 @@ class InitialState:
         return variables
 
     def _stored_structure(self, path: str, features: Batch, labels: Batch) -> Variables:
-        """The structure of the variables that a checkpoint is read into: what init_fn makes, or else what is stored.
+        """The structure of the variables that a checkpoint is read into: that of init_fn's, or else the stored one.
 
-        init_fn may need what this verb's input has not, such as labels in predict.
+        init_fn may fail on the input of this verb: in predict there are no labels.
         """
         try:
             made: Variables = jax.eval_shape(self._init, self._init_rng, features, labels)

@@ -1,4 +1,4 @@
-"""What is compiled for an estimator: one program for each mode and kind of batch."""
+"""The compiled programs of an estimator: one program for each mode and kind of batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxspec._src.base.types import Variables
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.program import Program, rolls_well
+from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
@@ -58,7 +58,7 @@ class Programs:
 
     Args:
       model: the model_fn with its hyper-parameters.
-      devices: what is mapped over.
+      devices: those that programs are mapped over.
       loop_steps: the most steps of a training loop; None: no limit.
     """
 
@@ -67,13 +67,13 @@ class Programs:
         self._training: dict[_Signature, TrainingProgram] = {}
         self._inference: dict[_Signature, InferenceProgram] = {}
 
-    @jax.transfer_guard("allow")  # a caller's guard is about his own code: what a program needs is meant to be sent
+    @jax.transfer_guard("allow")  # a user's guard concerns the user's code: the transfers here are intended
     def training(
         self, infeed: Infeed, variables: Variables, rng: jax.Array, *, trace: bool
     ) -> tuple[TrainingProgram, TrainOpTrace | None]:
-        """(the program for the batches of `infeed`, what tracing model_fn has told).
+        """(the program for the batches of `infeed`, what the trace of model_fn showed).
 
-        model_fn is traced for a new program, and where it makes hooks, which are new ones at each call.
+        model_fn is traced if the program is new, and if it makes hooks: each call gets new hooks.
 
         Args:
           variables: arrays, or their shapes.
@@ -87,9 +87,9 @@ class Programs:
         with jax.default_device(self._devices[0]):
             traced = trace_train_op(self._model, variables, rng, *infeed.first_shard())
         if made is None:
-            rolled = rolls_well(traced.jaxpr, self._devices)
-            program = Program(train_step(self._model), self._devices, trains=True, rolled=rolled)
-            capacity = _capacity(infeed, traced.spec, self._loop_steps) if rolled else 1
+            single = prefers_single_steps(traced.jaxpr, self._devices)
+            program = Program(train_step(self._model), self._devices, trains=True, single_step=single)
+            capacity = 1 if single else _capacity(infeed, traced.spec, self._loop_steps)
             made = self._training[key] = TrainingProgram(program, capacity, traced.spec)
         return _with_hooks_of(traced.spec, made), traced
 
@@ -104,9 +104,9 @@ class Programs:
         with jax.default_device(self._devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
         if made is None:
-            rolled = rolls_well(jaxpr, self._devices)
-            program = Program(step, self._devices, trains=False, rolled=rolled)
-            capacity = _capacity(infeed, spec, _MOST_BATCHES_A_STACK) if rolled else 1
+            single = prefers_single_steps(jaxpr, self._devices)
+            program = Program(step, self._devices, trains=False, single_step=single)
+            capacity = 1 if single else _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
             ragged = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
             made = self._inference[key] = InferenceProgram(program, ragged, capacity, spec)
         return _with_hooks_of(spec, made)

@@ -56,7 +56,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Within it, this is what is under way: for the line that a signal is answered with."""
+        """Within it, this activity is under way; the log line that answers a signal names it."""
         self._activities.append(what)
         try:
             yield
@@ -65,7 +65,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def shield(self) -> Iterator[None]:
-        """Within it a second Ctrl-C is kept until its end: what is under way cannot be left half done."""
+        """Within it a second Ctrl-C is kept until the block ends, which must not be left half done."""
         self._shields += 1
         try:
             yield

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.checkpoint import latest
-from jaxspec._src.device.live_state import Lease, StateOwner
+from jaxspec._src.device.live_state import Lease, LiveState
 
 _logger = logging.getLogger("jaxspec")
 
@@ -18,7 +18,7 @@ class Source(NamedTuple):
     path: str | None
     """Of the checkpoint."""
     step: int
-    """The updates behind the state."""
+    """The number of updates that made the state."""
 
     def close(self) -> None:
         """Ends the lease of a live state."""
@@ -31,11 +31,11 @@ class Sources:
 
     Args:
       model_dir: an absolute path.
-      owner: of the live state.
+      live_state: of the estimator.
     """
 
-    def __init__(self, model_dir: str, owner: StateOwner) -> None:
-        self._model_dir, self._owner = model_dir, owner
+    def __init__(self, model_dir: str, live_state: LiveState) -> None:
+        self._model_dir, self._live_state = model_dir, live_state
         self.expects_checkpoint = False
         """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""
 
@@ -50,7 +50,7 @@ class Sources:
           training: whether a call of train is under way. Its state is used as it is then: the checkpoint of its step may
             not be whole yet.
         """
-        lease = self._owner.lease()
+        lease = self._live_state.lease()
         if lease is not None and training:
             return Source(lease, None, lease.step)
         if lease is None:
@@ -72,7 +72,7 @@ class Sources:
             )
         else:
             return Source(lease, None, lease.step)
-        self._owner.discard(lease)
+        self._live_state.discard(lease)
         lease.close()
         return newer
 

@@ -16,7 +16,7 @@ class StepOutputs:
 
     Args:
       spec: whose leaves are read.
-      shard: the spec of one shard, with shapes for leaves: tells which are scalars.
+      shard: the spec of one shard, with shapes for leaves. It shows which outputs are scalars.
       read: makes a leaf of `spec` the host array of the whole batch; a scalar of each shard is `[shards]` there.
     """
 
@@ -24,7 +24,7 @@ class StepOutputs:
         self._spec, self._shard, self._read = spec, shard, read
         self._values: dict[str, np.ndarray] = {}
 
-    # Made when somebody asks: there are outputs at every dispatch, and mostly nobody does.
+    # Made on demand: every dispatch has outputs, and most of them are never asked for.
 
     @functools.cached_property
     def _leaves(self) -> dict[str, Array]:

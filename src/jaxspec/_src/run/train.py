@@ -108,7 +108,7 @@ def _train_on(
         with noting_verb("train"):
             state = engine.initial_state.for_training(source, variables, trace)
         _make_live(engine, source, state, infeed)
-        del state, variables, trace  # the owner alone keeps arrays alive
+        del state, variables, trace  # only the live state keeps arrays alive
         infeed.start(program.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
@@ -147,9 +147,9 @@ def _train_on(
 
 def _make_live(engine: Engine, source: Source, state: TrainState, infeed: Infeed) -> None:
     if source.live is None:
-        engine.owner.put(state, source.step, None if source.path is None else infeed.position)
+        engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
     else:
-        engine.owner.reinstate(source.live)
+        engine.live_state.reinstate(source.live)
     source.close()
 
 

@@ -10,8 +10,8 @@ from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import SingleBatches, Slice, stack_of_one
-from jaxspec._src.device.gather import first_shard
+from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.device.gather import first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
@@ -33,7 +33,7 @@ class TrainingRun(RunningSession):
 
     Args:
       engine: of the estimator; its live state is the one to train.
-      program: what is dispatched.
+      program: the one to dispatch.
       in_flight: looks at the outputs.
       infeed: the batches, started.
       hooks: with `begin` called; the checkpoint savers are among them.
@@ -59,7 +59,12 @@ class TrainingRun(RunningSession):
         summary_writer: SummaryWriter,
     ) -> None:
         super().__init__(fetch_names(program.spec))
-        self._owner, self._program, self._in_flight, self._infeed = engine.owner, program.program, in_flight, infeed
+        self._live_state, self._program, self._in_flight, self._infeed = (
+            engine.live_state,
+            program.program,
+            in_flight,
+            infeed,
+        )
         self._hooks, self._stop_step, self._interrupt = hooks, stop_step, interrupt
         self._clock = LoopClock(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
@@ -98,7 +103,7 @@ class TrainingRun(RunningSession):
             self._hooks.end(self)
         except KeyboardInterrupt:
             # Raised by the user's code, or by a second Ctrl-C: the state is good if nothing was being dispatched.
-            if self._owner.state is not None:
+            if self._live_state.state is not None:
                 self._save_in_haste()
             raise
         except BaseException as error:
@@ -167,18 +172,22 @@ class TrainingRun(RunningSession):
         )
 
     def _dispatch(self, item: Slice | Batch) -> None:
-        item = stack_of_one(item) if isinstance(item, Batch) else self._singles.alone(item)
+        item = (
+            Slice(stack_of_one(item.data), 0, 1, item.position)
+            if isinstance(item, Batch)
+            else self._singles.alone(item)
+        )
         self._in_flight.keep_host_calls_in_step(self._step)
         began = self._in_flight.pace.clock()
-        state = self._owner.take()
+        state = self._live_state.take()
         try:
             state, spec = self._program(state, item.data, item.start, item.stop)
             self._in_flight.add(Dispatch(self._step, spec, item.start, item.stop, began))
             self._step += item.stop - item.start
-            self._owner.put(state, self._step, item.position)
+            self._live_state.put(state, self._step, item.position)
         except BaseException:
             del state
-            self._owner.give_back()
+            self._live_state.give_back()
             raise
         self._in_flight.look_at_surplus()
 
@@ -213,7 +222,7 @@ class TrainingRun(RunningSession):
 
     @property
     def state(self) -> TrainState | None:
-        lease = self._owner.lease()
+        lease = self._live_state.lease()
         return None if lease is None else lease.keep()
 
     @property
@@ -221,20 +230,22 @@ class TrainingRun(RunningSession):
         return self._in_flight.last
 
     def _arrays(self) -> Mapping[str, Array]:
-        return {name: first_shard(array) for name, array in state_arrays(self._owner.state).items()}
+        assert self._live_state.state is not None
+        return {name: first_shard(array) for name, array in state_arrays(self._live_state.state).items()}
 
     def finish_steps(self) -> None:
         self._in_flight.finish_steps()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        # A checkpoint waits for the losses of all steps before it: none is written behind a NaN.
+        # A checkpoint waits for the losses of all steps before it: none is written after a NaN.
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
+        assert self._live_state.state is not None
         try:
             with self._writing():
-                self._savers[checkpoint_dir].save(first_shard(self._owner.state), self._owner.position)
+                self._savers[checkpoint_dir].save(first_shard(self._live_state.state), self._live_state.position)
         except NanLossDuringTrainingError:
-            self._owner.discard()
+            self._live_state.discard()
             raise
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
