@@ -26,17 +26,17 @@ from jaxspec._src.device.live_state import StateOwner
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig, TPUConfig
-from jaxspec._src.run.evaluation_results import write_results
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.host_calls import on_host
 from jaxspec._src.run.inference import InferenceRun, run_batches
-from jaxspec._src.run.loop_length import LoopClock
+from jaxspec._src.run.loop_length import LoopLength
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.results import MetricsOfBatches, choose_keys, examples
 from jaxspec._src.run.signals import StopRequest, doing, raise_if_interrupted, signals_put_off
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.train import TrainingRun
+from jaxspec._src.run.training_clock import TrainingClock
+from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.validate import (
     INPUT_FN_ARGUMENTS,
     check_last_step,
@@ -46,6 +46,7 @@ from jaxspec._src.run.validate import (
     choose_model_dir,
     no_batch_message,
 )
+from jaxspec._src.run.write_results import write_results
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import as_init_fn
@@ -539,7 +540,7 @@ class TPUEstimator:
                 hooks=calls,
                 step=source.step,
                 stop_step=stop,
-                clock=LoopClock(self._loop_steps, self._tpu_config.loop_seconds),
+                clock=LoopLength(self._loop_steps, self._tpu_config.loop_seconds),
                 savers={checkpoint_dir: self._saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs},
                 host_call_every=self._tpu_config.experimental_host_call_every_n_steps,
                 run_ahead=self._use_tpu,
@@ -548,7 +549,7 @@ class TPUEstimator:
                     writer=writer,
                     log_every=config.log_step_count_steps,
                     summary_every=config.save_summary_steps,
-                    rows_per_step=self._batch_sizes[ModeKeys.TRAIN],
+                    batch_size=self._batch_sizes[ModeKeys.TRAIN],
                     bar=bar,
                     clock=self._clock,
                 ),

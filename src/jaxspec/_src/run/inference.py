@@ -18,9 +18,9 @@ from jaxspec._src.device.gather import first_shard, joined, steps_of
 from jaxspec._src.device.mapping import on_first
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import Session
+from jaxspec._src.run.dispatch_length import DispatchLength
+from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
-from jaxspec._src.run.loss_sums import LossSums
-from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
@@ -40,7 +40,7 @@ class HostBatch(NamedTuple):
     spec: TPUEstimatorSpec
     """On the host, of the whole batch; its loss is that of the batch."""
     rows: int
-    loss: LossSums
+    loss: EvaluationLoss
 
 
 class Group(NamedTuple):
@@ -53,7 +53,7 @@ class Group(NamedTuple):
 
 def host_batch(groups: Sequence[Group]) -> HostBatch:
     """The batch whose groups, in order, these are."""
-    sums = LossSums()
+    sums = EvaluationLoss()
     for group in groups:
         if group.spec.loss is not None:
             sums.add(group.spec.loss, group.rows)
@@ -133,7 +133,7 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
-    pace, singles = Pace(), SingleBatches()
+    pace, singles = DispatchLength(), SingleBatches()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
@@ -213,7 +213,7 @@ class InferenceRun:
         self._hooks.after_create_session(self._session)
 
     # Not a generator: a StopIteration of the user's would become another error in one.
-    def next_batch(self, use: Callable[[TPUEstimatorSpec, int, LossSums], None]) -> HostBatch | None:
+    def next_batch(self, use: Callable[[TPUEstimatorSpec, int, EvaluationLoss], None]) -> HostBatch | None:
         """The next batch, after `use` and the hooks' `after_run`; None when there is no more."""
         if self._stop or self._number == self._limit:
             return None

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxspec._src.metrics.accept import as_metric
+from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.host_calls import on_host, run_host_call
-from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.summary.context import run_position
 from jaxspec._src.summary.writer import SummaryWriter
@@ -18,7 +18,7 @@ _logger = logging.getLogger("jaxspec")
 
 
 class MetricsOfBatches:
-    """The metrics of an evaluation, batch by batch; the loss is weighted as `LossSums` says.
+    """The metrics of an evaluation, batch by batch; the loss is weighted as `EvaluationLoss` says.
 
     Args:
       step: the global step of the state.
@@ -28,9 +28,9 @@ class MetricsOfBatches:
     def __init__(self, step: int, writer: SummaryWriter) -> None:
         self._step, self._writer, self._number = step, writer, 0
         self._metrics: dict[str, Any] = {}
-        self._loss = LossSums()
+        self._loss = EvaluationLoss()
 
-    def add(self, host_spec: TPUEstimatorSpec, rows: int, loss: LossSums) -> None:
+    def add(self, host_spec: TPUEstimatorSpec, rows: int, loss: EvaluationLoss) -> None:
         """Calls metric_fn and host_call on one batch of `rows` examples, whose loss has these sums."""
         try:
             with run_position(self._step, self._writer, in_evaluation=True):

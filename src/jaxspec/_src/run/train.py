@@ -22,15 +22,15 @@ from jaxspec._src.device.gather import concatenate_shards, first_shard, steps_of
 from jaxspec._src.device.live_state import StateOwner
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.hooks.session import TrainingSession
+from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.host_calls import on_host, run_host_call
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
-from jaxspec._src.run.loop_length import LoopClock, loop_length
-from jaxspec._src.run.losses import LossCheck
-from jaxspec._src.run.pace import Pace
-from jaxspec._src.run.reports import TrainingReport
+from jaxspec._src.run.loop_length import LoopLength
+from jaxspec._src.run.nan_losses import NanLosses
 from jaxspec._src.run.signals import Interrupted, StopRequest
 from jaxspec._src.run.step_outputs import StepOutputs
+from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
@@ -51,7 +51,7 @@ class _Pending:
     start: int
     stop: int
     began: float
-    """When it was dispatched, by the clock of `Pace`."""
+    """When it was dispatched, by the clock of `DispatchLength`."""
 
 
 class TrainingRun:
@@ -85,7 +85,7 @@ class TrainingRun:
         hooks: HookCalls,
         step: int,
         stop_step: int | None,
-        clock: LoopClock,
+        clock: LoopLength,
         savers: Mapping[str, Saver],
         host_call_every: int,
         run_ahead: bool,
@@ -107,8 +107,8 @@ class TrainingRun:
         self._seen_step = self._first_step = step
         self._in_step_seen = False
         self._last: StepOutputs | None = None
-        self._losses = LossCheck(fail=fail_on_nan_loss)
-        self._pace = Pace()
+        self._losses = NanLosses(fail=fail_on_nan_loss)
+        self._pace = DispatchLength()
         self._gave_up = False
         self.loss: float | None = None
         self._session = TrainingSession(
@@ -139,7 +139,7 @@ class TrainingRun:
                     error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
             raise
         finally:
-            self._losses.tell(self._step - self._first_step)
+            self._losses.warn_of_count(self._step - self._first_step)
         self._stop_helpers()
         for checkpoint_dir in self._savers:
             self._finish_save(checkpoint_dir)
@@ -190,12 +190,7 @@ class TrainingRun:
     def _run_loops(self) -> None:
         stop = False
         while not stop and not self._interrupted() and self._step != self._stop_step:
-            length = loop_length(
-                self._step,
-                iterations=self._clock.iterations,
-                stop=self._stop_step,
-                wanted=self._hooks.next_step(self._step),
-            )
+            length = self._clock.next(self._step, stop=self._stop_step, due=self._hooks.next_step(self._step))
             context = SessionRunContext(self._session, self._step, self._step + length - 1)
             try:
                 asked = self._hooks.before_run(context)
@@ -335,11 +330,11 @@ class TrainingRun:
             self._owner.discard()  # what went wrong on the device has gone into the state
             raise
         self._pace.done(end - first, dispatch.began)
-        losses = self._losses.look(first, spec.loss[dispatch.start : dispatch.stop])
+        losses = self._losses.check(first, spec.loss[dispatch.start : dispatch.stop])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._pending.popleft()
         if not every:
-            self._report.steps(first, losses)
+            self._report.write_losses(first, losses)
         elif not self._host.failed:
             wanted = [step for step in wanted if step < first + len(losses)]
             job = functools.partial(self._host_calls, dispatch, spec, wanted, losses)
@@ -347,13 +342,13 @@ class TrainingRun:
                 self._host.put(job, wait=wait)
         self.loss = float(losses[-1])
         self._seen_step = first + len(losses)
-        self._report.progress(self._seen_step, self.loss)
+        self._report.show_progress(self._seen_step, self.loss)
         self._report_loops()
 
     def _report_loops(self) -> None:
         while self._loop_ends and self._loop_ends[0] <= self._seen_step:
             assert self.loss is not None
-            self._report.loop(self._loop_ends.popleft(), self.loss)
+            self._report.log_loop(self._loop_ends.popleft(), self.loss)
 
     def _host_calls(self, dispatch: _Pending, spec: TPUEstimatorSpec, wanted: list[int], losses: np.ndarray) -> None:
         """The host calls of one dispatch. Runs beside the devices."""
@@ -365,7 +360,7 @@ class TrainingRun:
             except BaseException as error:
                 error.add_note(f"in training, at global step {step}")
                 raise
-        self._report.steps(dispatch.first_step, losses)
+        self._report.write_losses(dispatch.first_step, losses)
 
     def _raise_if_diverged(self) -> None:
         if self._losses.error is not None:

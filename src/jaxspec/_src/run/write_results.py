@@ -1,9 +1,8 @@
-"""The results of an evaluation, logged and written to its event file."""
+"""Logs the results of an evaluation, and writes them to its event file."""
 
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,13 @@ _logger = logging.getLogger("jaxspec")
 _MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
 
 
-def write_results(results: Mapping[str, Any], path: str, writer: SummaryWriter) -> None:
-    """Logs the results, and writes those that are numbers. Whatever goes wrong is a warning: the results are to be returned.
+def write_results(results: Mapping[str, object], path: str, writer: SummaryWriter) -> None:
+    """Logs the results, and writes those that are numbers. Any failure is only a warning: evaluate returns the results anyway.
 
     Args:
-      results: what evaluate returns, with `global_step`; the other values may be anything.
-      path: of the checkpoint behind them; it is named in the event file if it exists.
-      writer: of the evaluation's event file.
+      results: what evaluate returns: `global_step`, an int, and metrics, which may be of any class.
+      path: the checkpoint that was evaluated. The event file names it if it exists.
+      writer: writes the event file of the evaluation.
     """
     try:
         _write_results(results, path, writer)
@@ -33,10 +32,10 @@ def write_results(results: Mapping[str, Any], path: str, writer: SummaryWriter) 
         )
 
 
-def _write_results(results: Mapping[str, Any], path: str, writer: SummaryWriter) -> None:
+def _write_results(results: Mapping[str, object], path: str, writer: SummaryWriter) -> None:
     step = results["global_step"]
-    names = sorted(results, key=str)
-    shown = ", ".join(f"{name} = {_shown(results[name])}" for name in names)
+    assert isinstance(step, int)
+    shown = ", ".join(f"{name} = {_shown(results[name])}" for name in sorted(results, key=str))
     _logger.info("Saving dict for global step %d: %s", step, shown)
     for name, value in results.items():
         if name == "global_step":
@@ -54,21 +53,21 @@ def _write_results(results: Mapping[str, Any], path: str, writer: SummaryWriter)
     writer.flush()
 
 
-def _numbers(value: Any) -> np.ndarray | None:
-    """The value as an array of numbers or bools; None if it is none, such as a list of lists of several lengths."""
+def _numbers(value: object) -> np.ndarray | None:
+    """The value as an array of numbers or bools, or None if it is none (such as a list of lists of different lengths)."""
     try:
         array = np.asarray(value)
-    except Exception:  # of whatever class the value is
+    except Exception:  # whatever a class of the user's raises
         return None
     if jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(np.float64)  # bfloat16 and its kin are no NumPy numbers
+        return array.astype(np.float64)  # NumPy's own functions do not know bfloat16
     return array if array.dtype.kind in "biu" else None
 
 
-def _shown(value: Any) -> str:
-    """A value in a log line, whatever it is."""
+def _shown(value: object) -> str:
+    """A value of any class, as text for a log line."""
     try:
-        is_short = np.ndim(value) == 0 or np.size(value) <= _MOST_ENTRIES
+        is_short = np.asarray(value).size <= _MOST_ENTRIES
         text = str(value) if is_short else describe_array(value)
     except Exception:
         try:
