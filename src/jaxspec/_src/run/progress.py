@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING
 
@@ -114,10 +113,6 @@ class ProgressBar(Tqdm):
     def _write_above(self, handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> object:
         with self.external_write_mode(self.fp):
             return handle(record)
-
-
-# tqdm's own lock would fix the start method of multiprocessing.
-ProgressBar.set_lock(threading.RLock())
 
 
 def open_progress(

@@ -15,7 +15,7 @@ _MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
 
 
 def write_results(results: Mapping[str, object], path: str, writer: SummaryWriter) -> None:
-    """Logs the results, and writes those that are numbers. Any failure is only a warning: evaluate returns the results anyway.
+    """Logs the results, and writes those that are numbers. A failure is only a warning: evaluate returns the results anyway.
 
     Args:
       results: what evaluate returns: `global_step`, an int, and metrics, which may be of any class.
