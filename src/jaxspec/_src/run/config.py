@@ -149,7 +149,7 @@ class RunConfig:
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
     """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
-    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    a notebook; elsewhere the log lines show the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
     there; False: never."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:

@@ -13,10 +13,11 @@ from jaxspec._src.hooks.listener import CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.in_flight import InFlight
-from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
+from jaxspec._src.run.training_clock import TrainingClock
+from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.training_run import TrainingRun
 from jaxspec._src.run.validate import check_last_step, no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
@@ -116,7 +117,7 @@ def _train_on(
             writer=writer,
             log_every=engine.config.log_step_count_steps,
             summary_every=engine.config.save_summary_steps,
-            rows_per_step=engine.rows(ModeKeys.TRAIN),
+            batch_size=engine.rows(ModeKeys.TRAIN),
             bar=bar,
             clock=engine.clock,
         )
