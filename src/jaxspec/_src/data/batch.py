@@ -103,14 +103,17 @@ class BatchChecker:
 
     def _compare(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef) -> None:
         assert self._reference is not None
-        problems = [
-            f"{name}: {describe_array(leaf)}, was {describe_array(self._reference[name])}"
+        first = self._reference
+        changed = {
+            name: leaf
             for name, leaf in leaves.items()
-            if name in self._reference
-            and (leaf.dtype, leaf.shape[1:]) != (self._reference[name].dtype, self._reference[name].shape[1:])
+            if name in first and (leaf.dtype, leaf.shape[1:]) != (first[name].dtype, first[name].shape[1:])
+        }
+        problems = [
+            f"{name}: {describe_array(leaf)}, was {describe_array(first[name])}" for name, leaf in changed.items()
         ]
-        problems += [f"{name}: not in the first batch" for name in leaves if name not in self._reference]
-        problems += [f"{name}: missing" for name in self._reference if name not in leaves]
+        problems += [f"{name}: not in the first batch" for name in leaves if name not in first]
+        problems += [f"{name}: missing" for name in first if name not in leaves]
         if not problems and structure != self._structure:
             problems = [f"structure {structure}, was {self._structure}"]
         if problems:
@@ -118,12 +121,8 @@ class BatchChecker:
                 f"{self._where()} differs from the first batch: {'; '.join(problems)}. All batches must have the same "
                 "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction."
             )
-            if any(
-                name in self._reference
-                and leaf.ndim == self._reference[name].ndim
-                and leaf.shape[1:] != self._reference[name].shape[1:]
-                for name, leaf in leaves.items()
-            ):
+            shapes = [(leaf.shape[1:], first[name].shape[1:]) for name, leaf in changed.items()]
+            if any(now != was and len(now) == len(was) for now, was in shapes):
                 error.add_note(
                     "Sequences of several lengths: pad them to one length in input_fn. There is one program for one shape."
                 )
