@@ -92,6 +92,7 @@ def test_the_state_of_a_training_program_is_donated_and_that_of_others_is_not():
     assert state.variables["params"]["Dense_0"]["kernel"].is_deleted()
 
 
+@pytest.mark.slow(reason="six thousand steps on eight devices, in a process of its own")
 def test_three_thousand_steps_on_eight_devices_do_not_deadlock():
     """Neither a hand-written loop over `replicate` that never waits, nor the estimator with one step a loop."""
     program = """
