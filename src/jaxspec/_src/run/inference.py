@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
@@ -13,8 +14,8 @@ from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.gather import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
-from jaxspec._src.run.loss_sums import LossSums
-from jaxspec._src.run.pace import Pace
+from jaxspec._src.run.dispatch_length import DispatchLength
+from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
@@ -28,15 +29,15 @@ class HostBatch(NamedTuple):
     spec: TPUEstimatorSpec
     """On the host, of the whole batch; its loss is that of the batch."""
     rows: int
-    loss: LossSums
+    loss: EvaluationLoss
 
 
 def host_batch(groups: Sequence[Group]) -> HostBatch:
     """The batch whose groups, in order, these are."""
-    sums = LossSums()
+    sums = EvaluationLoss()
     for group in groups:
         if group.spec.loss is not None:
-            sums.add(group.spec.loss, group.rows)
+            sums.add(np.asarray(group.spec.loss), group.rows)
     parts = groups[0].spec.loss
     loss = None if parts is None else parts.dtype.type(sums.compute())
     return HostBatch(join_groups([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
@@ -57,7 +58,7 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
-    pace, singles = Pace(), SingleBatches()
+    pace, singles = DispatchLength(), SingleBatches()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
@@ -82,7 +83,7 @@ def run_batches(
             number += 1
         else:
             item = singles.alone(item)
-            place = places_in_stack(number, item.start, item.stop, capacity=item.capacity, num_shards=num_shards)
+            place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item, began))

@@ -8,7 +8,7 @@ import jax
 import jax.extend
 import numpy as np
 
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, WholeBatchSpec, replaced
 from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_axis_is_bound, shard_index, varying
 from jaxspec._src.step.global_mean import with_parts_of_loss
@@ -76,7 +76,7 @@ def _inference_rng(mode: str, state: TrainState, batch: Any, shard: Any) -> jax.
 
 
 def _infer(
-    mode: str, model: Model, state: TrainState, features: Any, labels: Any, batch: Any, shard: Any
+    mode: Mode, model: Model, state: TrainState, features: Any, labels: Any, batch: Any, shard: Any
 ) -> TPUEstimatorSpec:
     rng = _inference_rng(mode, state, batch, shard)
     variables = varying(state.variables)
