@@ -67,7 +67,7 @@ def _empty(path):
 
 
 def _misnamed(path):
-    os.rename(path, path.replace("-3", "-9"))
+    os.rename(path, path.removesuffix("3") + "9")
 
 
 def _no_directory(path):
