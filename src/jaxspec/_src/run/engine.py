@@ -22,9 +22,9 @@ from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.reports import TrainingClock
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
+from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.model import Model
