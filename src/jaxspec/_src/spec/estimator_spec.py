@@ -14,7 +14,7 @@ from jaxspec._src.spec.scaffold import Scaffold
 from jaxspec._src.spec.train_op import TrainOpLike
 
 
-class _EstimatorSpecFields(NamedTuple):
+class EstimatorSpecFields(NamedTuple):
     mode: Mode
     predictions: Array | Mapping[str, Array] | None = None
     loss: Array | None = None
@@ -30,7 +30,7 @@ class _EstimatorSpecFields(NamedTuple):
 
 @register_pytree
 @checked(fixed=["mode"])
-class EstimatorSpec(_EstimatorSpecFields):
+class EstimatorSpec(EstimatorSpecFields):
     """What `TPUEstimatorSpec.as_estimator_spec()` returns: a spec on the host, with the results of its host functions.
 
     `eval_metric_ops` maps names to metric values (`merge`, `compute`); the other fields are as in

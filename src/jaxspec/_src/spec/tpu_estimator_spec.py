@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
-import jax
-
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
 from jaxspec._src.base.types import Array, HostFunction
 from jaxspec._src.spec.captures import refuse_captured_tracers
-from jaxspec._src.spec.estimator_spec import EstimatorSpec
+from jaxspec._src.spec.estimator_spec import EstimatorSpec, EstimatorSpecFields
 from jaxspec._src.spec.export_outputs import ExportOutput
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.host_functions import HostCallHook, call_metric_fn, check_host_function, to_host
@@ -94,9 +92,9 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
           ValueError: on traced arrays (inside jit, pmap and the like), or if scaffold_fn returns None.
           TypeError: if metric_fn does not return a dict, or scaffold_fn no Scaffold.
         """
-        # Not the leaves of the spec itself: to flatten that takes Python code, and a run does this at every step.
-        if any(map(is_tracer, jax.tree.leaves([value for value in self if not callable(value)]))):
-            name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
+        traced = [(name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf)]
+        if traced:
+            name, leaf = traced[0]
             raise ValueError(
                 f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
                 "on the host, after js.gather. A model_fn returns the TPUEstimatorSpec as it is, on every device."
@@ -108,18 +106,17 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         predictions, loss, export_outputs = to_host((self.predictions, self.loss, self.export_outputs))
         # `_make` checks nothing: all this was checked when the user made the spec.
         return EstimatorSpec._make(
-            (
-                self.mode,
-                {} if predictions is None else predictions,
-                loss,
-                self.train_op,
-                metrics,
-                export_outputs,
-                (),
-                (*(self.training_hooks or ()), *host_calls),
-                Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
-                (*(self.evaluation_hooks or ()), *host_calls),
-                tuple(self.prediction_hooks or ()),
+            EstimatorSpecFields(
+                mode=self.mode,
+                predictions={} if predictions is None else predictions,
+                loss=loss,
+                train_op=self.train_op,
+                eval_metric_ops=metrics,
+                export_outputs=export_outputs,
+                training_hooks=(*(self.training_hooks or ()), *host_calls),
+                scaffold=Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
+                evaluation_hooks=(*(self.evaluation_hooks or ()), *host_calls),
+                prediction_hooks=tuple(self.prediction_hooks or ()),
             )
         )
 
