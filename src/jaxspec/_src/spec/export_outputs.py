@@ -35,7 +35,7 @@ def _rebuild(cls: type[ExportOutput], outputs: PyTree) -> ExportOutput:
 
 
 class PredictOutput(ExportOutput):
-    """Any arrays. `outputs`: a dict of arrays, or one array, which is then named `output`."""
+    """Arrays of all kinds. `outputs`: a dict of arrays, or one array, which is then named `output`."""
 
     def __init__(self, outputs: Array | Mapping[str, Array]) -> None:
         if not isinstance(outputs, Mapping):
