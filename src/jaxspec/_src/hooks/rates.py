@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""StepCounterHook, ExamplesPerSecondHook: how fast training is."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ _logger = logging.getLogger("jaxspec")
 class StepCounterHook(SessionRunHook):
     """Logs and writes `global_step/sec` every so many steps or seconds. The first interval begins after the first loop.
 
-    It fetches nothing, so a rate may be ahead of the devices by the dispatches in flight.
+    It fetches nothing. So a rate counts steps that are dispatched and not yet done.
 
     Args:
       every_n_steps, every_n_secs: exactly one of them.
-      output_dir: where event files go; None and no summary_writer: nothing is written.
-      summary_writer: a writer instead.
+      output_dir: the directory of the event files; None, without a summary_writer: nothing is written.
+      summary_writer: a writer (any `summary.Sink`), instead of `output_dir`.
       clock: seconds since some start.
     """
 
@@ -76,17 +76,17 @@ def record_rate(writer: Sink | None, tag: str, rate: float, step: int) -> None:
 class Rates(NamedTuple):
     """How fast a session was, from the end of its first loop, which compiles, to its end.
 
-    The time of what happened meanwhile counts, too: checkpoints, and evaluations at them.
+    The time of checkpoints, and of evaluations at them, is included.
     """
 
     steps_per_sec: float
     examples_per_sec: float
     compile_secs: float
-    """Seconds of the first loop, less what its steps took at the later rate: tracing, compiling and loading."""
+    """The seconds of the first loop, minus the time of its steps at the later rate: tracing, compiling and loading."""
 
 
 class ExamplesPerSecondHook(StepCounterHook):
-    """`StepCounterHook` that logs and writes `examples/sec`, too; `result()` gives the rates of the whole session.
+    """A `StepCounterHook` that also logs and writes `examples/sec`. `result()` returns the rates of the whole session.
 
     It waits for the devices twice: after the first loop and at the end.
 
@@ -112,7 +112,7 @@ class ExamplesPerSecondHook(StepCounterHook):
 
     def begin(self) -> None:
         self._began: float | None = None
-        self._first_loop: tuple[float, int, int] | None = None  # seconds, its steps, the step behind it
+        self._first_loop: tuple[float, int, int] | None = None  # seconds, number of steps, global step after it
         self._result = None
 
     def before_run(self, run_context: SessionRunContext) -> None:
@@ -121,7 +121,7 @@ class ExamplesPerSecondHook(StepCounterHook):
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self._first_loop is None:
-            _ = run_context.session.loss  # waits
+            _ = run_context.session.loss  # waits for the devices
             assert self._began is not None
             end = run_context.last_step + 1
             self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)

@@ -50,7 +50,7 @@ class SecondOrStepTimer:
         return self._clock() >= self._last_time + self._every_secs
 
     def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
-        """Notes a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the first."""
+        """Records a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the first."""
         now = self._clock()
         elapsed: tuple[float | None, int | None] = (None, None)
         if self._last_step is not None and self._last_time is not None:
@@ -64,10 +64,10 @@ class SecondOrStepTimer:
 
 
 class LoopTimer(SecondOrStepTimer):
-    """A timer for sessions whose loops have several steps: it triggers at the first loop's end at or past each due step.
+    """A timer for loops of several steps. It triggers at the end of the first loop that reaches a due step.
 
-    Steps are due at the first update of the session and every `every_steps` after it, so for loops of one step this is
-    `SecondOrStepTimer`; with longer ones the triggers keep that rate.
+    The first update of the session is due, and every `every_steps` after it. For loops of one step this is the same as
+    `SecondOrStepTimer`; longer loops keep the same rate.
     """
 
     def start(self, step: int) -> None:
@@ -122,7 +122,7 @@ class SessionTimers:
         return self._timers[context.session].should_trigger_for_step(context.last_step + 1)
 
     def triggered(self, context: SessionRunContext) -> tuple[float | None, int | None]:
-        """Notes a trigger at the end of a loop; returns (seconds, steps) since the one before, None at the first."""
+        """Records a trigger at the end of a loop; returns (seconds, steps) since the one before, (None, None) at the first."""
         return self._timers[context.session].update_last_triggered_step(context.last_step + 1)
 
 

@@ -266,7 +266,7 @@ class TPUEstimator:
     def export_saved_model(
         self,
         export_dir_base: str,
-        serving_input_receiver_fn: AnyFunction,
+        serving_input_receiver_fn: AnyFunction | None,
         assets_extra: object = None,
         checkpoint_path: str | None = None,
     ) -> str:

@@ -4,13 +4,11 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
 _logger = logging.getLogger("jaxspec")
@@ -40,11 +38,10 @@ def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None)
     warned = set() if warned is None else warned
     files = []
     for name, path in _event_files(os.fspath(logdir), warned):
-        events = _Events(path)
-        scalars = [scalar for event in events for scalar in _scalars(event, events)]
-        if events.trouble is not None:
-            _warn_once(warned, path, events.trouble)
-        files.append((events.begun, name, scalars))
+        begun, scalars, trouble = _read_file(path)
+        if trouble is not None:
+            _warn_once(warned, path, trouble)
+        files.append((begun, name, scalars))
     found: dict[int, dict[str, float]] = {}
     for *_, scalars in sorted(files):
         for step, tag, value in scalars:
@@ -74,47 +71,40 @@ def _event_files(logdir: str, warned: set[str]) -> list[tuple[str, str]]:
         return []
 
 
-class _Events:
-    """The events of a file, as far as it can be read.
+def _read_file(path: str) -> tuple[float, list[_Scalar], str | None]:
+    """(wall time of the first event in seconds, infinite if there is none; the scalars; what was wrong first, or None)."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorboardX.proto.event_pb2 import Event
 
-    Attributes:
-      begun: the wall time of the first event, in seconds; infinite if there is none.
-      trouble: the first thing that was wrong, or None.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.begun = math.inf
-        self.trouble: str | None = None
-
-    def found(self, trouble: str) -> None:
-        """Notes that something is wrong, if nothing was before."""
-        self.trouble = self.trouble or trouble
-
-    def __iter__(self) -> Iterator["Event"]:
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-        from tensorboardX.proto.event_pb2 import Event
-
-        try:
-            with open(self._path, "rb") as file:
-                is_first = True
-                while (record := _record(file)) is not None:
-                    start, data = record
+    begun: float | None = None
+    scalars: list[_Scalar] = []
+    troubles: list[str] = []
+    try:
+        with open(path, "rb") as file:
+            while (record := _record(file)) is not None:
+                start, data = record
+                try:
+                    event = Event.FromString(data)
+                except DecodeError:
+                    troubles.append(f"the record at byte {start} holds no event")
+                    continue
+                if begun is None:
+                    begun = event.wall_time if math.isfinite(event.wall_time) else math.inf
+                for value in event.summary.value:
                     try:
-                        event = Event.FromString(data)
-                    except DecodeError:
-                        self.found(f"the record at byte {start} holds no event")
+                        number = _number(value)
+                    except ValueError as error:
+                        troubles.append(f"the value of {value.tag!r} at step {event.step} is no scalar: {error}")
                         continue
-                    if is_first and math.isfinite(event.wall_time):
-                        self.begun = event.wall_time
-                    is_first = False
-                    yield event
-        except _DamagedError as error:
-            self.found(str(error))
-        except MemoryError:
-            self.found("it holds a record too large for the memory")
-        except OSError as error:
-            self.found(f"it cannot be read: {error}")
+                    if number is not None:
+                        scalars.append(_Scalar(event.step, value.tag, number))
+    except _DamagedError as error:
+        troubles.append(str(error))
+    except MemoryError:
+        troubles.append("it holds a record too large for the memory")
+    except OSError as error:
+        troubles.append(f"it cannot be read: {error}")
+    return math.inf if begun is None else begun, scalars, troubles[0] if troubles else None
 
 
 class _DamagedError(Exception):
@@ -143,18 +133,7 @@ def _record(file: BinaryIO) -> tuple[int, bytes] | None:
     raise _DamagedError(f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)")
 
 
-def _scalars(event: "Event", events: _Events) -> Iterator[_Scalar]:
-    for value in event.summary.value:
-        try:
-            number = _number(value)
-        except ValueError as error:
-            events.found(f"the value of {value.tag!r} at step {event.step} is no scalar: {error}")
-            continue
-        if number is not None:
-            yield _Scalar(event.step, value.tag, number)
-
-
-# The numbers of types.proto, with the name in a tensor of what holds their values.
+# By the number that types.proto gives a dtype: the dtype, and the field of a tensor that holds its values.
 _DTYPES = {
     1: (np.float32, "float_val"),
     2: (np.float64, "double_val"),
