@@ -1,6 +1,9 @@
 """The spec: fields, rules, pytree, as_estimator_spec."""
 
+import copy
 import functools
+import inspect
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +47,18 @@ def test_it_is_a_namedtuple():
     assert (mode, loss) == (spec[0], spec[2])
     assert predictions is spec.predictions
     assert spec._asdict()["mode"] == js.ModeKeys.EVAL
+
+
+def test_the_signature_names_the_fields():
+    for spec in (js.TPUEstimatorSpec, js.EstimatorSpec):
+        assert tuple(inspect.signature(spec).parameters) == spec._fields
+
+
+def test_copies_are_equal():
+    spec = js.TPUEstimatorSpec("eval", loss=LOSS, eval_metrics=(metric_fn, [LOSS, LOSS]))
+    for copied in (copy.copy(spec), pickle.loads(pickle.dumps(spec))):
+        assert type(copied) is js.TPUEstimatorSpec
+        assert copied == spec
 
 
 def test_replace_checks_again():

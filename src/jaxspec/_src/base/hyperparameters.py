@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import operator
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -28,22 +29,17 @@ def with_values(params: HyperParameters, **values: object) -> HyperParameters:
     if hasattr(type(params), "as_configdict"):  # a FrozenConfigDict takes no more keys
         params = params.as_configdict()
     made: HyperParameters = {} if params is None else copy_params(params)
-    if _has_keys(made):
-        if made is params:  # it is of a kind that cannot be copied
-            return _AttributeDict({**{key: made[key] for key in made}, **values})
-        with made.unlocked() if hasattr(type(made), "unlocked") else contextlib.nullcontext():
-            try:
-                for name, value in values.items():
-                    made[name] = value
-            except Exception:  # a mapping that takes no further keys, or not these values
-                made = _AttributeDict({**{key: made[key] for key in made}, **values})
-        return made
+    has_keys = _has_keys(made)
+    add = operator.setitem if has_keys else _set_attribute
     try:
         if made is params:
             raise TypeError("it cannot be copied")
-        for name, value in values.items():
-            _set_attribute(made, name, value)
+        with made.unlocked() if has_keys and hasattr(type(made), "unlocked") else contextlib.nullcontext():
+            for name, value in values.items():
+                add(made, name, value)
     except Exception as error:
+        if has_keys:  # a mapping that cannot be copied, or takes no further keys, or not these values
+            return _AttributeDict({**{key: made[key] for key in made}, **values})
         kind = type(params).__name__
         what = f"an object of {kind}" if hasattr(params, "__dict__") else f"{kind} {params!r}"
         raise TypeError(

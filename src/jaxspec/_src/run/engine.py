@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import with_values
+from jaxspec._src.base.tpu_context import TPUContext
 from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn, PyTree
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver

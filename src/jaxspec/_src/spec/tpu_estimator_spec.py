@@ -7,14 +7,14 @@ from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
 from jaxspec._src.base.types import Array, HostFunction
 from jaxspec._src.spec.captures import refuse_captured_tracers
 from jaxspec._src.spec.estimator_spec import EstimatorSpec, EstimatorSpecFields
-from jaxspec._src.spec.export_outputs import ExportOutput
+from jaxspec._src.spec.export_outputs import ExportOutput, check_export_outputs
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.host_functions import HostCallHook, call_metric_fn, check_host_function, to_host
+from jaxspec._src.spec.loss_and_predictions import check_loss, check_predictions
 from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.namedtuple import checked, register_pytree
-from jaxspec._src.spec.rules import check_arrays
 from jaxspec._src.spec.scaffold import Scaffold, call_scaffold_fn, check_scaffold_fn
-from jaxspec._src.spec.train_op import TrainOpLike
+from jaxspec._src.spec.train_op import TrainOpLike, check_train_op
 
 
 class _TPUEstimatorSpecFields(NamedTuple):
@@ -63,23 +63,18 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     __slots__ = ()
 
     def _checked(self) -> Self:
-        eval_metrics = check_host_function("eval_metrics", self.eval_metrics)
-        host_call = check_host_function("host_call", self.host_call)
-        training_hooks = _check_spec_hooks("training_hooks", self.training_hooks)
-        evaluation_hooks = _check_spec_hooks("evaluation_hooks", self.evaluation_hooks)
-        prediction_hooks = _check_spec_hooks("prediction_hooks", self.prediction_hooks)
-        train_op, loss, predictions, export_outputs = check_arrays(self)
-        check_scaffold_fn(self.scaffold_fn)
+        # In this order, which is TensorFlow's: the first mistake is the one that is raised.
         return super()._replace(
-            predictions=predictions,
-            loss=loss,
-            train_op=train_op,
-            eval_metrics=eval_metrics,
-            export_outputs=export_outputs,
-            host_call=host_call,
-            training_hooks=training_hooks,
-            evaluation_hooks=evaluation_hooks,
-            prediction_hooks=prediction_hooks,
+            eval_metrics=check_host_function("eval_metrics", self.eval_metrics),
+            host_call=check_host_function("host_call", self.host_call),
+            training_hooks=_check_spec_hooks("training_hooks", self.training_hooks),
+            evaluation_hooks=_check_spec_hooks("evaluation_hooks", self.evaluation_hooks),
+            prediction_hooks=_check_spec_hooks("prediction_hooks", self.prediction_hooks),
+            train_op=check_train_op(self.mode, self.train_op),
+            loss=check_loss(self.mode, self.loss),
+            predictions=(predictions := check_predictions(self.mode, self.predictions)),
+            export_outputs=check_export_outputs(self.mode, self.export_outputs, predictions),
+            scaffold_fn=check_scaffold_fn(self.scaffold_fn),
         )
 
     def as_estimator_spec(self) -> EstimatorSpec:

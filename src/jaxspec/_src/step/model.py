@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxspec._src.base.callables import argument_names, call_by_name, describe
-from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import holds, with_values
+from jaxspec._src.base.tpu_context import TPUContext
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
