@@ -67,7 +67,7 @@ def _empty(path):
 
 
 def _misnamed(path):
-    os.rename(path, path.replace("-3", "-9"))
+    os.rename(path, path.removesuffix("3") + "9")
 
 
 def _no_directory(path):
@@ -112,7 +112,7 @@ def test_every_verb_names_a_damaged_newest_checkpoint_and_uses_the_one_before(da
         assert read_array(str(tmp_path / "model.ckpt-3"), "params/w") == 3
 
 
-def test_where_no_checkpoint_is_whole_nothing_begins_anew_in_silence(tmp_path):
+def test_where_every_checkpoint_is_damaged_training_does_not_begin_anew_in_silence(tmp_path):
     for step in (1, 2):
         os.remove(os.path.join(saved(tmp_path, state_of({"w": jnp.zeros(())}, step=step)), "manifest.json"))
     with pytest.raises(DamagedCheckpointError, match=r"model.ckpt-2 is damaged: its manifest.json cannot be read"):
@@ -120,7 +120,7 @@ def test_where_no_checkpoint_is_whole_nothing_begins_anew_in_silence(tmp_path):
     assert latest_undamaged_checkpoint(str(tmp_path / "nowhere")) is None
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_newer_format_is_refused_and_not_skipped(tmp_path, monkeypatch):
     def make():
         return js.TPUEstimator(
             counting_model_fn, counting_init, model_dir=tmp_path, use_tpu=False, config=run_config(save=1)

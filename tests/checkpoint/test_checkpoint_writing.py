@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, whoever interrupts, reads or writes meanwhile, and whatever the disk does."""
+"""A checkpoint is whole or absent, whoever interrupts, reads or writes meanwhile, and whatever the disk does."""
 
 import _thread
 import fcntl
@@ -150,7 +150,7 @@ def test_an_interrupted_read_lets_no_other_operation_begin_before_it_has_ended(t
     assert not backend._one_at_a_time.locked()
 
 
-def test_where_there_are_no_locks_leftovers_are_told_by_their_age(tmp_path, monkeypatch):
+def test_where_there_are_no_locks_leftovers_are_recognised_by_their_age(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers, "fcntl", None)
     old, new = tmp_path / "model.ckpt-1.partial-a", tmp_path / "model.ckpt-2.partial-b"
     for path in (old, new):
@@ -222,7 +222,7 @@ def test_a_directory_that_vanishes_while_a_checkpoint_is_written_is_one_short_er
         saver.wait()
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.__cause__ is None
-    saver.wait()  # the error is told once
+    saver.wait()  # the error is raised once
     monkeypatch.setattr(background_write.checksums, "write_manifest", original)
     saver.save(_state(1))
     saver.wait()

@@ -1,4 +1,4 @@
-"""A scalar of each shard, in eval_metrics and in host_call of an evaluation: its mean is that over the rows."""
+"""The mean of a scalar of each shard, in eval_metrics and in host_call of an evaluation, is the mean over the rows."""
 
 import itertools
 

@@ -123,16 +123,7 @@ def _train_on(
         )
         in_flight = InFlight(engine, program.spec, report, writer, interrupt, source.step)
         run = TrainingRun(
-            engine,
-            program,
-            in_flight,
-            infeed,
-            calls,
-            step=source.step,
-            stop_step=stop,
-            checkpoint_dirs=checkpoint_dirs,
-            interrupt=interrupt,
-            summary_writer=writer,
+            engine, program, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
         )
         try:
             run.train()

@@ -51,7 +51,6 @@ class TrainingRun(RunningSession):
         in_flight: InFlight,
         infeed: Infeed,
         hooks: HookCalls,
-        *,
         step: int,
         stop_step: int | None,
         checkpoint_dirs: Sequence[str],
