@@ -20,6 +20,7 @@ from jaxspec.hooks import (
 
 @scenario("early_stopping/in_train_and_evaluate")
 def early_stopping(run, metric_by_step, patience, threshold, min_steps, max_steps):
+    # Slow: eight runs, in which a checkpoint and an evaluation follow each step.
     def score(x, w):
         return {"score": js.metrics.mean(np.float32(metric_by_step[int(w[0])]))}
 

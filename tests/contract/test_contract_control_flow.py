@@ -17,14 +17,17 @@ for module in ("flow_train", "flow_inference", "flow_hooks", "flow_training"):
     importlib.import_module(module)  # which registers its scenarios
 DOCUMENT = load("control_flow")
 CASES = {case["name"]: case for case in DOCUMENT["cases"]}
+AGAIN = pytest.mark.slow(reason="the transcripts that several devices have replayed, once more")
 
 
 def replays():
     """A case and a setup for each replay."""
     for name, case in CASES.items():
         if name in SCENARIOS:
-            for setup in [FALLBACK] if SCENARIOS[name][1] else setups(DOCUMENT["parameters"]["batch"]):
-                yield pytest.param(case, setup, id=f"{name}, {setup.name}")
+            fallback_only = SCENARIOS[name][1]
+            for setup in [FALLBACK] if fallback_only else setups(DOCUMENT["parameters"]["batch"]):
+                again = setup is FALLBACK and not fallback_only
+                yield pytest.param(case, setup, id=f"{name}, {setup.name}", marks=[AGAIN] if again else [])
 
 
 @pytest.mark.parametrize(("case", "setup"), list(replays()))

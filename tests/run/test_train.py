@@ -156,7 +156,10 @@ def net(model_dir, shards=None, save=1000, every=7, **kwargs):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_promise_1_bitwise_for_every_loop_length(tmp_path, shards):
-    """Adam, dropout, batch norm; a checkpoint that falls inside a loop."""
+    """Adam, dropout, batch norm; a checkpoint that falls inside a loop.
+
+    Slow: loops of five lengths are five programs, each compiled.
+    """
     input_fn = js.inputs.numpy_input_fn(X, Y, num_epochs=None, shuffle=True)
     states = {}
     for every, save in ((1, None), (2, 5), (7, 5), (50, None), (1000, 13)):

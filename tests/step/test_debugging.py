@@ -1,4 +1,7 @@
-"""Looking into a model: one step a loop, and `jax.disable_jit()`."""
+"""Looking into a model: one step a loop, and `jax.disable_jit()`.
+
+The tests without jit are slow: JAX compiles each operation by itself.
+"""
 
 import flax.linen as nn
 import jax

@@ -68,6 +68,7 @@ def by_optax(optimizer, steps):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_gives_the_weights_that_optax_gives_and_goes_on_from_a_checkpoint(name, tmp_path):
+    """Slow for L-BFGS: its line search is a loop inside a loop, compiled with and without jaxspec."""
     optimizer = OPTIMIZERS[name]
     expected = by_optax(optimizer, 4)
     model_fn = make_model_fn(optimizer)

@@ -72,6 +72,7 @@ def test_a_full_and_a_short_batch_in_every_mode_are_no_news(tmp_path, caplog):
 
 
 def test_without_jit_nothing_is_compiled(tmp_path, caplog):
+    """Slow: JAX compiles each operation by itself, for each number of rows."""
     with jax.disable_jit():
         estimator(tmp_path, use_tpu=False).train(lambda: ((X[:n], Y[:n]) for n in (8, 5, 7, 3, 6)))
     assert warnings(caplog) == []
