@@ -3,14 +3,17 @@
 # The first of these that is new enough. Override with `make PYTHON=...`.
 new_enough = $(firstword $(foreach p,$(1),$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null && echo $(p))))
 PYTHON ?= $(call new_enough,python3 python3.13 python3.12 python3.11,11)
-PYTHON312 = $(call new_enough,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12),12)
+NEWEST_PYTHON ?= $(call new_enough,python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13) \
+	python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3,12)
 WORKERS ?= 2
 ARGS ?=
+# Each worker takes the files of one half, not every other test: it makes what the tests of a file share once.
+SHARED = -n $(WORKERS) --dist worksteal
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-tpu test-312 clean
+.PHONY: help demo test test-slow check test-tpu test-newest clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -19,7 +22,10 @@ demo: .venv/ready  ## train on handwritten digits, evaluate, predict; options: m
 	.venv/bin/python examples/digits.py $(ARGS)
 
 test: .venv/ready  ## run the tests; options: make test ARGS="-k evaluate"
-	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	.venv/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS)
+
+test-slow: .venv/ready  ## run the tests that take long: processes killed, eight devices, examples, TensorFlow's trajectories
+	.venv/bin/python -m pytest $(SHARED) -m slow $(ARGS)
 
 check: .venv/ready  ## lint, check types and layers, compare the export list with the package
 	.venv/bin/ruff check .
@@ -31,13 +37,13 @@ check: .venv/ready  ## lint, check types and layers, compare the export list wit
 test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compiler (no TPU needed)
 	.venv-tpu/bin/python -m pytest tests/tpu $(ARGS)
 
-test-312:  ## run the tests on Python 3.12 with jax 0.11, where there is a Python 3.12
-	@if [ -z "$(PYTHON312)" ]; then echo "No Python 3.12 here: nothing to do."; \
-	else $(MAKE) .venv-312/ready && .venv-312/bin/python -m pytest -n $(WORKERS) $(ARGS); fi
+test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, where there is one
+	@if [ -z "$(NEWEST_PYTHON)" ]; then echo "No Python 3.12 or newer here: nothing to do."; \
+	else $(MAKE) .venv-newest/ready && .venv-newest/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS); fi
 
 clean:  ## remove the environments, caches, and what the examples wrote
-	rm -rf .venv .venv-tpu .venv-312 runs build dist src/*.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tpu .venv-newest runs build dist src/*.egg-info
+	rm -rf .pytest_cache .jax_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once, and completed when pyproject.toml changes.
@@ -54,7 +60,8 @@ clean:  ## remove the environments, caches, and what the examples wrote
 	.venv-tpu/bin/python $(PIP_INSTALL) --editable '.[test-tpu]'
 	@touch $@
 
-.venv-312/ready: pyproject.toml
-	$(PYTHON312) -m venv .venv-312
-	.venv-312/bin/python $(PIP_INSTALL) --editable '.[test]' 'jax==0.11.*'
+# Newer than what pip would choose for .venv, whose JAX is the newest that an older Python may have.
+.venv-newest/ready: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
 	@touch $@

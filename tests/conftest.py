@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,6 +14,11 @@ HERE = pathlib.Path(__file__).parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# The hundreds of checkpoints that the tests write are small, and the disk would be waited for. `tmp_path` is made here.
+MEMORY = pathlib.Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Tests that need a process of their own import from these, too.
 os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, HERE.glob("[a-z]*/")), *filter(None, sys.path)])

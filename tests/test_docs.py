@@ -1,5 +1,6 @@
 """The pages in docs/: every Python block runs, every link leads somewhere, every name of jaxspec and every message is real."""
 
+import inspect
 import operator
 import os
 import re
@@ -20,9 +21,7 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [*ROOT.glob("
 DOCS = sorted(page for page in PAGES if page.startswith("docs/"))
 RUN_ELSEWHERE = {"docs/summaries.md": "tests/summary/test_sinks.py"}
 """Pages whose blocks need something that is not installed, and the tests that run them with a stand-in."""
-BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]*) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def linear(size):
@@ -88,14 +87,18 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         return
     monkeypatch.chdir(tmp_path)
     names = names_for_a_page(tmp_path)
-    for block in BLOCK.finditer(PAGES[page]):
-        if not block["reason"]:
-            exec(compile(block["code"], page, "exec"), names)
+    for block in BLOCK.findall(PAGES[page]):
+        exec(compile(block, page, "exec"), names)
 
 
 def test_a_block_that_does_not_run_would_fail(tmp_path):
     with pytest.raises(AttributeError):
         exec("js.TPUEstimatr", names_for_a_page(tmp_path))
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_python_is_marked_as_python(page):
+    assert set(re.findall(r"^```(\w*)$", PAGES[page], re.MULTILINE)) <= {"", "python", "text", "sh"}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -111,6 +114,21 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
+
+
+def test_arguments_of_the_library_exist():
+    modules = (js, js.hooks, js.summary, js.metrics, js.inputs, js.TPUEstimator)
+    checked = 0
+    for page, text in PAGES.items():
+        for name, argument in re.findall(r"(?<!tpu\.)\b(\w+)\((\w+)=", text):
+            function = next((vars(module)[name] for module in modules if name in vars(module)), None)
+            if function is None or any(
+                p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()
+            ):
+                continue
+            assert argument in inspect.signature(function).parameters, f"{page}: {name}({argument}=...)"
+            checked += 1
+    assert checked > 10
 
 
 def test_the_files_that_contributing_names_exist():

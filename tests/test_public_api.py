@@ -85,7 +85,7 @@ SUMMARY = {
     "text",
 }
 SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
-LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "rich"]
+LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "tqdm"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Every metric of `tf.compat.v1.metrics`, as pure functions of one host batch whose values merge.
+"""Every metric of `tf.compat.v1.metrics`, as a pure function of one batch on the host.
 
-A function takes arrays (NumPy, JAX, lists; TensorFlow's argument names and order) and returns a small
-immutable `Metric` with `merge(other)` and `compute()`. In metric_fn it stands where the TensorFlow function
-stood:
+A function takes arrays (NumPy, JAX, lists) under TensorFlow's argument names, in TensorFlow's order, and returns a small
+immutable `Metric`: `merge(other)` joins the metrics of two batches, and `compute()` gives the result. metric_fn calls it
+where it called TensorFlow's function:
 
 >>> import numpy as np
 >>> from jaxspec import metrics
@@ -11,8 +11,8 @@ stood:
 >>> metric_fn(np.array([0, 1]), np.array([[2.0, 1.0], [3.0, 1.0]]))["accuracy"].compute()
 0.5
 
-`collect` hands every example of the evaluation to any function. Where TensorFlow leaves a value undefined
-(the mean of nothing, the precision of no predictions) the docstring of each function says which it is.
+`collect` passes every example of the evaluation to any function. If a result is undefined (the mean of nothing, the
+precision of no predictions), it is what TensorFlow returns; the docstring of each function says what that is.
 """
 
 from jaxspec._src.metrics.at_k import average_precision_at_k as average_precision_at_k
@@ -22,6 +22,12 @@ from jaxspec._src.metrics.at_k import recall_at_k as recall_at_k
 from jaxspec._src.metrics.at_k import recall_at_top_k as recall_at_top_k
 from jaxspec._src.metrics.at_k import sparse_average_precision_at_k as sparse_average_precision_at_k
 from jaxspec._src.metrics.at_k import sparse_precision_at_k as sparse_precision_at_k
+from jaxspec._src.metrics.at_thresholds import false_negatives_at_thresholds as false_negatives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import false_positives_at_thresholds as false_positives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import precision_at_thresholds as precision_at_thresholds
+from jaxspec._src.metrics.at_thresholds import recall_at_thresholds as recall_at_thresholds
+from jaxspec._src.metrics.at_thresholds import true_negatives_at_thresholds as true_negatives_at_thresholds
+from jaxspec._src.metrics.at_thresholds import true_positives_at_thresholds as true_positives_at_thresholds
 from jaxspec._src.metrics.binary import false_negatives as false_negatives
 from jaxspec._src.metrics.binary import false_positives as false_positives
 from jaxspec._src.metrics.binary import precision as precision
@@ -45,9 +51,3 @@ from jaxspec._src.metrics.regression import mean_cosine_distance as mean_cosine_
 from jaxspec._src.metrics.regression import mean_relative_error as mean_relative_error
 from jaxspec._src.metrics.regression import mean_squared_error as mean_squared_error
 from jaxspec._src.metrics.regression import root_mean_squared_error as root_mean_squared_error
-from jaxspec._src.metrics.thresholds import false_negatives_at_thresholds as false_negatives_at_thresholds
-from jaxspec._src.metrics.thresholds import false_positives_at_thresholds as false_positives_at_thresholds
-from jaxspec._src.metrics.thresholds import precision_at_thresholds as precision_at_thresholds
-from jaxspec._src.metrics.thresholds import recall_at_thresholds as recall_at_thresholds
-from jaxspec._src.metrics.thresholds import true_negatives_at_thresholds as true_negatives_at_thresholds
-from jaxspec._src.metrics.thresholds import true_positives_at_thresholds as true_positives_at_thresholds

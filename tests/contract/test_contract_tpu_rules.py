@@ -75,6 +75,7 @@ def test_batch_sizes(case, mode, tmp_path):
     assert_batch(case, mode, contract_batches.observe(case, mode, str(tmp_path)))
 
 
+@pytest.mark.slow(reason="a process of its own for each larger number of devices")
 def test_batch_sizes_on_more_cores():
     """The same in a process of its own for each larger number of cores, with virtual devices."""
     larger = collections.defaultdict(list)

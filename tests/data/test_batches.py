@@ -8,7 +8,8 @@ import pytest
 from tiny_models import data, linear_init, linear_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.data.batch import BatchChecker, split_element
+from jaxspec._src.data.batch import BatchChecker
+from jaxspec._src.data.elements import split_element
 
 X, Y = data(rows=24)
 

@@ -10,8 +10,10 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, data, run_config
 
 import jaxspec as js
+from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.position import decode_position, encode_position
-from jaxspec._src.data.prefetch import Batch, Infeed
+from jaxspec._src.data.prefetch import Infeed
 
 X, Y = data(rows=24)
 
@@ -19,7 +21,9 @@ X, Y = data(rows=24)
 def infeed(source, mode="train", num_shards=1, batch_size=4, ragged=False, capacity=2, **kwargs):
     made = [source]
     del source  # so that nobody but the infeed holds it
-    feed = Infeed(made.pop, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged, **kwargs)
+    feed = Infeed(
+        InputRequest(made.pop, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged, **kwargs)
+    )
     feed.start(capacity)
     return feed
 
@@ -172,7 +176,7 @@ def test_ragged_batches_are_copied_too():
 def test_batches_without_rows_are_passed_over_in_evaluation():
     source = [X[:0], X[:4], X[:0], X[:2], X[:0]]
     assert [len(b[0]) for b in everything(infeed(source, mode="eval", ragged=True))] == [4, 2]
-    feed = Infeed(lambda: [X[:0]], mode="eval", num_shards=1, batch_size=4, ragged=True)
+    feed = Infeed(InputRequest(lambda: [X[:0]], mode="eval", num_shards=1, batch_size=4, ragged=True))
     assert feed.first is None
     feed.close()
 

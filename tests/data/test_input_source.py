@@ -12,7 +12,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.data.input_source import InputMemory
+from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec.hooks import SessionRunHook, StopAtStepHook
 
@@ -138,7 +139,9 @@ def test_the_input_has_the_callers_context(tmp_path):
 
 def test_sixty_four_bits_are_kept_where_the_caller_enabled_them():
     with jax.enable_x64(True):
-        feed = Infeed(lambda: [np.zeros(4, np.float64)] * 3, mode="train", num_shards=1, batch_size=4, ragged=False)
+        feed = Infeed(
+            InputRequest(lambda: [np.zeros(4, np.float64)] * 3, mode="train", num_shards=1, batch_size=4, ragged=False)
+        )
         feed.start(1)
     taken = [feed.take(1) for _ in range(3)]
     feed.close()
@@ -252,7 +255,8 @@ def test_batches_in_flight_when_a_loop_is_cut_short_are_kept():
     mine, memory = own_generator([]), InputMemory()
 
     def feed():
-        return Infeed(lambda: mine, mode="train", num_shards=1, batch_size=ROWS, ragged=False, memory=memory)
+        request = InputRequest(lambda: mine, mode="train", num_shards=1, batch_size=ROWS, ragged=False)
+        return Infeed(request, memory=memory)
 
     first = feed()
     first.start(4)
@@ -389,9 +393,8 @@ def test_an_evaluation_of_a_minute_says_once_that_it_goes_on(caplog):
     now = [100.0]
 
     def evaluated(limit, mode="eval"):
-        feed = Infeed(
-            counting_input(6), mode=mode, num_shards=1, batch_size=ROWS, ragged=True, limit=limit, clock=lambda: now[0]
-        )
+        request = InputRequest(counting_input(6), mode=mode, num_shards=1, batch_size=ROWS, ragged=True, limit=limit)
+        feed = Infeed(request, clock=lambda: now[0])
         feed.start(1)
         while feed.take(1) is not None:
             now[0] += 25

@@ -17,6 +17,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow(reason="a process of its own compiles every program for eight devices")
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_on_eight_shards_too(tmp_path, what):
     ran = subprocess.run(

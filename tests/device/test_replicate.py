@@ -230,6 +230,7 @@ def test_choosing_devices():
     assert describe_devices(jax.devices()) == "4 x cpu (no accelerator found)"
 
 
+@pytest.mark.slow(reason="six thousand steps on eight devices, in a process of its own")
 def test_three_thousand_steps_on_eight_devices_do_not_deadlock():
     """Neither a hand-written loop over `replicate` that never waits, nor the estimator with one step a loop."""
     program = """

@@ -19,6 +19,7 @@ def few_rows(monkeypatch):
     return everything
 
 
+@pytest.mark.slow(reason="the example compiles a network for images, and trains it")
 def test_digits_trains_then_resumes_then_is_finished(tmp_path, capsys):
     results = digits.main(steps=8, shards=2, model_dir=tmp_path / "model")
     out = capsys.readouterr().out
@@ -35,6 +36,7 @@ def test_digits_trains_then_resumes_then_is_finished(tmp_path, capsys):
     assert "Finished already:" in capsys.readouterr().out
 
 
+@pytest.mark.slow(reason="the example compiles a network for images, and trains it")
 def test_digits_learns_on_the_cpu_fallback(tmp_path):
     results = digits.main(steps=60, model_dir=tmp_path / "model", cpu_fallback=True)
     assert results["accuracy"] >= 0.8
@@ -59,6 +61,7 @@ def test_digits_shows_images_as_text(few_rows):
     assert len({line[20:36] for line in lines}) > 1
 
 
+@pytest.mark.slow(reason="the example compiles a network for images, and trains it until it has learnt")
 def test_own_loop_learns_on_several_devices(capsys):
     metrics = own_loop.main(steps=60, shards=3)
     assert metrics["accuracy"] >= 0.8

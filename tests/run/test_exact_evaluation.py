@@ -98,6 +98,7 @@ def test_collectives_see_the_rows_there_are_and_nothing_else(tmp_path, shards):
     check_groups(tmp_path, shards)
 
 
+@pytest.mark.slow(reason="a process of its own compiles every program for eight devices")
 def test_on_eight_shards_too(tmp_path):
     program = (
         "import os; os.environ.update(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=8');"

@@ -148,8 +148,7 @@ def test_a_put_that_is_interrupted_has_put(interrupt):
 
 
 def test_an_interrupted_run_does_not_wait_for_a_host_call_that_hangs(tmp_path, monkeypatch, caplog, interrupt):
-    for module in (signals, host_queue):
-        monkeypatch.setattr(module, "PATIENCE_SECS", 0.2)
+    monkeypatch.setattr(signals, "PATIENCE_SECS", 0.2)
     go = threading.Event()
 
     def hang(step):

@@ -1,6 +1,8 @@
 """host_call beside the devices: once a step, in order, bounded, complete."""
 
 import contextvars
+import subprocess
+import sys
 import threading
 import time
 
@@ -192,6 +194,48 @@ def test_a_default_writer_of_the_caller_is_used(tmp_path):
     with js.summary.create_file_writer(tmp_path / "mine").as_default():
         counting(tmp_path / "model", write).train(counting_input(), steps=2)
     assert [path.name for path in (tmp_path / "mine").iterdir()]
+
+
+def test_every_later_call_raises_the_exception_of_a_job():
+    error, order, queue = KeyError("mine"), [], HostQueue()
+
+    def fail():
+        raise error
+
+    queue.put(fail, wait=False)
+    while not queue.failed:
+        time.sleep(0.01)
+    for call in (queue.join, queue.join, lambda: queue.put(lambda: order.append(1))):
+        with pytest.raises(KeyError) as caught:
+            call()
+        assert caught.value is error
+    queue.close()
+    assert order == []
+
+
+def test_join_and_put_stop_waiting():
+    stop, go = threading.Event(), threading.Event()
+    queue = HostQueue(max_waiting=0, give_up=stop.is_set)
+    queue.put(lambda: go.wait(60))
+    assert not queue.join(0.01)
+    stop.set()
+    queue.put(lambda: None)
+    assert not queue.join()
+    go.set()
+    queue.close()
+
+
+def test_a_job_that_hangs_keeps_no_process_alive():
+    program = """
+import threading
+from jaxspec._src.run.host_queue import HostQueue
+queue, began = HostQueue(), threading.Event()
+queue.put(lambda: (began.set(), threading.Event().wait()))
+began.wait()
+queue.close(timeout=0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == "host_call is still busy and cannot be interrupted; its thread is left to finish.\n"
 
 
 def test_closing_drops_what_waits():

@@ -138,6 +138,7 @@ def check_tail(tmp_path, shards, size, tail):
     assert max(largest) == per_shard
 
 
+@pytest.mark.slow(reason="a process of its own compiles every program for eight devices")
 def test_promise_3_on_eight_shards(tmp_path):
     program = (
         "import os; os.environ.update(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=8');"

@@ -8,10 +8,12 @@ import sys
 
 import killed_runs
 import numpy as np
+import pytest
 
 from jaxspec.checkpoint import checkpoint_steps
 
 
+@pytest.mark.slow(reason="four processes train one after the other, and two of them are killed")
 def test_runs_that_are_killed_and_started_again_end_with_the_same_weights_bit_for_bit(tmp_path):
     disturbed, undisturbed = str(tmp_path / "disturbed"), str(tmp_path / "undisturbed")
     runs = [

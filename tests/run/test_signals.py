@@ -230,6 +230,7 @@ SCENARIOS = [
 ]
 
 
+@pytest.mark.slow(reason="five processes train until they are interrupted, and each waits for what hangs")
 def test_any_number_of_signals_leaves_whole_checkpoints_and_ends_in_time(tmp_path):
     program = signal_runs.__file__
     done = subprocess.run(

@@ -49,7 +49,10 @@ WRITE_MINIMIZE = r"Write jaxspec.minimize\(optimizer\), which differentiates the
 WRITE_APPLY = r"Write jaxspec.apply_gradients\(optimizer, grads\), with grads as the tree of variables\['params'\]"
 CALLS = {
     "minimize(loss, step)": (lambda: minimize(LOSS, STEP), "too many positional arguments. " + WRITE_MINIMIZE),
-    "minimize(loss)": (lambda: minimize(LOSS), "loss must be a function of the variables.*Leave it out"),
+    "minimize(loss)": (
+        lambda: minimize(LOSS),
+        "loss must be callable.*Write a function of the variables, or leave it out",
+    ),
     "minimize(global_step)": (
         lambda: minimize(LOSS, global_step=STEP),
         "global_step: leave it out: the runner counts the steps. " + WRITE_MINIMIZE,

@@ -107,7 +107,11 @@ REFUSED = {
         r"All hooks must be SessionRunHook instances.*write SessionRunHook\(\)",
     ),
     "one hook": (dict(mode="eval", loss=LOSS, evaluation_hooks=hooks.SessionRunHook()), TypeError, "must be a list"),
-    "scaffold_fn": (dict(mode="eval", loss=LOSS, scaffold_fn=3), TypeError, "scaffold_fn should be callable"),
+    "scaffold_fn": (
+        dict(mode="eval", loss=LOSS, scaffold_fn=3),
+        TypeError,
+        "scaffold_fn must be callable, given: 3. Write a function without arguments",
+    ),
     "export_outputs": (
         dict(mode="infer", predictions=LOSS, export_outputs=[1]),
         TypeError,

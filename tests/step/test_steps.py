@@ -423,7 +423,7 @@ REFUSED_OPS = {
     "loss an array": (
         lambda: js.minimize(optax.sgd(1), jnp.ones(())),
         TypeError,
-        "loss must be a function of the variables",
+        "loss must be callable, given.*Write a function of the variables",
     ),
     "no optimizer": (lambda: js.minimize(0.1), TypeError, "must be an optax.GradientTransformation, given: 0.1"),
     "reduction": (

@@ -30,6 +30,7 @@ def replays():
             yield pytest.param(recording, setup, id=f"{recording.name}-{setup}")
 
 
+@pytest.mark.slow(reason="three setups compile each recorded network, and train it for all recorded steps")
 @pytest.mark.parametrize(("recording", "setup"), list(replays()))
 def test_replay(recording, setup, tmp_path):
     num_shards = next(n for n in range(MAX_SHARDS[setup], 0, -1) if recording.batch_size % n == 0)

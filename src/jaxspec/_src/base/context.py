@@ -1,14 +1,14 @@
-"""`params["context"]`: where a function stands among hosts and shards."""
+"""TPUContext: how many hosts and shards there are, and which host this is."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class TPUContext:
-    """Says how many shards and hosts there are, under TPUEstimator's names. Given in `params["context"]`.
+    """How many shards and hosts there are, under TPUEstimator's names: `params["context"]`.
 
-    In init_fn and input_fn and model_fn alike; what depends on the host is refused in model_fn, which is compiled
-    once for all.
+    init_fn, input_fn and model_fn get it. In model_fn, whose program is the same on all hosts, what depends on the
+    host raises RuntimeError.
     """
 
     num_replicas: int

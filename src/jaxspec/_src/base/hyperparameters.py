@@ -1,4 +1,4 @@
-"""The user's hyper-parameters, `params`: a dict, a ConfigDict, a namespace, a dataclass or another object with attributes."""
+"""The user's hyper-parameters, `params`: copies of them, and reading them by key or attribute."""
 
 import argparse
 import contextlib
@@ -8,24 +8,26 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from jaxspec._src.base.types import HyperParameters
 
-def copy_params(params: Any) -> Any:
-    """A copy of `params` of the same type, so that nobody changes what another one reads.
 
-    What cannot be copied (a lock, a tokenizer) is passed as it is; what holds it is copied.
+def copy_params(params: HyperParameters) -> HyperParameters:
+    """A copy of `params` of the same type, so that nobody changes what others read.
+
+    What cannot be copied (a lock, a tokenizer) is passed as it is; the container that holds it is copied.
     """
     return _copied(params, {}, outermost=True)
 
 
-def with_values(params: Any, **values: Any) -> Any:
-    """A copy of `params` (None: a dict) with some values added: as keys where it has keys, as attributes elsewhere.
+def with_values(params: HyperParameters, **values: object) -> HyperParameters:
+    """A copy of `params` (None: a dict) with some values added: as keys if it has keys, else as attributes.
 
     Raises:
-      TypeError: if it takes neither.
+      TypeError: if neither can be added.
     """
     if hasattr(type(params), "as_configdict"):  # a FrozenConfigDict takes no more keys
         params = params.as_configdict()
-    made: Any = {} if params is None else copy_params(params)
+    made: HyperParameters = {} if params is None else copy_params(params)
     if _has_keys(made):
         if made is params:  # it is of a kind that cannot be copied
             return _AttributeDict({**{key: made[key] for key in made}, **values})
@@ -51,25 +53,25 @@ def with_values(params: Any, **values: Any) -> Any:
     return made
 
 
-class _AttributeDict(dict[str, Any]):
-    """Stands for a mapping of another type, whose keys may be read as attributes."""
+class _AttributeDict(dict[str, object]):
+    """Replaces a mapping of another type, whose keys may be read as attributes."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         try:
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
 
 
-def value_of(params: Any, name: str) -> Any:
-    """The value of this key or attribute; None where there is none."""
+def value_of(params: HyperParameters, name: str) -> Any:
+    """The value of this key or attribute, or None."""
     try:
         return params[name] if _has_keys(params) else getattr(params, name)
-    except Exception:  # a __getattr__ raises what it likes
+    except Exception:  # a __getattr__ may raise anything
         return None
 
 
-def holds(params: Any, name: str) -> bool:
+def holds(params: HyperParameters, name: str) -> bool:
     """Whether `params` has this key or attribute."""
     try:
         return name in params if _has_keys(params) else hasattr(params, name)
@@ -77,22 +79,22 @@ def holds(params: Any, name: str) -> bool:
         return False
 
 
-def _has_keys(params: Any) -> bool:
+def _has_keys(params: object) -> bool:
     kind = type(params)
     return isinstance(params, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__"))
 
 
-def _set_attribute(obj: Any, name: str, value: Any) -> None:
+def _set_attribute(obj: object, name: str, value: object) -> None:
     try:
         setattr(obj, name, value)
-    except Exception:  # a frozen dataclass, a class that checks what it is given
+    except Exception:  # a frozen dataclass, a class that checks its attributes
         object.__setattr__(obj, name, value)
 
 
-def _copied(value: Any, copies: dict[int, Any], *, outermost: bool = False) -> Any:
+def _copied(value: HyperParameters, copies: dict[int, object], *, outermost: bool = False) -> object:
     try:
         return copy.deepcopy(value)
-    except Exception:  # whatever the classes of the user raise
+    except Exception:  # a class of the user may raise anything
         pass
     if id(value) not in copies:
         try:
@@ -102,8 +104,8 @@ def _copied(value: Any, copies: dict[int, Any], *, outermost: bool = False) -> A
     return copies.setdefault(id(value), value)
 
 
-def _copy_container(value: Any, copies: dict[int, Any], outermost: bool) -> None:
-    """Puts a copy of what holds other things among `copies`, before it is filled: it may hold itself."""
+def _copy_container(value: HyperParameters, copies: dict[int, object], outermost: bool) -> None:
+    """Puts a copy of a container among `copies` before it is filled: it may hold itself."""
     if type(value) is tuple:
         copies[id(value)] = tuple(_copied(element, copies) for element in value)
     elif isinstance(value, list):
@@ -119,14 +121,14 @@ def _copy_container(value: Any, copies: dict[int, Any], outermost: bool) -> None
             _set_attribute(made, name, _copied(attribute, copies))
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     return dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace | argparse.Namespace)
 
 
-def _shallow_copy(value: Any) -> Any:
+def _shallow_copy(value: HyperParameters) -> HyperParameters:
     try:
         return copy.copy(value)
-    except Exception:  # as of a __getattr__ that asks for attributes of its own
+    except Exception:  # such as a __getattr__ that reads attributes which the copy lacks
         if isinstance(value, Mapping):
             return dict(value)
         made = object.__new__(type(value))

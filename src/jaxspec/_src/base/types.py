@@ -1,4 +1,4 @@
-"""Types by their meaning. `Any` stands here for what JAX and Python have no better type for, and is named once."""
+"""Types by their meaning. `Any` is written here once for what JAX and Python have no better type for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -10,6 +10,8 @@ PyTree: TypeAlias = Any
 """A tree of containers that JAX knows. Its leaves are arrays, unless a docstring says otherwise."""
 Array: TypeAlias = jax.Array | np.ndarray
 """An array of JAX (traced or concrete) or of NumPy."""
+DType: TypeAlias = Any
+"""A dtype as JAX takes it: of NumPy, a scalar type such as `jnp.bfloat16`, or one of JAX's own, as that of keys."""
 Variables: TypeAlias = Mapping[str, PyTree]
 """Collections by name: `{"params": what is trained, ...}`."""
 Batch: TypeAlias = PyTree
@@ -27,10 +29,9 @@ InitFn: TypeAlias = AnyFunction
 """Called by keyword with those of `rng`, `features`, `labels`, `params` that it names; returns `Variables`."""
 InputFn: TypeAlias = AnyFunction
 """Called by keyword with those of `params`, `mode`, `config` that it names; returns an iterable of batches."""
-HostFunction: TypeAlias = tuple[AnyFunction, PyTree]
+HostFunction: TypeAlias = tuple[AnyFunction, list[PyTree] | tuple[PyTree, ...] | dict[str, PyTree]]
 """`(fn, tensors)`: list tensors are passed by position, dict tensors by keyword."""
 
-Function = TypeVar("Function", bound=AnyFunction)
 T = TypeVar("T")
 
 

@@ -1,15 +1,15 @@
-"""One element of the input -> one checked batch of NumPy arrays."""
+"""One element of the input as one checked batch of NumPy arrays. Pure but for its log line: no thread, no queue."""
 
 import dataclasses
-import itertools
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.data.dtypes import narrowed, to_numpy
+from jaxspec._src.data.elements import is_plain_list, split_element
 from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
@@ -17,49 +17,52 @@ _logger = logging.getLogger("jaxspec")
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One checked batch: (features, labels) with NumPy leaves `[rows, ...]`."""
+    """One checked batch of this process."""
 
-    data: tuple[Any, Any]
+    data: tuple[PyTree, PyTree]
+    """(features, labels), NumPy leaves `[rows, ...]`. The arrays are the input's own: it may write to them later."""
     rows: int
     position: str | None = None
-    """What the input's `get_state` said after this batch, encoded; None where it has none."""
+    """The position of the input after this batch, as text; None if the input reports none."""
+
+    def copied(self) -> "Batch":
+        """The batch in arrays of its own."""
+        return dataclasses.replace(self, data=jax.tree.map(np.array, self.data))
 
 
 class BatchChecker:
     """Turns the elements of one input into batches, and compares each with the first.
 
     Args:
-      mode: a `ModeKeys` value.
-      num_shards: the devices that this process feeds.
-      batch_size: rows this process must yield; None: as many as the first batch has.
-      ragged: whether batches of another size are allowed (never so in training on several shards).
+      mode, num_shards, batch_size, ragged: as in `InputRequest`.
     """
 
     def __init__(self, *, mode: str, num_shards: int, batch_size: int | None, ragged: bool) -> None:
         self.batch_size = batch_size
+        """The rows of a full batch; None before the first, if nobody has given it."""
         self.number = 0
-        """Of the next batch."""
+        """The number of the next batch, counted from 0."""
         self._mode, self._num_shards, self._ragged = mode, num_shards, ragged
         self._narrowed: set[str] = set()
         self._reference: dict[str, np.ndarray] | None = None
-        self._structure: Any = None
+        self._structure: jax.tree_util.PyTreeDef | None = None
 
     def leaves(self) -> dict[str, str]:
-        """dtype and shape of one row of each leaf, by its path; there must have been a batch."""
+        """dtype and shape of one row of each leaf, by its path. There must have been a batch."""
         assert self._reference is not None
         return {name: f"{leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in self._reference.items()}
 
-    def check(self, element: Any) -> Batch:
-        """The batch that `element` is.
+    def check(self, element: PyTree) -> Batch:
+        """The batch of an element of the input. In prediction its labels are dropped.
 
         Raises:
-          ValueError, TypeError, OverflowError: for what is no batch, or does not fit, naming the leaf by its path.
+          ValueError, TypeError, OverflowError: for what is no batch, or differs from the first one; names the leaf.
         """
         features, labels = split_element(element)
         if self._mode == ModeKeys.PREDICT:
             labels = None
         data = jax.tree_util.tree_map_with_path(
-            self._convert, {"features": features, "labels": labels}, is_leaf=_is_plain_list
+            self._convert, {"features": features, "labels": labels}, is_leaf=is_plain_list
         )
         if self.number == 0 and self._narrowed:
             _logger.warning(
@@ -88,7 +91,7 @@ class BatchChecker:
     def _where(self) -> str:
         return f"batch {self.number} of input_fn (counted from 0)"
 
-    def _set_reference(self, leaves: dict[str, np.ndarray], structure: Any, rows: int) -> None:
+    def _set_reference(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef, rows: int) -> None:
         self._reference, self._structure = leaves, structure
         if self.batch_size is None:
             self.batch_size = rows
@@ -98,7 +101,7 @@ class BatchChecker:
                 f"{self._num_shards} rows."
             )
 
-    def _compare(self, leaves: dict[str, np.ndarray], structure: Any) -> None:
+    def _compare(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef) -> None:
         assert self._reference is not None
         problems = [
             f"{name}: {describe_array(leaf)}, was {describe_array(self._reference[name])}"
@@ -144,92 +147,10 @@ class BatchChecker:
                 f"{self.batch_size}: yield at most params['batch_size'] rows."
             )
 
-    def _convert(self, path: Any, leaf: Any) -> np.ndarray:
+    def _convert(self, path: tuple[object, ...], leaf: object) -> np.ndarray:
         name = path_name(path)
-        if hasattr(leaf, "toarray") and not hasattr(leaf, "dtype"):
-            raise TypeError(f"{self._where()}: {name} is sparse ({type(leaf).__name__}); make it dense first.")
-        try:
-            array = np.asarray(leaf)
-        except ValueError as error:
-            if type(leaf) is list:
-                raise TypeError(
-                    f"{self._where()}: {name} is a ragged list; pad its rows to one length first."
-                ) from error
-            error.add_note(f"raised in making a NumPy array of {name} ({type(leaf).__name__}), {self._where()}")
-            raise
-        if array.dtype.kind in "OSUMm":
-            raise TypeError(
-                f"{self._where()}: {name} has dtype {array.dtype} ({type(leaf).__name__}); devices take numbers only. "
-                "Map strings to integer ids, pad ragged rows and make sparse matrices dense in input_fn."
-            )
-        if array.ndim == 0:
-            raise ValueError(
-                f"{self._where()}: {name} is a scalar ({leaf!r}); every leaf needs a leading batch axis. Put constants "
-                "into params."
-            )
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        if dtype == array.dtype:
-            return array
-        if type(leaf) is not list:  # Python's numbers have no type that could be lost
+        array = to_numpy(leaf, name, self._where())
+        out = narrowed(array, name, self._where())
+        if out is not array and type(leaf) is not list:  # the numbers of a list have no dtype that could be lost
             self._narrowed.add(name)
-        if array.dtype.kind in "iu" and array.size:
-            info = np.iinfo(dtype)
-            if array.max() > info.max or array.min() < info.min:
-                raise OverflowError(
-                    f"{self._where()}: {name} is {array.dtype} and holds values that {dtype} cannot. Enable "
-                    "jax_enable_x64, or map the values to a smaller range."
-                )
-        return array.astype(dtype)
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, np.generic)
-
-
-def _is_plain_list(value: Any) -> bool:
-    """Whether `value` is a list, or lists in a list, of numbers or strings: one array, written in Python."""
-    return type(value) is list and bool(value) and all(isinstance(x, _PLAIN) or _is_plain_list(x) for x in value)
-
-
-def _depth(value: Any) -> int:
-    return 1 + _depth(value[0]) if type(value) is list and value else 0
-
-
-def split_element(element: Any) -> tuple[Any, Any]:
-    """(features, labels) of one element: of a plain tuple of two, and of a list of two, which torch's DataLoader makes of it.
-
-    Anything else is features. A list of numbers, or of such lists, is one array; if it has two items, and these are
-    nested equally deep, it is not a pair either.
-    """
-    kind = type(element)
-    if kind is list and _is_plain_list(element) and (len(element) != 2 or _depth(element[0]) == _depth(element[1])):
-        return element, None
-    if kind is tuple or (kind is list and element):
-        if len(element) != 2:
-            raise ValueError(
-                f"input_fn should return (features, labels) as a len 2 tuple, got a {kind.__name__} of {len(element)}. Put "
-                "several features into a dict."
-            )
-        return element[0], element[1]
-    return element, None
-
-
-def elements(source: Any) -> Iterator[Any]:
-    """An iterator over the elements of what input_fn returned: an iterable of batches, or one batch."""
-    if source is None:
-        raise ValueError("input_fn returned None; return an iterable of batches, or one batch.")
-    if hasattr(source, "as_numpy_iterator"):
-        source = source.as_numpy_iterator()
-    is_batch = isinstance(source, dict | np.ndarray | jax.Array | np.generic) or type(source) is tuple
-    if is_batch or (not isinstance(source, Iterable) and not hasattr(source, "__getitem__")):
-        if not is_batch and np.asarray(source).dtype == object:
-            raise TypeError(
-                f"input_fn returned {type(source).__name__}; return an iterable of batches, or one batch (an array, a dict "
-                "or a (features, labels) tuple)."
-            )
-        return iter([source])
-    return iter(source)
-
-
-def is_endless(iterator: Any) -> bool:
-    """Whether an iterator is known to have always another element."""
-    return isinstance(iterator, itertools.cycle) or getattr(iterator, "endless", False) is True
+        return out

@@ -1,4 +1,4 @@
-"""A thread that sees what its starter sees."""
+"""A function for another thread, which sees the context and the settings of JAX of the thread that starts it."""
 
 import contextvars
 import functools
@@ -9,9 +9,9 @@ import jax
 
 
 def in_callers_context(run: Callable[[], None]) -> Callable[[], None]:
-    """`run`, to be called in another thread, with a copy of the caller's context.
+    """`run` for another thread, with a copy of the caller's context.
 
-    Also with those settings of JAX that decide about arrays on the host: they belong to a thread, not to a context.
+    It also sees the caller's `jax_enable_x64` and `jax_default_device`, which belong to a thread, not to a context.
     """
     config: Any = jax.config
     x64, device = config.jax_enable_x64, config.jax_default_device

@@ -1,20 +1,21 @@
-"""Ready-made input functions."""
+"""numpy_input_fn: batches of arrays in memory, in order or shuffled, that report their position."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.hyperparameters import value_of
-from jaxspec._src.data.position import arrays_fingerprint
+from jaxspec._src.base.types import HyperParameters, PyTree
+from jaxspec._src.data.fingerprint import arrays_fingerprint
+from jaxspec._src.data.position import PositionState
 from jaxspec._src.spec.mode import ModeKeys
 
 
 def numpy_input_fn(
-    x: Any,
-    y: Any = None,
+    x: PyTree,
+    y: PyTree = None,
     *,
     batch_size: int | None = None,
     num_epochs: int | None = 1,
@@ -25,11 +26,11 @@ def numpy_input_fn(
 
     Args:
       x: features: an array `[examples, ...]` or any tree of them.
-      y: labels, likewise; None: batches have no labels.
-      batch_size: rows a batch; None: `params["batch_size"]`.
+      y: labels, likewise, with as many examples; None: batches have no labels.
+      batch_size: the rows of a batch; None: `params["batch_size"]`.
       num_epochs: how often all examples are given; None: for ever. A batch may span two epochs.
-      shuffle: whether each epoch has an order of its own, made from `seed` and the number of the epoch.
-      seed: of the shuffling.
+      shuffle: whether the examples are shuffled, in each epoch anew, from `seed` and the number of the epoch.
+      seed: the seed of the shuffling.
 
     Returns:
       An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
@@ -46,7 +47,7 @@ def numpy_input_fn(
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
 
-    def input_fn(params: Mapping[str, Any], mode: str) -> NumpyBatches:
+    def input_fn(params: HyperParameters, mode: str) -> NumpyBatches:
         size = batch_size if batch_size is not None else value_of(params, "batch_size")
         if size is None:
             raise ValueError(
@@ -65,13 +66,13 @@ def numpy_input_fn(
     return input_fn
 
 
-class NumpyBatches(Iterator[Any]):
-    """The batches of arrays, in order; `get_state` and `set_state` give and take the position."""
+class NumpyBatches(Iterator[PyTree]):
+    """The batches of `numpy_input_fn`: a `CheckpointableIterator` of x, or of (x, y), with arrays of `batch_size` rows."""
 
     def __init__(
         self,
-        x: Any,
-        y: Any,
+        x: PyTree,
+        y: PyTree,
         batch_size: int,
         num_epochs: int | None,
         seed: int | None,
@@ -84,14 +85,15 @@ class NumpyBatches(Iterator[Any]):
         self._seed = seed
         self._drop_remainder = drop_remainder
         self._next_row = 0
-        self._order: tuple[int, Any] = (-1, None)
+        self._order = (-1, np.arange(0))
+        """(number of an epoch, the order of its examples): that of the epoch at hand."""
 
     @property
     def endless(self) -> bool:
-        """Whether there is always another batch."""
+        """Whether there is another batch always."""
         return self._total is None and self._size > 0
 
-    def __next__(self) -> Any:
+    def __next__(self) -> PyTree:
         start, stop = self._next_row, self._next_row + self._batch_size
         if self._total is not None and stop > self._total:
             stop = start if self._drop_remainder else self._total
@@ -100,18 +102,21 @@ class NumpyBatches(Iterator[Any]):
         self._next_row = stop
         first = start % self._size
         if self._seed is None and first + (stop - start) <= self._size:
-            # Rows that lie together need no index.
-            return jax.tree.map(lambda a: a[first : first + stop - start], self._data)
+            # Rows that lie together need no index, and no copy.
+            return self._rows(slice(first, first + stop - start))
         parts = []
         while start < stop:
             epoch, first = divmod(start, self._size)
             rows = min(stop - start, self._size - first)
             parts.append(self._epoch(epoch)[first : first + rows])
             start += rows
-        order = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return jax.tree.map(lambda a: a[order], self._data)
+        return self._rows(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    def _epoch(self, epoch: int) -> Any:
+    def _rows(self, index: slice | np.ndarray) -> PyTree:
+        return jax.tree.map(lambda a: a[index], self._data)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The order of the examples in an epoch: int `[examples]`."""
         if self._seed is None:
             return np.arange(self._size)
         if self._order[0] != epoch:
@@ -119,16 +124,16 @@ class NumpyBatches(Iterator[Any]):
             self._order = (epoch, rng.permutation(self._size))
         return self._order[1]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """By what the data and their order are recognised: of large arrays a sample, so that it takes no time."""
+    def fingerprint(self) -> dict[str, object]:
+        """What the data and their order are recognised by. Large arrays are sampled, so that it takes no time."""
         return {"seed": self._seed, "arrays": arrays_fingerprint(self._data)}
 
     def get_state(self) -> dict[str, int | None]:
-        """The position: how many rows were given, and of what."""
+        """The position: how many rows have been given, of how many examples, in which order."""
         return {"rows": self._next_row, "of": self._size, "seed": self._seed}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind that position.
+    def set_state(self, state: PositionState) -> None:
+        """Goes on after the position.
 
         Raises:
           ValueError: if it is a position in another number of examples or in another order.

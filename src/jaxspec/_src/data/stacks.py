@@ -1,90 +1,84 @@
-"""Full batches side by side: what one dispatch takes to the devices."""
+"""Stacks of full batches: one goes to the devices in one transfer, and one dispatch takes a slice of it."""
 
 import dataclasses
-from typing import Any, Self
 
 import jax
-import numpy as np
 
+from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import Batch
+from jaxspec._src.device.gather import batch_of_stack, capacity_of, copy_into_stack
+
+_WORTH_A_PROGRAM = 3
+"""So many dispatches take one batch of a larger stack before a program for single batches is compiled."""
 
 
 @dataclasses.dataclass
 class Stack:
-    """Full batches, ready for one dispatch: leaves `[capacity, shards, rows per shard, ...]`; `count` are filled."""
+    """Full batches, ready for a dispatch. Each stack has arrays of its own, which nobody writes to once it is taken."""
 
-    data: tuple[Any, Any]
-    count: int
-    positions: list[str | None]
+    data: tuple[PyTree, PyTree]
+    """(features, labels), NumPy leaves `[capacity, shards, rows per shard, ...]`."""
+    positions: list[str | None] = dataclasses.field(default_factory=list)
+    """The position after each batch that has been added."""
     taken: int = 0
 
-    @classmethod
-    def like(cls, batch: Batch, lead: tuple[int, int, int]) -> Self:
-        """An empty stack for batches like this one; `lead`: capacity, shards, rows per shard."""
-        return cls(jax.tree.map(lambda x: np.zeros((*lead, *x.shape[1:]), x.dtype), batch.data), 0, [])
+    @property
+    def count(self) -> int:
+        """How many batches have been added."""
+        return len(self.positions)
 
-    def add(self, batch: Batch) -> int:
-        """Copies a batch into the next place; returns how many there are."""
-
-        def copy(to: np.ndarray, x: np.ndarray) -> None:
-            to[self.count] = x.reshape(to.shape[1:])
-
-        jax.tree.map(copy, self.data, batch.data)
+    def add(self, batch: Batch) -> None:
+        """Copies a batch into the next place."""
+        copy_into_stack(self.data, self.count, batch.data)
         self.positions.append(batch.position)
-        self.count += 1
-        return self.count
 
     def take(self, most: int) -> "Slice":
-        """Up to `most` batches that were not taken."""
+        """Up to `most` batches that have not been taken."""
         start, stop = self.taken, min(self.taken + most, self.count)
         self.taken = stop
         return Slice(self.data, start, stop, self.positions[stop - 1])
 
     def rest(self) -> list[Batch]:
-        """The batches that were not taken, as they came."""
+        """The batches that have not been taken, as they came."""
         batches = []
         for i in range(self.taken, self.count):
-            data = jax.tree.map(lambda x, i=i: x[i].reshape(-1, *x.shape[3:]), self.data)
-            rows = jax.tree.leaves(data)[0].shape[0]
-            batches.append(Batch(data, rows, self.positions[i]))
+            data = batch_of_stack(self.data, i)
+            batches.append(Batch(data, jax.tree.leaves(data)[0].shape[0], self.positions[i]))
         return batches
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Batches `start` to `stop - 1` of a stack."""
+    """Batches `start` to `stop - 1` of a stack, counted from 0."""
 
-    data: tuple[Any, Any]
+    data: tuple[PyTree, PyTree]
+    """The arrays of the whole stack."""
     start: int
     stop: int
     position: str | None
+    """The position of the input after batch `stop - 1`."""
 
     @property
     def capacity(self) -> int:
-        """How many batches the stack may hold."""
-        size: int = jax.tree.leaves(self.data)[0].shape[0]
-        return size
+        """How many batches the stack has room for."""
+        return capacity_of(self.data)
 
 
 class SingleBatches:
-    """Takes a single batch out of its stack, so that a dispatch carries what it uses.
+    """Takes a single batch out of its stack, so that a dispatch transfers no more than it uses.
 
-    A stack of another capacity is another program. It computes the same, bit for bit, but has to be compiled: so this
-    begins once single batches have come some times, as with a slow input, or where a hook cuts loops short.
+    A stack of another capacity needs another program, which computes the same bits, but has to be compiled. So this
+    begins once single batches have come several times, as from a slow input, or where a hook ends loops early.
     """
 
     def __init__(self) -> None:
         self._seen = 0
 
     def alone(self, item: Slice) -> Slice:
-        """The slice, or one of a stack that holds its only batch and nothing else."""
+        """The slice; or, if it is a single batch, a slice of a stack that holds nothing else."""
         if item.stop - item.start > 1 or item.capacity == 1:
             return item
         self._seen += 1
         if self._seen <= _WORTH_A_PROGRAM:
             return item
         return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
-
-
-_WORTH_A_PROGRAM = 3
-"""So many dispatches of one batch in a stack for many are let pass: the first of a run, and what comes by chance."""

@@ -59,6 +59,12 @@ def stack_of_one(batch: Batch, num_shards: int = 1) -> Batch:
     return jax.tree.map(lambda x: x.reshape(1, num_shards, x.shape[0] // num_shards, *x.shape[1:]), batch)
 
 
+def capacity_of(stack: Batch) -> int:
+    """How many batches a stack has room for."""
+    capacity: int = jax.tree.leaves(stack)[0].shape[0]
+    return capacity
+
+
 def empty_stack(batch: Batch, capacity: int, num_shards: int) -> Batch:
     """A stack of zeros with room for `capacity` batches like this one."""
     like = stack_of_one(batch, num_shards)
@@ -79,17 +85,15 @@ def batch_of_stack(stack: Batch, index: int) -> Batch:
     return jax.tree.map(lambda x: concatenate_shards(x[index]), stack)
 
 
-def places_in_stack(
-    number: int, start: int, stop: int, *, capacity: int, num_shards: int, first_shard: int = 0
-) -> np.ndarray:
-    """What the step of an evaluation or prediction gets as `place`, for a whole stack: int32 `[capacity, shards, 2]`.
+def places_in_stack(first_batch: int, first_shard: int, capacity: int, num_shards: int) -> np.ndarray:
+    """The `place` argument of an inference step for a whole stack, int32 `[capacity, num_shards, 2]`.
 
     Args:
-      number: of batch `start`, counted from 0 in its run; the batches after it up to `stop - 1` follow.
-      first_shard: how many shards of the batch come before those of the stack.
+      first_batch: the number of the first batch of the stack, counted from 0 in its run. The others follow.
+      first_shard: how many shards of the same batch come before those of the stack.
     """
-    places = np.zeros((capacity, num_shards, 2), np.int32)
-    places[start:stop, :, 0] = np.arange(number, number + stop - start)[:, None]
+    places = np.empty((capacity, num_shards, 2), np.int32)
+    places[..., 0] = first_batch + np.arange(capacity)[:, None]
     places[..., 1] = first_shard
     return places
 
@@ -188,7 +192,7 @@ def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], start: int, capacity: in
     # Specs of two calls differ in their functions, and so in their treedefs: only their leaves can be put together.
     rest = [replaced(spec, loss=None) for spec in specs]
     leaves = [stacked(*values)[:, None] for values in zip(*map(jax.tree.leaves, rest), strict=True)]
-    loss = None if specs[0].loss is None else stacked(*(spec.loss for spec in specs))
+    loss = None if specs[0].loss is None else stacked(*(np.asarray(spec.loss) for spec in specs))
     return replaced(jax.tree.unflatten(jax.tree.structure(rest[-1]), leaves), loss=loss)
 
 

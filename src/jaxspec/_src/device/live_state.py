@@ -17,9 +17,8 @@ Readers, in any thread, take a lease:
 after a dispatch that failed on the devices, there is no live state: a verb goes on from the latest checkpoint.
 """
 
+import contextlib
 import threading
-from types import TracebackType
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class _Held:
         self.readers = 0
 
 
-class Lease:
+class Lease(contextlib.AbstractContextManager["Lease"]):
     """The right to read one state until the lease is closed, whatever training does meanwhile.
 
     `state`, `step` and `position` belong together. `LiveState.lease` makes it; leaving its `with` block closes it.
@@ -64,12 +63,7 @@ class Lease:
                 self._held.readers -= 1
                 del self.state
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

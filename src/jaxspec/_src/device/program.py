@@ -6,6 +6,7 @@ device may read in place: nobody may write to them again.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.extend
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.types import Array, PyTree
-from jaxspec._src.device.gather import outputs_of_steps
+from jaxspec._src.device.gather import capacity_of, outputs_of_steps
 from jaxspec._src.device.mapping import map_over_devices
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.debugging import debugging
 from jaxspec._src.step.state import TrainState
 
+Stacks: TypeAlias = tuple[PyTree, ...]
+"""The arguments of a step after the state, each a tree of leaves `[capacity, shards, per-shard batch, ...]`."""
 MAX_IN_FLIGHT = 2
 """Dispatches that may be unfinished. CPU devices deadlock when many collectives wait; two keep any device busy."""
 
@@ -47,7 +50,7 @@ class Program:
         # jit caches the trace: the shapes of the outputs and the body of the loop come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
         self._program = map_over_devices(
-            self._run_once if single_step else self._run,
+            self._run,
             self.devices,
             in_axes=(None, 1, None, None),
             out_axes=(None, None, 1),
@@ -55,18 +58,18 @@ class Program:
         )
 
     def __call__(
-        self, state: TrainState, batches: tuple[PyTree, ...], start: int, stop: int
+        self, state: TrainState, batches: Stacks, start: int, stop: int
     ) -> tuple[TrainState, TPUEstimatorSpec]:
         """Runs the step on batches `start` to `stop - 1`.
 
         Args:
           state: on the devices, without a device axis. Gone after the call if the step trains.
-          batches: the arguments of the step after the state, each a tree of NumPy stacks `[capacity, shards, ...]`.
+          batches: NumPy, of one capacity.
           start, stop: which of the `capacity` batches, counted from 0.
 
         Returns:
-          (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the devices: its
-          loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches are zeros.
+          (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the
+          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches are zeros.
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, stop)
@@ -75,7 +78,7 @@ class Program:
         return state if new_state is None else new_state, replaced(spec, loss=loss)
 
     def _run_eagerly(
-        self, state: TrainState, batches: tuple[PyTree, ...], start: int, stop: int
+        self, state: TrainState, batches: Stacks, start: int, stop: int
     ) -> tuple[TrainState, TPUEstimatorSpec]:
         """The steps one after the other on the only shard, with values instead of tracers."""
         specs: list[TPUEstimatorSpec] = []
@@ -83,26 +86,21 @@ class Program:
             new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
             state = state if new_state is None else new_state
             specs.append(jax.device_get(spec))
-        return state, outputs_of_steps(specs, start, _capacity(batches))
-
-    def _run_once(
-        self, state: TrainState, batches: tuple[PyTree, ...], start: Array, stop: Array
-    ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
-        assert _capacity(batches) == 1
-        new_state, spec = self._step(state, *_batch(batches, 0))
-        spec = jax.tree.map(lambda x: x[None], spec)
-        return new_state, spec.loss, replaced(spec, loss=None)
+        return state, outputs_of_steps(specs, start, capacity_of(batches))
 
     def _run(
-        self, state: TrainState, batches: tuple[PyTree, ...], start: Array, stop: Array
+        self, state: TrainState, batches: Stacks, start: Array, stop: Array
     ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
+        capacity = capacity_of(batches)
+        if self.single_step:
+            assert capacity == 1
+            new_state, out = self._step(state, *_batch(batches, 0))
+            spec = jax.tree.map(lambda x: x[None], out)
+            return new_state, spec.loss, replaced(spec, loss=None)
         _, out = jax.eval_shape(self._step, state, *_batch(batches, 0))
-        capacity = _capacity(batches)
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
 
-        def body(
-            i: Array, carry: tuple[TrainState | None, list[jax.Array]]
-        ) -> tuple[TrainState | None, list[jax.Array]]:
+        def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
             carried, buffers = carry
             new, out = self._step(carried if self.trains else state, *_batch(batches, i))
             outputs = jax.tree.leaves(out)
@@ -115,14 +113,9 @@ class Program:
         return new_state, spec.loss, replaced(spec, loss=None)
 
 
-def _batch(batches: tuple[PyTree, ...], i: Array | int) -> tuple[PyTree, ...]:
-    batch: tuple[PyTree, ...] = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
+def _batch(batches: Stacks, i: Array | int) -> Stacks:
+    batch: Stacks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
     return batch
-
-
-def _capacity(batches: tuple[PyTree, ...]) -> int:
-    size: int = jax.tree.leaves(batches)[0].shape[0]
-    return size
 
 
 def prefers_single_steps(jaxpr: jax.extend.core.Jaxpr | None, devices: Sequence[jax.Device]) -> bool:

@@ -59,9 +59,7 @@ class RaggedPrograms:
                 if shards not in states:
                     states[shards] = on_first(state, self._devices[:shards])
                 stack = stack_of_one(jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch), shards)
-                place = places_in_stack(
-                    number, 0, 1, capacity=1, num_shards=shards, first_shard=full_shards if start else 0
-                )
+                place = places_in_stack(number, full_shards if start else 0, 1, shards)
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
                 pending.append((spec, stop - start, shards))
 

@@ -1,11 +1,13 @@
-"""When checkpoints are written."""
+"""CheckpointSaverHook: when checkpoints are written."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
+from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.hooks.timer import SecondOrStepTimer, check_one_of
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -13,13 +15,14 @@ from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRun
 class CheckpointSaverHook(SessionRunHook):
     """Writes a checkpoint at the start of training, every so many steps or seconds after the last one, and at the end.
 
-    Training adds one by itself, after `RunConfig.save_checkpoints_steps` or `_secs`; given as a hook, it replaces that.
-    Loops end exactly where a checkpoint is due by steps, and soon after one is due by seconds. How many are kept is for `RunConfig` to say.
+    Training adds one itself, for `RunConfig.save_checkpoints_steps` or `save_checkpoints_secs`. A hook of this class replaces it.
+    Loops end exactly where a checkpoint is due by steps, and soon after one is due by seconds. `RunConfig` sets how many
+    checkpoints are kept.
 
     Args:
-      checkpoint_dir: where; None: the model_dir. The estimator finds only those in its model_dir.
+      checkpoint_dir: the directory of the checkpoints; None: the model_dir. The estimator restores only those in its model_dir.
       save_secs, save_steps: exactly one of them.
-      saver, checkpoint_basename, scaffold, save_graph_def: TensorFlow's; only the defaults mean anything here.
+      saver, checkpoint_basename, scaffold, save_graph_def: arguments of TensorFlow. Leave them out.
       listeners: `CheckpointSaverListener`s.
       clock: seconds since some start.
     """
@@ -28,16 +31,16 @@ class CheckpointSaverHook(SessionRunHook):
 
     def __init__(
         self,
-        checkpoint_dir: Any = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         save_secs: float | None = None,
         save_steps: int | None = None,
-        saver: Any = None,
+        saver: object = None,
         checkpoint_basename: str = "model.ckpt",
-        scaffold: Any = None,
-        listeners: Any = None,
+        scaffold: object = None,
+        listeners: object = None,
         save_graph_def: bool = True,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         if saver is not None and scaffold is not None:
             raise ValueError("You cannot provide both saver and scaffold. Neither means anything here: leave both out.")
@@ -54,8 +57,8 @@ class CheckpointSaverHook(SessionRunHook):
         self._timer = SecondOrStepTimer(save_secs, save_steps, clock=clock)
         self._own_listeners = self._listeners = check_listeners(listeners)
 
-    def start(self, model_dir: str, listeners: tuple[CheckpointSaverListener, ...] = ()) -> str:
-        """Prepares for one run, with its listeners behind the hook's own; returns where checkpoints go."""
+    def start_saving(self, model_dir: str, listeners: Sequence[object] = ()) -> str:
+        """Prepares for one training, whose listeners are called after the hook's own; returns the directory of checkpoints."""
         self._checkpoint_dir = self._given_dir or os.path.abspath(model_dir)
         self._listeners = check_listeners((*self._own_listeners, *listeners))
         return self._checkpoint_dir
@@ -63,9 +66,12 @@ class CheckpointSaverHook(SessionRunHook):
     def begin(self) -> None:
         self._timer.reset()
         for listener in self._listeners:
-            _call(listener, "begin")
+            with _noted(listener, "begin"):
+                listener.begin()
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: TrainingSession, coord: None) -> None:
+        if not hasattr(session, "save_checkpoint"):
+            raise TypeError("CheckpointSaverHook belongs to training; leave it out of evaluate and predict.")
         self._save(session)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
@@ -73,12 +79,13 @@ class CheckpointSaverHook(SessionRunHook):
         if is_due and self._save(run_context.session):
             run_context.request_stop()
 
-    def end(self, session: Any) -> None:
+    def end(self, session: TrainingSession) -> None:
         step = session.global_step
         if step != self._timer.last_triggered_step():
             self._save(session)
         for listener in self._listeners:
-            _call(listener, "end", session, step)
+            with _noted(listener, "end"):
+                listener.end(session, step)
 
     def next_step(self, global_step: int) -> int | None:
         saved = self._timer.last_triggered_step()
@@ -87,25 +94,28 @@ class CheckpointSaverHook(SessionRunHook):
     def wants_loop_end(self, global_step: int) -> bool:
         return self._steps is None and self._timer.should_trigger_for_step(global_step)
 
-    def _save(self, session: Any) -> bool:
+    def _save(self, session: TrainingSession) -> bool:
         """Writes a checkpoint; returns whether a listener asks to stop."""
-        if not hasattr(session, "save_checkpoint"):
-            raise TypeError("CheckpointSaverHook belongs to training; leave it out of evaluate and predict.")
-        step = session.global_step
+        step, stop = session.global_step, False
         session.finish_steps()
         for listener in self._listeners:
-            _call(listener, "before_save", session, step)
+            with _noted(listener, "before_save"):
+                listener.before_save(session, step)
         session.save_checkpoint(self._checkpoint_dir)
         self._timer.update_last_triggered_step(step)
         if self._listeners:
             session.finish_checkpoint(self._checkpoint_dir)
-        answers = [_call(listener, "after_save", session, step) for listener in self._listeners]
-        return any(answers)
+        for listener in self._listeners:
+            with _noted(listener, "after_save"):
+                stop = bool(listener.after_save(session, step)) or stop
+        return stop
 
 
-def _call(listener: CheckpointSaverListener, method: str, *args: Any) -> Any:
+@contextlib.contextmanager
+def _noted(listener: CheckpointSaverListener, method: str) -> Iterator[None]:
+    """Within it, an exception gets a note that names the listener."""
     try:
-        return getattr(listener, method)(*args)
+        yield
     except BaseException as error:
         error.add_note(f"raised by {type(listener).__name__}.{method}")
         raise

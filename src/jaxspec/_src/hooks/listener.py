@@ -1,29 +1,28 @@
 """Listeners: user code that runs around every checkpoint."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from jaxspec._src.base.validate import check_methods
+from jaxspec._src.hooks.session import TrainingSession
 
 
 class CheckpointSaverListener:
     """Base class of listeners. Every method does nothing; override what you need. All run on the host.
 
-    `session` is the view of the running session that hooks get, `global_step` the step of the checkpoint: the
-    number of updates made.
+    `session` is the session that hooks get; `global_step` is the step of the checkpoint: the number of updates made.
     """
 
     def begin(self) -> None:
         """Called once, before the state exists."""
 
-    def before_save(self, session: Any, global_step: int) -> None:
-        """Called before a checkpoint is written: every host_call of the steps before it has run."""
+    def before_save(self, session: TrainingSession, global_step: int) -> None:
+        """Called before a checkpoint is written, when host_call has run for every step before it."""
 
-    def after_save(self, session: Any, global_step: int) -> bool | None:
-        """Called when the checkpoint is whole. True ends training, but for the checkpoint at the start and at the end."""
+    def after_save(self, session: TrainingSession, global_step: int) -> bool | None:
+        """Called when the checkpoint is complete. True ends training, except at the checkpoints at the start and at the end."""
         return None
 
-    def end(self, session: Any, global_step: int) -> None:
+    def end(self, session: TrainingSession, global_step: int) -> None:
         """Called after the last checkpoint of a run that ends without an error."""
 
 
@@ -35,8 +34,8 @@ _METHODS = {
 }
 
 
-def check_listeners(listeners: Any) -> tuple[CheckpointSaverListener, ...]:
-    """The listeners as a tuple, each once; TypeError names the one that is none, or whose signature does not fit."""
+def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
+    """The listeners as a tuple, each once. TypeError names a value that is not a listener, or a method with a wrong signature."""
     if listeners is None:
         return ()
     if isinstance(listeners, CheckpointSaverListener) or not isinstance(listeners, Iterable):

@@ -1,29 +1,34 @@
-"""Logging values by name."""
+"""LoggingTensorHook: values in log lines."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
+from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.fetches import refuse_arrays
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")
 
+Formatter: TypeAlias = Callable[[dict[str, np.ndarray]], str]
+"""Makes a log line from `{tag: value}`."""
+
 
 class LoggingTensorHook(SessionRunHook):
-    """Logs the values of fetch names at the first loop and then every so many steps or seconds, and at the end if asked.
+    """Logs the values of fetch names at the first loop, then every so many steps or seconds, and, with `at_end`, at the end.
 
-    Only then does it fetch, and wait for, anything.
+    Only at these times does it fetch values, and wait for them.
 
     Args:
       tensors: a fetch name (see `Session`), a list of them, or a dict from tags to fetch names.
       every_n_iter: steps between two lines, counted from the first of the session.
       every_n_secs: seconds between two lines.
-      at_end: whether to log at the end of the session, too; one without a step has nothing to log.
+      at_end: whether to log at the end of the session, too. A session without a step has nothing to log.
       formatter: makes the line from `{tag: value}`; None: "tag = value, ...".
       clock: seconds since some start.
 
@@ -35,13 +40,13 @@ class LoggingTensorHook(SessionRunHook):
 
     def __init__(
         self,
-        tensors: Any,
+        tensors: str | Iterable[str] | Mapping[str, str],
         every_n_iter: int | None = None,
         every_n_secs: float | None = None,
         at_end: bool = False,
-        formatter: Callable[[dict[str, Any]], str] | None = None,
+        formatter: Formatter | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         neither = every_n_iter is None and every_n_secs is None
         if (neither and not at_end) or (every_n_iter is not None and every_n_secs is not None):
@@ -64,7 +69,7 @@ class LoggingTensorHook(SessionRunHook):
         )
         self._at_end, self._formatter = at_end, formatter
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: Session, coord: None) -> None:
         session.check_fetches(self._tensors)
         if self._timers is not None:
             self._timers.start(session)
@@ -78,11 +83,11 @@ class LoggingTensorHook(SessionRunHook):
             seconds, _ = self._timers.triggered(run_context)
             self._log(run_values.results, seconds)
 
-    def end(self, session: Any) -> None:
+    def end(self, session: Session) -> None:
         if self._at_end and session.has(self._tensors):
             self._log(session.run(self._tensors), None)
 
-    def _log(self, values: dict[str, Any], seconds: float | None) -> None:
+    def _log(self, values: dict[str, np.ndarray], seconds: float | None) -> None:
         if self._formatter is not None:
             _logger.info(self._formatter(values))
             return

@@ -1,4 +1,4 @@
-"""Runs that have diverged."""
+"""NanTensorHook: the end of a session that has diverged."""
 
 import logging
 
@@ -14,12 +14,12 @@ _logger = logging.getLogger("jaxspec")
 class NanTensorHook(SessionRunHook):
     """Ends the session when a tensor is NaN at the end of a loop.
 
-    Training looks at the loss of every step by itself; this is for other tensors. It fetches at every loop, so the
-    devices wait for it.
+    Training itself checks the loss of every step; this is for other tensors. It fetches a value at every loop, so the
+    devices wait for the host.
 
     Args:
       loss_tensor: a fetch name (see `Session`).
-      fail_on_nan_loss: whether to raise NanLossDuringTrainingError; False only stops.
+      fail_on_nan_loss: whether to raise NanLossDuringTrainingError; False ends the session without an error.
     """
 
     after_host_calls = False

@@ -1,11 +1,12 @@
-"""Traces of what the devices do."""
+"""ProfilerHook: traces of what the devices do."""
 
+import os
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from jaxspec._src.base.types import Clock
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -13,12 +14,12 @@ from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRun
 class ProfilerHook(SessionRunHook):
     """Traces one loop every so many steps or seconds with `jax.profiler`; TensorBoard's Profile page shows it.
 
-    The first loop, which compiles, is not traced. The devices are waited for before and after a traced loop.
+    The first loop, which compiles, is not traced. It waits for the devices before and after a traced loop.
 
     Args:
       save_steps, save_secs: exactly one of them.
-      output_dir: where; traces lie under `plugins/profile`.
-      show_dataflow, show_memory: TensorFlow's; ignored.
+      output_dir: the directory; traces are in its `plugins/profile`.
+      show_dataflow, show_memory: arguments of TensorFlow; ignored.
       clock: seconds since some start.
     """
 
@@ -28,17 +29,17 @@ class ProfilerHook(SessionRunHook):
         self,
         save_steps: int | None = None,
         save_secs: float | None = None,
-        output_dir: Any = "",
+        output_dir: str | os.PathLike[str] = "",
         show_dataflow: bool = True,
         show_memory: bool = False,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
         self._output_dir = output_dir
         self._tracing = False
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: Session, coord: None) -> None:
         self._timers.start(session)
         self._compiled = False
 
@@ -57,7 +58,7 @@ class ProfilerHook(SessionRunHook):
             self._timers.triggered(run_context)
             self._compiled = True
 
-    def end(self, session: Any) -> None:
+    def end(self, session: Session) -> None:
         self._stop()
 
     def abort(self) -> None:

@@ -1,14 +1,17 @@
 """How fast training goes."""
 
 import logging
+import os
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_number
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
-from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+from jaxspec._src.summary.sink import Sink
+from jaxspec._src.summary.writer import create_file_writer
 
 _logger = logging.getLogger("jaxspec")
 
@@ -31,10 +34,10 @@ class StepCounterHook(SessionRunHook):
         self,
         every_n_steps: int | None = 100,
         every_n_secs: float | None = None,
-        output_dir: Any = None,
-        summary_writer: SummaryWriter | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        summary_writer: Sink | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         if (every_n_steps is None) == (every_n_secs is None):
             raise ValueError(
@@ -42,11 +45,11 @@ class StepCounterHook(SessionRunHook):
                 f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
             )
         self._timers = SessionTimers(every_n_secs, every_n_steps, names=("every_n_secs", "every_n_steps"), clock=clock)
-        self._writer = summary_writer
+        self._writer: Sink | None = summary_writer
         if summary_writer is None and output_dir is not None:
             self._writer = create_file_writer(output_dir)
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: Session, coord: None) -> None:
         self._timers.start(session)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
@@ -55,7 +58,7 @@ class StepCounterHook(SessionRunHook):
             if seconds and steps:
                 self._log_and_record(steps, seconds, run_context.last_step + 1)
 
-    def end(self, session: Any) -> None:
+    def end(self, session: Session) -> None:
         if self._writer is not None:
             self._writer.flush()
 
@@ -63,7 +66,7 @@ class StepCounterHook(SessionRunHook):
         record_rate(self._writer, "global_step/sec", elapsed_steps / elapsed_time, global_step)
 
 
-def record_rate(writer: SummaryWriter | None, tag: str, rate: float, step: int) -> None:
+def record_rate(writer: Sink | None, tag: str, rate: float, step: int) -> None:
     """Logs a rate, and writes it if there is a writer."""
     _logger.info("%s: %g", tag, rate)
     if writer is not None:
@@ -97,10 +100,10 @@ class ExamplesPerSecondHook(StepCounterHook):
         batch_size: int,
         every_n_steps: int | None = 100,
         every_n_secs: float | None = None,
-        output_dir: Any = None,
-        summary_writer: SummaryWriter | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        summary_writer: Sink | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(every_n_steps, every_n_secs, output_dir, summary_writer, clock=clock)
         check_number("batch_size", batch_size, above=0, whole=True, required=True)
@@ -126,7 +129,7 @@ class ExamplesPerSecondHook(StepCounterHook):
         self._last_end = run_context.last_step + 1
         super().after_run(run_context, run_values)
 
-    def end(self, session: Any) -> None:
+    def end(self, session: Session) -> None:
         super().end(session)
         _ = session.loss
         if self._first_loop is None:

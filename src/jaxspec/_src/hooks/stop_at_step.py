@@ -1,17 +1,16 @@
-"""Training to a given step."""
-
-from typing import Any
+"""StopAtStepHook: training to a given step."""
 
 from jaxspec._src.base.validate import check_number
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
 
 class StopAtStepHook(SessionRunHook):
-    """Ends training at a global step; loops end exactly there. It looks after a step, so at least one is made.
+    """Ends training at a global step. A loop ends exactly there. At least one step is made.
 
     Args:
-      num_steps: updates to make from the start of the session; the last step is fixed then, also for a hook that is
-        used again. In evaluation and prediction, batches.
+      num_steps: the number of updates to make from the start of the session; in evaluation and prediction, of batches. The
+        first session of a hook sets its last step, also for later sessions.
       last_step: the global step to end at.
 
     Raises:
@@ -31,7 +30,7 @@ class StopAtStepHook(SessionRunHook):
         check_number("last_step", last_step, whole=True)
         self._num_steps, self._last_step = num_steps, last_step
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: Session, coord: None) -> None:
         if self._last_step is None:
             assert self._num_steps is not None
             self._last_step = session.first_step + self._num_steps

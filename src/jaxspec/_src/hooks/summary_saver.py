@@ -1,26 +1,28 @@
-"""Summaries of values by name."""
+"""SummarySaverHook: values in summaries."""
 
+import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.fetches import refuse_arrays
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 
 
 class SummarySaverHook(SessionRunHook):
-    """Writes values by fetch name at the first loop and then every so many steps or seconds.
+    """Writes values by fetch name at the first loop, and then every so many steps or seconds.
 
-    Each is written in the form that shows it best: `SummaryWriter.array`. Only then does it fetch, and wait for,
-    anything.
+    `SummaryWriter.array` chooses the form of each: scalar, text or histogram. Only at these times does the hook fetch
+    values, and wait for them.
 
     Args:
       save_steps, save_secs: exactly one of them.
-      output_dir: where the event files go; None: where those of the run go.
-      summary_writer: a writer instead.
-      scaffold: TensorFlow's; must be None.
+      output_dir: the directory of the event files; None: the summaries go where those of the run go.
+      summary_writer: a writer, instead of `output_dir`.
+      scaffold: an argument of TensorFlow; must be None.
       summary_op: a fetch name (see `Session`), a list of them, or a dict from tags to fetch names.
       clock: seconds since some start.
     """
@@ -31,12 +33,12 @@ class SummarySaverHook(SessionRunHook):
         self,
         save_steps: int | None = None,
         save_secs: float | None = None,
-        output_dir: Any = None,
+        output_dir: str | os.PathLike[str] | None = None,
         summary_writer: SummaryWriter | None = None,
-        scaffold: Any = None,
-        summary_op: Any = None,
+        scaffold: object = None,
+        summary_op: str | Sequence[str] | Mapping[str, str] | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         if (scaffold is None) == (summary_op is None):
             raise ValueError(
@@ -53,12 +55,9 @@ class SummarySaverHook(SessionRunHook):
         if summary_writer is None and output_dir is not None:
             self._given_writer = create_file_writer(output_dir)
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
+    def after_create_session(self, session: Session, coord: None) -> None:
         session.check_fetches(self._tensors)
-        if self._writer_for(session) is None:
-            raise ValueError(
-                "SummarySaverHook: a prediction has no event files of its own; pass SummarySaverHook(output_dir=...)."
-            )
+        self._writer_for(session)  # for its check
         self._timers.start(session)
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
@@ -70,8 +69,13 @@ class SummarySaverHook(SessionRunHook):
             for tag, value in run_values.results.items():
                 self._writer_for(run_context.session).array(tag, value, run_context.session.global_step)
 
-    def end(self, session: Any) -> None:
+    def end(self, session: Session) -> None:
         self._writer_for(session).flush()
 
-    def _writer_for(self, session: Any) -> Any:
-        return self._given_writer or session.summary_writer
+    def _writer_for(self, session: Session) -> SummaryWriter:
+        writer = self._given_writer or session.summary_writer
+        if writer is None:
+            raise ValueError(
+                "SummarySaverHook: a prediction has no event files of its own; pass SummarySaverHook(output_dir=...)."
+            )
+        return writer

@@ -1,12 +1,12 @@
-"""When something that happens every so many steps or seconds is due."""
+"""Timers: whether something that happens every so many steps or seconds is due."""
 
 import functools
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any
 
+from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_number
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.spec.hook import SessionRunContext
 
 
@@ -26,7 +26,7 @@ class SecondOrStepTimer:
         every_secs: float | None = None,
         every_steps: int | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         check_one_of(every_secs, every_steps)
         self._every_secs, self._every_steps, self._clock = every_secs, every_steps, clock
@@ -38,7 +38,7 @@ class SecondOrStepTimer:
         self._last_time: float | None = None
 
     def should_trigger_for_step(self, step: int) -> bool:
-        """Whether it is due at a global step. Never twice for the same one."""
+        """Whether something is due at a global step. Never twice at the same step."""
         if self._last_step is None:
             return True
         if step == self._last_step:
@@ -106,19 +106,19 @@ class SessionTimers:
         every_steps: int | None,
         *,
         names: tuple[str, str] = ("every_secs", "every_steps"),
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         check_one_of(every_secs, every_steps, names)
         self._new = functools.partial(LoopTimer, every_secs, every_steps, clock=clock)
-        self._timers: weakref.WeakKeyDictionary[Any, LoopTimer] = weakref.WeakKeyDictionary()
+        self._timers: weakref.WeakKeyDictionary[Session, LoopTimer] = weakref.WeakKeyDictionary()
 
-    def start(self, session: Any) -> None:
-        """Begins with a session. To be called in `after_create_session`."""
+    def start(self, session: Session) -> None:
+        """Makes the timer of a session. Call it in `after_create_session`."""
         timer = self._timers[session] = self._new()
         timer.start(session.first_step)
 
     def is_due(self, context: SessionRunContext) -> bool:
-        """Whether it is due at the end of a loop."""
+        """Whether something is due at the end of a loop."""
         return self._timers[context.session].should_trigger_for_step(context.last_step + 1)
 
     def triggered(self, context: SessionRunContext) -> tuple[float | None, int | None]:

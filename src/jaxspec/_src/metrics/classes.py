@@ -1,83 +1,57 @@
-"""Metrics over classes numbered from 0: the confusion matrix and what is read off it."""
-
-from __future__ import annotations
-
-from typing import Any
+"""Metrics over classes numbered from 0: the confusion matrix, and means over classes."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.inputs import as_array, as_count, as_integers, as_weights, ratio_or_zero, same_shape
-from jaxspec._src.metrics.metric import Array, Floats, Metric, sums_of
-
-
-def _check_classes(name: str, ids: Array, num_classes: int) -> Array:
-    if ids.size:
-        low, high = ids.min(), ids.max()
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"{name} hold classes from {low} to {high}; "
-                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes}), whatever their weight. To leave "
-                f"entries out write keep = (labels >= 0) & (labels < {num_classes}) and pass {name}=np.where(keep, {name}, 0), "
-                "weights=keep (times the weights there are)"
-            )
-    return ids.reshape(-1)
+from jaxspec._src.metrics.arguments import Weights, as_count, as_integers, as_weights, labels_and_predictions
+from jaxspec._src.metrics.metric import Metric
+from jaxspec._src.metrics.sums import Floats, ratio_or_zero, sums_of, the_sum
 
 
-def _tally(ids: Array, weights: Array | None, length: int) -> Floats:
-    flat = None if weights is None else weights.reshape(-1)
-    return np.bincount(ids, flat, minlength=length).astype(np.float64, copy=False)
+def confusion_matrix(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int, weights: Weights = None
+) -> Metric[np.ndarray]:
+    """Weighted number of examples of each class (row) that were predicted to be of each class (column).
 
-
-def confusion_matrix(labels: Any, predictions: Any, num_classes: int, weights: Any = None) -> Metric:
-    """Weighted number of examples of each class (row) that were taken for each class (column).
-
-    It stands for `tf.math.confusion_matrix`, added up over the evaluation; `num_classes` is needed, for a
-    batch need not hold every class.
+    It takes the place of `tf.math.confusion_matrix`, added up over the evaluation. `num_classes` is required, because
+    a batch need not hold every class.
 
     Args:
       labels: integers from 0 to `num_classes - 1`, of any shape.
       predictions: integers from 0 to `num_classes - 1`, the same shape up to a last axis of size 1.
       num_classes: at least 1.
-      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it;
-        >= 0.
+      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it; >= 0.
 
     Returns:
-      A value that computes a float64 array [num_classes, num_classes].
+      A metric that computes a float64 array `[num_classes, num_classes]`, of zeros without examples.
 
     >>> from jaxspec import metrics
     >>> metrics.confusion_matrix(labels=[0, 1, 1], predictions=[0, 0, 1], num_classes=2).compute().tolist()
     [[1.0, 0.0], [1.0, 1.0]]
     """
     count = as_count("num_classes", num_classes, least=1)
-    truth, guess = same_shape(
-        ("labels", as_integers("labels", labels)), ("predictions", as_integers("predictions", predictions))
-    )
+    truth, guess = labels_and_predictions(as_integers("labels", labels), as_integers("predictions", predictions))
     w = as_weights(weights, truth.shape)
     cells = _check_classes("labels", truth, count) * count + _check_classes("predictions", guess, count)
     matrix = _tally(cells, w, count * count).reshape(count, count)
-    return sums_of("confusion_matrix", _itself, matrix)
+    return sums_of("confusion_matrix", the_sum, matrix)
 
 
-def _itself(matrix: Floats) -> Array:
-    return np.array(matrix)
-
-
-def mean_iou(labels: Any, predictions: Any, num_classes: int, weights: Any = None) -> Metric:
+def mean_iou(labels: ArrayLike, predictions: ArrayLike, num_classes: int, weights: Weights = None) -> Metric[float]:
     """Mean over classes of intersection over union: `tp / (tp + fp + fn)` of each class.
 
     Args:
-      labels: integers from 0 to `num_classes - 1`, of any shape (an image a row, for example).
+      labels: integers from 0 to `num_classes - 1`, of any shape (`[B, height, width]` for images).
       predictions: integers from 0 to `num_classes - 1`, of exactly the same shape.
       num_classes: at least 1.
-      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it;
-        >= 0.
+      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it; >= 0.
 
     Returns:
-      A value that computes a float. Classes that are neither in the labels nor in the predictions (or only
-      with a weight of 0) are left out of the mean; 0.0 where none is left.
+      A metric that computes a float. Classes that are neither in the labels nor in the predictions (or only with a
+      weight of 0) are left out of the mean; 0.0 if no class is left.
 
-    Unlike TensorFlow it takes a scalar weight, and keeps three numbers a class instead of the whole
-    confusion matrix.
+    Unlike TensorFlow it takes a scalar weight, and keeps three numbers for each class instead of the whole confusion
+    matrix.
 
     >>> from jaxspec import metrics
     >>> round(metrics.mean_iou(labels=[0, 0, 1, 1], predictions=[0, 0, 0, 1], num_classes=5).compute(), 4)
@@ -96,25 +70,20 @@ def mean_iou(labels: Any, predictions: Any, num_classes: int, weights: Any = Non
     return sums_of("mean_iou", _iou, both, _tally(truth, w, count), _tally(guess, w, count))
 
 
-def _iou(both: Floats, labelled: Floats, predicted: Floats) -> Array:
-    union = labelled + predicted - both
-    seen = (union > 0).sum()
-    return np.asarray(ratio_or_zero(both, union).sum() / max(seen, 1))
-
-
-def mean_per_class_accuracy(labels: Any, predictions: Any, num_classes: int, weights: Any = None) -> Metric:
-    """Mean over classes of the share of examples of the class that were predicted right.
+def mean_per_class_accuracy(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int, weights: Weights = None
+) -> Metric[float]:
+    """Mean over classes of the share of the examples of a class that were predicted correctly.
 
     Args:
       labels: integers from 0 to `num_classes - 1`, of any shape.
-      predictions: integers, the same shape up to a last axis of size 1. A prediction that is no class is
-        wrong, and no error.
+      predictions: integers, the same shape up to a last axis of size 1. A prediction that is no class counts as wrong,
+        and raises no error.
       num_classes: at least 1.
-      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it;
-        >= 0.
+      weights: None (all 1), a scalar, or a shape that broadcasts to that of `labels` without enlarging it; >= 0.
 
     Returns:
-      A value that computes a float. A class without labels counts as 0.0 (unlike in `mean_iou`).
+      A metric that computes a float. A class without labels counts as 0.0 (unlike in `mean_iou`).
 
     Unlike TensorFlow it takes a scalar weight.
 
@@ -123,15 +92,38 @@ def mean_per_class_accuracy(labels: Any, predictions: Any, num_classes: int, wei
     0.75
     """
     count = as_count("num_classes", num_classes, least=1)
-    truth, guess = same_shape(
-        ("labels", as_integers("labels", labels)), ("predictions", as_array("predictions", predictions))
-    )
+    truth, guess = labels_and_predictions(as_integers("labels", labels), as_integers("predictions", predictions))
     w = as_weights(weights, truth.shape)
-    right = (truth == as_integers("predictions", guess)).reshape(-1)
+    right = (truth == guess).reshape(-1)
     ids = _check_classes("labels", truth, count)
     correct = _tally(ids[right], None if w is None else w.reshape(-1)[right], count)
     return sums_of("mean_per_class_accuracy", _mean_share, correct, _tally(ids, w, count))
 
 
-def _mean_share(correct: Floats, labelled: Floats) -> Array:
-    return np.asarray(ratio_or_zero(correct, labelled).mean())
+def _iou(both: Floats, labelled: Floats, predicted: Floats) -> np.float64:
+    union = labelled + predicted - both
+    return np.float64(ratio_or_zero(both, union).sum() / max((union > 0).sum(), 1))
+
+
+def _mean_share(correct: Floats, labelled: Floats) -> np.float64:
+    return np.float64(ratio_or_zero(correct, labelled).mean())
+
+
+def _check_classes(name: str, ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """The classes in one dimension, after a check of their range."""
+    if ids.size:
+        low, high = ids.min(), ids.max()
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"{name} hold classes from {low} to {high}; "
+                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes}), whatever their weight. To leave "
+                f"entries out write keep = (labels >= 0) & (labels < {num_classes}) and pass {name}=np.where(keep, {name}, 0), "
+                "weights=keep (times the weights there are)"
+            )
+    return ids.reshape(-1)
+
+
+def _tally(ids: np.ndarray, weights: np.ndarray | None, length: int) -> Floats:
+    """The total weight of each of the ids 0 to `length - 1`."""
+    flat = None if weights is None else weights.reshape(-1)
+    return np.bincount(ids, flat, minlength=length).astype(np.float64, copy=False)

@@ -1,26 +1,29 @@
-"""Any function of the whole evaluation: its arguments are collected, and it is called once, at the end."""
-
-from __future__ import annotations
+"""collect: any function of all examples of an evaluation. Its arguments are collected, and it is called once, at the end."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Self, TypeVar
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.metric import Array, Metric
+from jaxspec._src.base.types import AnyFunction
+from jaxspec._src.metrics.metric import Metric
 from jaxspec._src.metrics.shard_scalars import refuse_shard_scalars
+
+R = TypeVar("R")
+_Arrays = tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Collected(Metric):
-    """Every example so far, in order, and the function to call on them.
+class Collected(Metric[R]):
+    """Every example so far, in order, and the function to call with them.
 
-    Merging keeps order: `a.merge(b)` is a's examples, then b's. So it is associative, but not commutative.
+    Merging keeps the order: `a.merge(b)` holds a's examples, then b's. So it is associative, but not commutative.
 
-    As a pytree it has one leaf a tensor, its batches joined.
+    As a pytree it has one leaf for each tensor, with its batches joined.
 
     Attributes:
       fn: called as `fn(**tensors)`.
@@ -28,9 +31,9 @@ class Collected(Metric):
       parts: for each name its arrays, batch by batch.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., R]
     names: tuple[str, ...]
-    parts: tuple[tuple[Array, ...], ...] = dataclasses.field(repr=False)
+    parts: tuple[_Arrays, ...] = dataclasses.field(repr=False)
 
     def merge(self, other: Self) -> Self:
         if not isinstance(other, Collected):
@@ -55,7 +58,7 @@ class Collected(Metric):
             self, parts=tuple(mine + theirs for mine, theirs in zip(self.parts, other.parts, strict=True))
         )
 
-    def compute(self) -> Any:
+    def compute(self) -> R:
         """What `fn` returns for all examples."""
         return self.fn(**{name: _join(arrays) for name, arrays in zip(self.names, self.parts, strict=True)})
 
@@ -63,20 +66,20 @@ class Collected(Metric):
         return dataclasses.replace(self, parts=tuple((_join(arrays)[:0],) for arrays in self.parts))
 
 
-def collect(fn: Callable[..., Any], /, **tensors: Any) -> Collected:
-    """`fn` of every example of the evaluation, once, at the end, in order.
+def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
+    """Calls `fn` with every example of the evaluation, once, at the end, in order.
 
-    For what does not add up over batches: a rank correlation, BLEU, a figure.
+    For results that do not add up over batches: a rank correlation, BLEU, a figure.
 
     Args:
-      fn: called as `fn(**tensors)` by `compute`, with each tensor's batches concatenated along the first
-        axis. It may return anything: a number, an array, a figure. A lambda written in metric_fn will do:
-        the one of the first batch is called, for all.
-      **tensors: arrays with a leading axis, under fn's argument names. They are copied.
+      fn: called as `fn(**tensors)` by `compute`, with the batches of each tensor concatenated along the first axis. It
+        may return anything: a number, an array, a figure. A lambda that metric_fn makes is allowed: that of the first
+        batch is called, for all batches.
+      **tensors: arrays `[B, ...]` under the names of fn's arguments. They are copied.
 
     Returns:
-      A value that computes what `fn` returns. It holds all examples in host memory: 1,000,000 float32 scores
-      are 4 MB, as many rows of 1,000 logits 4 GB.
+      A metric that computes what `fn` returns. It holds all examples in host memory: 1,000,000 float32 scores take
+      4 MB, and as many rows of 1,000 logits take 4 GB.
 
     There is no such function in TensorFlow.
 
@@ -98,40 +101,39 @@ def collect(fn: Callable[..., Any], /, **tensors: Any) -> Collected:
     arrays = {name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t) for name, t in tensors.items()}
     for name, array in arrays.items():
         if array.ndim == 0:
-            raise ValueError(f"{name} is a scalar; expected an array with one entry an example")
+            raise ValueError(f"{name} is a scalar; expected an array with one entry for each example")
         if not isinstance(array, np.ma.MaskedArray):
             array.flags.writeable = False
     return Collected(fn, tuple(arrays), tuple((array,) for array in arrays.values()))
 
 
-def _join(arrays: tuple[Array, ...]) -> Array:
+def _join(arrays: _Arrays) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     if any(isinstance(a, np.ma.MaskedArray) for a in arrays):
-        joined: Array = np.ma.concatenate(arrays)  # type: ignore[no-untyped-call]
+        joined: np.ndarray = np.ma.concatenate(arrays)  # type: ignore[no-untyped-call]
         return joined
     return np.concatenate(arrays)
 
 
-def _same(fn: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    # A lambda written in metric_fn is a new object at each batch, of the same code.
+def _same(fn: AnyFunction, other: AnyFunction) -> bool:
+    # A lambda that metric_fn makes is a new object for each batch, with the same code.
     if isinstance(fn, functools.partial) and isinstance(other, functools.partial):
         return _same(fn.func, other.func) and (fn.args, fn.keywords) == (other.args, other.keywords)
     code = getattr(fn, "__code__", None)
     return fn == other or (code is not None and code is getattr(other, "__code__", None))
 
 
-def _name(fn: Callable[..., Any]) -> str:
+def _name(fn: AnyFunction) -> str:
     return getattr(fn, "__qualname__", None) or repr(fn)
 
 
-def _flatten(value: Collected) -> tuple[tuple[Array, ...], tuple[Callable[..., Any], tuple[str, ...]]]:
-    return tuple(_join(arrays) for arrays in value.parts), (value.fn, value.names)
+def _flatten(metric: Collected[R]) -> tuple[_Arrays, tuple[Callable[..., R], tuple[str, ...]]]:
+    return tuple(_join(arrays) for arrays in metric.parts), (metric.fn, metric.names)
 
 
-def _unflatten(aux: tuple[Callable[..., Any], tuple[str, ...]], leaves: Any) -> Collected:
-    fn, names = aux
-    return Collected(fn, names, tuple((leaf,) for leaf in leaves))
+def _unflatten(structure: tuple[Callable[..., R], tuple[str, ...]], leaves: Iterable[np.ndarray]) -> Collected[R]:
+    return Collected(*structure, tuple((leaf,) for leaf in leaves))
 
 
 jax.tree_util.register_pytree_node(Collected, _flatten, _unflatten)

@@ -1,43 +1,41 @@
-"""A scalar of each shard, on the host, with the number of rows behind each: what makes its mean right."""
+"""ShardScalars: a scalar tensor of each shard, on the host, whose mean is weighted by the rows of each shard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxspec._src.metrics.metric import Array
+from jaxspec._src.base.types import AnyFunction
 
-_MEND = (
+_INSTEAD = (
     "give metric_fn one value for each row instead: jnp.broadcast_to(x, features.shape[:1]) in model_fn; or a sum and a "
     "count, x[None]"
 )
 
 
 class ShardScalars(np.ndarray):
-    """A scalar tensor of evaluation as host functions get it: one entry for each shard, and `rows`, the rows behind each.
+    """A scalar tensor of an evaluation as host functions get it: one entry for each shard, and in `rows` the rows of each.
 
-    Shards differ in rows where a batch is short, so its mean (`x.mean()`, `np.mean(x)`, `np.average(x)`,
-    `jaxspec.metrics.mean(x)`) weights the entries by them. Arithmetic keeps them. Sums, minima, maxima, comparisons and
-    everything else see the entries alone, as in a plain array; `np.asarray(x)` is one. Standard deviations and
-    quantiles are refused.
+    The shards of a short batch differ in rows, so the mean (`x.mean()`, `np.mean(x)`, `np.average(x)`,
+    `jaxspec.metrics.mean(x)`) weights the entries by their rows. The result of arithmetic has the same rows. Sums, minima,
+    maxima and everything else use the entries alone, as for a plain array; `np.asarray(x)` is that array. Standard
+    deviations and quantiles are refused.
 
     Args:
       entries: `[shards]`.
       rows: integers `[shards]`.
     """
 
-    rows: Array | None
+    rows: np.ndarray | None
 
-    def __new__(cls, entries: Array, rows: Array) -> ShardScalars:
+    def __new__(cls, entries: np.ndarray, rows: np.ndarray) -> ShardScalars:
         self = np.asarray(entries).view(cls)
         self.rows = rows
         return self
 
-    def __array_finalize__(self, obj: Any) -> None:
-        same = isinstance(obj, ShardScalars) and obj.shape == self.shape
-        self.rows = obj.rows if same else None
+    def __array_finalize__(self, obj: object) -> None:
+        self.rows = obj.rows if isinstance(obj, ShardScalars) and obj.shape == self.shape else None
 
     def __getitem__(self, index: Any) -> Any:
         entries = super().__getitem__(index)
@@ -45,17 +43,17 @@ class ShardScalars(np.ndarray):
             entries.rows = self.rows[index]
         return entries
 
-    def weights(self) -> Array:
-        """The rows behind each entry; TypeError where they are not known any more."""
+    def weights(self) -> np.ndarray:
+        """The rows of each entry, or a TypeError if they are no longer known."""
         if self.rows is None or self.shape != self.rows.shape:
             raise TypeError(
                 f"a scalar of each shard has become an array of shape {self.shape}, and its entries have unequal numbers of "
-                f"rows behind them, so it has no mean; take the mean of the scalars themselves, or {_MEND}"
+                f"rows behind them, so it has no mean; take the mean of the scalars themselves, or {_INSTEAD}"
             )
         return self.rows
 
     def mean(self, axis: Any = None, dtype: Any = None, out: Any = None, **kwargs: Any) -> Any:
-        """The mean over the rows."""
+        """The mean over the rows of all shards."""
         mean = np.average(_plain(self).astype(np.float64), axis, self.weights(), **kwargs)
         if dtype is None and np.result_type(self.dtype).kind not in "biu":
             dtype = self.dtype
@@ -64,15 +62,15 @@ class ShardScalars(np.ndarray):
             return out
         return mean if dtype is None else mean.astype(dtype)
 
-    def std(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused."""
+    def std(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raises a TypeError."""
         raise _refused("std")
 
-    def var(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused."""
+    def var(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raises a TypeError."""
         raise _refused("var")
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: object, out: Any = None, **kwargs: object) -> Any:
         if out is not None:
             kwargs["out"] = _plain(out)
         result = getattr(ufunc, method)(*_plain(inputs), **_plain(kwargs))
@@ -83,7 +81,7 @@ class ShardScalars(np.ndarray):
             return result
         return tuple(_like(x, rows) for x in result) if isinstance(result, tuple) else _like(result, rows)
 
-    def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+    def __array_function__(self, func: AnyFunction, types: object, args: Any, kwargs: Any) -> Any:
         if func in _REFUSED:
             raise _refused(func.__name__)
         if func in (np.mean, np.nanmean) and isinstance(args[0], ShardScalars) and len(args) == 1:
@@ -104,12 +102,12 @@ _REFUSED |= {np.nanquantile, np.histogram, np.cov, np.corrcoef}
 
 def _refused(name: str) -> TypeError:
     return TypeError(
-        f"{name} of a scalar of each shard: there is one entry for each shard, with unequal numbers of rows behind them; {_MEND}"
+        f"{name} of a scalar of each shard: there is one entry for each shard, with unequal numbers of rows behind them; {_INSTEAD}"
     )
 
 
-def _plain(x: Any) -> Any:
-    """`x` with plain arrays in the place of shard scalars."""
+def _plain(x: object) -> Any:
+    """`x` with plain arrays in place of `ShardScalars`."""
     if isinstance(x, ShardScalars):
         return x.view(np.ndarray)
     if isinstance(x, tuple | list):
@@ -117,14 +115,14 @@ def _plain(x: Any) -> Any:
     return {key: _plain(value) for key, value in x.items()} if isinstance(x, dict) else x
 
 
-def _like(x: Any, rows: Array) -> Any:
+def _like(x: object, rows: np.ndarray) -> object:
     return ShardScalars(x, rows) if isinstance(x, np.ndarray) and x.shape == rows.shape else x
 
 
-def refuse_shard_scalars(name: str, value: Any) -> None:
-    """Raises TypeError where the metric cannot use the rows behind each entry."""
+def refuse_shard_scalars(name: str, value: object) -> None:
+    """Raises a TypeError for `ShardScalars`: for metrics that cannot use the rows of each entry."""
     if isinstance(value, ShardScalars):
         raise TypeError(
             f"{name} is a scalar of each shard, with unequal numbers of rows behind its entries, which this metric does not "
-            f"know of; {_MEND}. (jaxspec.metrics.mean knows of them; numpy.asarray({name}) is the entries alone)"
+            f"know of; {_INSTEAD}. (jaxspec.metrics.mean knows of them; numpy.asarray({name}) is the entries alone)"
         )

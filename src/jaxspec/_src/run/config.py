@@ -148,8 +148,9 @@ class RunConfig:
     """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
-    """A progress bar on standard error, where that is a terminal and rich is installed; None: unless `NO_COLOR` is set or
-    the terminal is a dumb one; False: never."""
+    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
+    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    there; False: never."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
     what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""

@@ -5,6 +5,7 @@ import functools
 import logging
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -13,20 +14,23 @@ from jaxspec._src.base.hyperparameters import with_values
 from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver
-from jaxspec._src.data.input_source import InputMemory
+from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.devices import choose_devices, describe_devices
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.progress import ProgressBar, open_progress
 from jaxspec._src.run.reports import TrainingClock
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.model import Model
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -169,12 +173,12 @@ class Engine:
         step: int = 0,
         restarted: bool = False,
     ) -> Infeed:
-        """Calls input_fn, and waits for its first batch. The arguments are those of `Infeed`."""
+        """Calls input_fn, and waits for its first batch. `InputRequest` says what the arguments are."""
         check_input_fn(input_fn)
         batch_size = self.batch_size(mode)
         context = TPUContext(len(self.devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}
-        return Infeed(
+        request = InputRequest(
             input_fn,
             {"params": with_values(self._params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
@@ -186,13 +190,14 @@ class Engine:
             resume=resume,
             step=step,
             restarted=restarted,
-            memory=self._input_memory,
-            check_interrupt=raise_if_interrupted,
         )
+        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
     @contextlib.contextmanager
-    def progress(self, mode: str, *, start: int, total: int | None) -> Iterator[ProgressBar | None]:
+    def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:
         """A progress bar, if there is to be one. The bar of a verb that is under way is paused meanwhile."""
+        from jaxspec._src.run.progress import open_progress  # it loads tqdm
+
         outer = self._bar
         if outer is not None:
             outer.pause()
@@ -200,7 +205,7 @@ class Engine:
             VERBS[mode],
             start=start,
             total=total,
-            rows_per_step=self._batch_sizes[mode],
+            batch_size=self._batch_sizes[mode],
             enabled=self.config.progress_bar,
         )
         try:

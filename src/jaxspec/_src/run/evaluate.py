@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from jaxspec._src.base.types import InputFn, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
-from jaxspec._src.metrics.accept import Mergeable, as_metric
+from jaxspec._src.metrics.metric import Mergeable
+from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_results import write_results
 from jaxspec._src.run.inference import HostBatch

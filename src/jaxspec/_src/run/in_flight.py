@@ -12,7 +12,7 @@ import numpy as np
 from jaxspec._src.device.gather import fetch_step, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.run.engine import Engine
-from jaxspec._src.run.host_queue import PATIENCE_SECS, HostQueue
+from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.losses import LossCheck
 from jaxspec._src.run.pace import Pace
 from jaxspec._src.run.reports import TrainingReport
@@ -230,7 +230,7 @@ class InFlight:
     def close(self) -> None:
         """Ends the thread of the host calls; what a signal leaves of the time bounds the wait."""
         left = self._interrupt.seconds_left
-        self._host.close(PATIENCE_SECS if left is None else left)
+        self._host.close(CLOSE_SECS if left is None else left)
 
     def log_nan_losses(self, steps: int) -> None:
         """Logs how many of the `steps` steps of the run had a NaN loss, if any."""

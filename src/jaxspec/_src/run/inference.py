@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
@@ -36,7 +37,7 @@ def host_batch(groups: Sequence[Group]) -> HostBatch:
     sums = LossSums()
     for group in groups:
         if group.spec.loss is not None:
-            sums.add(group.spec.loss, group.rows)
+            sums.add(np.asarray(group.spec.loss), group.rows)
     parts = groups[0].spec.loss
     loss = None if parts is None else parts.dtype.type(sums.compute())
     return HostBatch(join_groups([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
@@ -82,7 +83,7 @@ def run_batches(
             number += 1
         else:
             item = singles.alone(item)
-            place = places_in_stack(number, item.start, item.stop, capacity=item.capacity, num_shards=num_shards)
+            place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item, began))

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
@@ -13,7 +14,6 @@ from jaxspec._src.run.engine import VERBS, Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.inference import HostBatch, run_batches
 from jaxspec._src.run.programs import InferenceProgram
-from jaxspec._src.run.progress import ProgressBar
 from jaxspec._src.run.session import RunningSession
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
@@ -24,6 +24,9 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -95,7 +98,7 @@ class InferenceRun(RunningSession):
         source: Source,
         state: TrainState,
         summary_writer: SummaryWriter | None,
-        bar: ProgressBar | None,
+        bar: "ProgressBar | None",
         limit: int | None,
     ) -> None:
         super().__init__(fetch_names(program.spec))
@@ -135,7 +138,7 @@ class InferenceRun(RunningSession):
 
     def _report(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._number)
+            self._bar.show(self._number)
         elif self._limit is not None and self._number % math.ceil(self._limit / 10) == 0:
             _logger.info("Evaluation [%d/%d]", self._number, self._limit)
 

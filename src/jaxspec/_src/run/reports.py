@@ -4,12 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from jaxspec._src.hooks.rates import record_rate
 from jaxspec._src.hooks.timer import LoopTimer
-from jaxspec._src.run.progress import ProgressBar
 from jaxspec._src.summary.writer import SummaryWriter
+
+if TYPE_CHECKING:
+    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
@@ -70,7 +72,7 @@ class TrainingReport:
         log_every: float | None,
         summary_every: int | None,
         rows_per_step: int | None,
-        bar: ProgressBar | None,
+        bar: "ProgressBar | None",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._writer, self._rows, self._bar = writer, rows_per_step, bar
@@ -95,7 +97,7 @@ class TrainingReport:
     def progress(self, step: int, loss: float) -> None:
         """Shows that `step` updates are done."""
         if self._bar is not None:
-            self._bar.update(step, loss)
+            self._bar.show(step, loss)
 
     def loop(self, step: int, loss: float) -> None:
         """Logs the loss and the rates at the end of a loop, if due: `step` updates are done."""

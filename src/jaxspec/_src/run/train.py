@@ -155,14 +155,18 @@ def _make_live(engine: Engine, source: Source, state: TrainState, infeed: Infeed
 
 def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hooks, list[str]]:
     """(the hooks with a checkpoint saver, which goes first unless the user gave one; the directories it saves to)."""
-    savers = [hook for hook in hooks if isinstance(hook, CheckpointSaverHook)]
+    directories: list[str] = []
+    for hook in hooks:
+        directory = hook.start_saving(engine.model_dir, () if directories else listeners)
+        if directory is not None:
+            directories.append(directory)
     steps, secs = engine.config.save_checkpoints_steps, engine.config.save_checkpoints_secs
-    if not savers and (steps or secs):
-        savers = [CheckpointSaverHook(save_secs=secs or None, save_steps=steps or None)]
-        hooks = (*savers, *hooks)
-    if listeners and not savers:
+    if not directories and (steps or secs):
+        saver = CheckpointSaverHook(save_secs=secs or None, save_steps=steps or None)
+        return (saver, *hooks), [saver.start_saving(engine.model_dir, listeners)]
+    if listeners and not directories:
         raise ValueError(
             "There should be a CheckpointSaverHook to use saving_listeners. Please set one of the "
             "RunConfig.save_checkpoints_steps or RunConfig.save_checkpoints_secs."
         )
-    return hooks, [saver.start(engine.model_dir, () if number else listeners) for number, saver in enumerate(savers)]
+    return hooks, directories

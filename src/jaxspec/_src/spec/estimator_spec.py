@@ -1,82 +1,64 @@
-"""EstimatorSpec: a spec on the host, its host functions called."""
+"""EstimatorSpec: a spec on the host, with the results of its host functions."""
 
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from jaxspec._src.spec.hook import check_hooks
-from jaxspec._src.spec.pytree import register
+from jaxspec._src.base.types import Array
+from jaxspec._src.spec.export_outputs import ExportOutput
+from jaxspec._src.spec.hook import SessionRunHook, check_hooks
+from jaxspec._src.spec.mode import Mode
+from jaxspec._src.spec.namedtuple import checked, register_pytree
 from jaxspec._src.spec.rules import check_arrays
 from jaxspec._src.spec.scaffold import Scaffold
+from jaxspec._src.spec.train_op import TrainOpLike
 
 
 class _EstimatorSpecFields(NamedTuple):
-    mode: Any
-    predictions: Any = None
-    loss: Any = None
-    train_op: Any = None
-    eval_metric_ops: Any = None
-    export_outputs: Any = None
-    training_chief_hooks: Any = None
-    training_hooks: Any = None
-    scaffold: Any = None
-    evaluation_hooks: Any = None
-    prediction_hooks: Any = None
+    mode: Mode
+    predictions: Array | Mapping[str, Array] | None = None
+    loss: Array | None = None
+    train_op: TrainOpLike | None = None
+    eval_metric_ops: Mapping[str, Any] = types.MappingProxyType({})
+    export_outputs: Mapping[str, ExportOutput] | None = None
+    training_chief_hooks: Sequence[SessionRunHook] = ()
+    training_hooks: Sequence[SessionRunHook] = ()
+    scaffold: Scaffold = Scaffold()
+    evaluation_hooks: Sequence[SessionRunHook] = ()
+    prediction_hooks: Sequence[SessionRunHook] = ()
 
 
-@register
+@register_pytree
+@checked(fixed=["mode"])
 class EstimatorSpec(_EstimatorSpecFields):
-    """What `TPUEstimatorSpec.as_estimator_spec()` returns: a spec on the host, its host functions called.
+    """What `TPUEstimatorSpec.as_estimator_spec()` returns: a spec on the host, with the results of its host functions.
 
-    `eval_metric_ops` maps names to metric values (`merge`, `compute`), the other fields are as in
-    `TPUEstimatorSpec`. A namedtuple, checked when it is constructed and on `_replace`.
+    `eval_metric_ops` maps names to metric values (`merge`, `compute`); the other fields are as in
+    `TPUEstimatorSpec`. A namedtuple, checked when it is constructed and on `_replace`, which cannot change the mode.
     """
 
     __slots__ = ()
 
-    def __new__(
-        cls,
-        mode: Any,
-        predictions: Any = None,
-        loss: Any = None,
-        train_op: Any = None,
-        eval_metric_ops: Any = None,
-        export_outputs: Any = None,
-        training_chief_hooks: Any = None,
-        training_hooks: Any = None,
-        scaffold: Any = None,
-        evaluation_hooks: Any = None,
-        prediction_hooks: Any = None,
-    ) -> Self:
-        train_op, loss, predictions, export_outputs = check_arrays(mode, train_op, loss, predictions, export_outputs)
-        if eval_metric_ops is None:
-            eval_metric_ops = {}
-        if not isinstance(eval_metric_ops, Mapping):
+    def _checked(self) -> Self:
+        train_op, loss, predictions, export_outputs = check_arrays(self)
+        metrics = {} if self.eval_metric_ops is None else self.eval_metric_ops
+        if not isinstance(metrics, Mapping):
             raise TypeError(
-                f"eval_metric_ops must be a dict, given: {eval_metric_ops!r}. metric_fn returns "
+                f"eval_metric_ops must be a dict, given: {metrics!r}. metric_fn returns "
                 "{'name': jaxspec.metrics.mean(...)}."
             )
-        if scaffold is None:
-            scaffold = Scaffold()
-        elif not isinstance(scaffold, Scaffold):
+        scaffold = Scaffold() if self.scaffold is None else self.scaffold
+        if not isinstance(scaffold, Scaffold):
             raise TypeError(f"scaffold must be jaxspec.Scaffold. Given: {scaffold!r}")
-        return cls._make(
-            (
-                mode,
-                predictions,
-                loss,
-                train_op,
-                dict(eval_metric_ops),
-                export_outputs,
-                check_hooks(training_chief_hooks, role="training_chief_hooks"),
-                check_hooks(training_hooks, role="training_hooks"),
-                scaffold,
-                check_hooks(evaluation_hooks, role="evaluation_hooks"),
-                check_hooks(prediction_hooks, role="prediction_hooks"),
-            )
+        return super()._replace(
+            predictions=predictions,
+            loss=loss,
+            train_op=train_op,
+            eval_metric_ops=dict(metrics),
+            export_outputs=export_outputs,
+            training_chief_hooks=check_hooks(self.training_chief_hooks, role="training_chief_hooks"),
+            training_hooks=check_hooks(self.training_hooks, role="training_hooks"),
+            scaffold=scaffold,
+            evaluation_hooks=check_hooks(self.evaluation_hooks, role="evaluation_hooks"),
+            prediction_hooks=check_hooks(self.prediction_hooks, role="prediction_hooks"),
         )
-
-    def _replace(self, **kwargs: Any) -> Self:
-        """A checked copy with some fields changed; the mode cannot be."""
-        if "mode" in kwargs and kwargs["mode"] != self.mode:
-            raise ValueError("mode of EstimatorSpec cannot be changed.")
-        return type(self)(**{**self._asdict(), **kwargs})

@@ -1,12 +1,12 @@
-"""The values of `export_outputs`: what a served signature returns. Pytrees whose leaves are the arrays."""
+"""The values of `export_outputs`: what the signature of an export returns. Pytrees whose leaves are the arrays."""
 
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import is_array
+from jaxspec._src.base.types import Array, PyTree
 
 DEFAULT_SERVING_SIGNATURE = "serving_default"
 
@@ -14,7 +14,7 @@ DEFAULT_SERVING_SIGNATURE = "serving_default"
 class ExportOutput:
     """Base class of what `export_outputs` holds. `outputs` maps names to arrays `[batch, ...]`."""
 
-    outputs: Mapping[str, Any]
+    outputs: Mapping[str, Array]
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_with_keys(
@@ -27,8 +27,8 @@ class ExportOutput:
         return f"{type(self).__name__}({dict(self.outputs)!r})"
 
 
-def _rebuild(cls: type[ExportOutput], outputs: Any) -> ExportOutput:
-    # Without __init__: a pytree is rebuilt with tracers, None or anything else as leaves.
+def _rebuild(cls: type[ExportOutput], outputs: PyTree) -> ExportOutput:
+    # Without __init__: JAX rebuilds a pytree with tracers, None or anything else as leaves.
     self = object.__new__(cls)
     self.outputs = outputs
     return self
@@ -37,11 +37,12 @@ def _rebuild(cls: type[ExportOutput], outputs: Any) -> ExportOutput:
 class PredictOutput(ExportOutput):
     """Any arrays. `outputs`: a dict of arrays, or one array, which is then named `output`."""
 
-    def __init__(self, outputs: Any) -> None:
+    def __init__(self, outputs: Array | Mapping[str, Array]) -> None:
         if not isinstance(outputs, Mapping):
             outputs = {"output": outputs}
         for key, value in outputs.items():
-            _check_key(key)
+            if not isinstance(key, str):
+                raise ValueError(f"Prediction output key must be a string; got {key!r}.")
             if not is_array(value):
                 raise ValueError(f"Prediction output value must be an array; got {value!r} for {key!r}.")
         self.outputs = dict(outputs)
@@ -50,7 +51,7 @@ class PredictOutput(ExportOutput):
 class RegressionOutput(ExportOutput):
     """One floating array, `value` `[batch, ...]`."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Array) -> None:
         if not (is_array(value) and jax.numpy.issubdtype(value.dtype, np.floating)):
             raise ValueError(f"Regression output value must be a floating array; got {value!r}.")
         self.outputs = {"outputs": value}
@@ -59,7 +60,7 @@ class RegressionOutput(ExportOutput):
 class ClassificationOutput(ExportOutput):
     """`scores`: floating `[batch, classes]`; `classes`: integer ids `[batch, classes]` (devices hold no strings)."""
 
-    def __init__(self, scores: Any = None, classes: Any = None) -> None:
+    def __init__(self, scores: Array | None = None, classes: Array | None = None) -> None:
         if scores is None and classes is None:
             raise ValueError(
                 "Cannot create a ClassificationOutput with empty arguments. "
@@ -73,12 +74,9 @@ class ClassificationOutput(ExportOutput):
         self.outputs = {key: value for key, value in named.items() if value is not None}
 
 
-def _check_key(key: Hashable) -> None:
-    if not isinstance(key, str):
-        raise ValueError(f"Prediction output key must be a string; got {key!r}.")
-
-
-def check_export_outputs(export_outputs: Any, predictions: Any) -> dict[str, ExportOutput]:
+def check_export_outputs(
+    export_outputs: Mapping[str, ExportOutput] | None, predictions: Array | Mapping[str, Array]
+) -> dict[str, ExportOutput]:
     """The signatures of a PREDICT spec, `serving_default` among them.
 
     None means one PredictOutput of the predictions; a single entry is also the default one.

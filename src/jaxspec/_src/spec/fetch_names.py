@@ -1,44 +1,44 @@
 """The fetch names of a spec: what hooks, log lines and progress call its arrays."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 
 
-def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Any]:
-    """The leaves of a spec, as it leaves the device, that have a fetch name."""
+def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Array]:
+    """The arrays of a spec that have a fetch name. The spec is one that has left the device."""
     return {name: leaf for _, tree in _named_trees(spec) for name, leaf in named_leaves(tree).items()}
 
 
-def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, Any]]:
-    """(the field, a tree whose paths are fetch names)."""
+def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, dict[str, PyTree]]]:
+    """Yields (name of a field, tree whose paths are fetch names)."""
     for field, pair in (("eval_metrics", spec.eval_metrics), ("host_call", spec.host_call)):
         if pair is not None and isinstance(pair[1], dict):
-            # The names of summary.host_call are tags: one of these does not take the place of the spec's own.
+            # The names of summary.host_call are tags: such a tag does not replace the spec's own loss or step.
             tags = {"loss", "global_step"} if getattr(pair[0], "names_are_tags", False) else ()
             yield field, {name: tensor for name, tensor in pair[1].items() if name not in tags}
     yield "predictions", {"predictions": spec.predictions}
     yield "loss", {"loss": spec.loss}
 
 
-def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
-    """Raises ValueError if a fetch name stands for two arrays: hooks would see one of them, without a word.
+def check_fetch_names(spec: TPUEstimatorSpec, step: Array) -> None:
+    """Raises ValueError if two arrays have one fetch name: hooks would see only one of them.
 
     The same array may have a name twice, as `labels` in the dicts of eval_metrics and host_call.
 
     Args:
       spec: as model_fn returned it.
-      step: the global step that model_fn was given.
+      step: the global step that was passed to model_fn.
     """
-    taken: dict[str, tuple[str, Any]] = {"global_step": ("the global step", step)}
+    taken: dict[str, tuple[str, Array]] = {"global_step": ("the global step", step)}
     for field, tree in _named_trees(spec):
         unused = field == "eval_metrics" and spec.mode != ModeKeys.EVAL
-        # An array without keys does not leave the device but in PREDICT, where the other fields do not.
+        # Predictions without keys leave the device only in PREDICT, and there they are alone.
         if unused or (field == "predictions" and not isinstance(spec.predictions, dict)):
             continue
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -55,5 +55,5 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Any) -> None:
 
 
 def fetch_names(spec: TPUEstimatorSpec) -> list[str]:
-    """The fetch names of a spec as it leaves the device, and `global_step`."""
+    """The fetch names of a spec that has left the device, and `global_step`."""
     return sorted([*named_outputs(spec), "global_step"])

@@ -1,31 +1,34 @@
 """The hook contract: five methods called around every loop of steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jaxspec._src.base.types import PyTree
 from jaxspec._src.base.validate import check_methods
 
 
 class SessionRunArgs(NamedTuple):
-    """What a hook's `before_run` asks for: a fetch name, or a list, tuple or dict of them (any nesting)."""
+    """What a hook's `before_run` asks for: a fetch name, or a list, tuple or dict of fetch names (any nesting)."""
 
-    fetches: Any
+    fetches: PyTree
 
 
 class SessionRunValues(NamedTuple):
-    """What `after_run` gets: `results` in the structure that `before_run` asked for, as NumPy arrays; None for nothing."""
+    """What `after_run` gets: NumPy arrays in the structure that `before_run` asked for, or None if it asked for nothing."""
 
-    results: Any
+    results: PyTree
 
 
 class SessionRunContext:
-    """Given to `before_run` and `after_run`.
+    """Passed to `before_run` and `after_run`.
 
-    `session` is the `Session`. `first_step` and `last_step` are the global steps of the first and last update of this
-    loop, counted from 0, inclusive; if the input ends or a signal comes within the loop, `last_step` is corrected before
-    `after_run`. In evaluation and prediction, where one batch is one loop, both are the number of the batch, from 0.
+    `session` is the `Session`, in training the `TrainingSession`. `first_step` and `last_step` are the global steps of
+    the first and last update of this loop, counted from 0, inclusive; if the input ends or a signal comes within the loop,
+    `last_step` is corrected before `after_run`. In evaluation and prediction, where one batch is one loop, both are the
+    number of the batch, counted from 0.
     """
 
+    # Any, as in the methods of SessionRunHook: each hook may name the Protocol that it needs, of two above this layer.
     def __init__(self, session: Any, first_step: int, last_step: int) -> None:
         self.session = session
         self.first_step = first_step
@@ -38,33 +41,44 @@ class SessionRunContext:
         return self._stop_requested
 
     def request_stop(self) -> None:
-        """Ends the session after this loop, cleanly: `end` is called, a checkpoint is written."""
+        """Ends the session after this loop, without an error: `end` is called, a checkpoint is written."""
         self._stop_requested = True
 
 
 class SessionRunHook:
-    """Base class of hooks. Every method does nothing; override what you need. All run on the host.
+    """Base class of hooks. Every method does nothing; override those that you need. All run on the host.
 
-    A StopIteration raised in `before_run` or `after_run` ends the session cleanly, as the end of the input does. Any
-    other exception ends it as an error: `end` is not called then, `abort` is.
+    A StopIteration raised in `before_run` or `after_run` ends the session without an error, as the end of the input does.
+    Any other exception ends it with that error: `abort` is called then, and `end` is not.
     """
 
     after_host_calls: bool = True
-    """Whether `after_run` waits until host_call has run for all steps of the loop (where there is a host_call). False in
-    a hook that does not depend on it lets the devices go on."""
+    """Whether `after_run` waits until host_call has run for all steps of the loop, if there is a host_call. Set it to False
+    in a hook that does not depend on host_call: the devices then continue."""
+
+    def start_saving(self, model_dir: str, listeners: Sequence[object]) -> str | None:
+        """Called in training before `begin`. A hook that writes checkpoints returns the directory it writes them to.
+
+        Training adds no `CheckpointSaverHook` then. A training that is interrupted saves to that directory, too.
+
+        Args:
+          model_dir: that of the estimator.
+          listeners: the `saving_listeners` of train, for the first hook that returns a directory; () for the others.
+        """
+        return None
 
     def begin(self) -> None:
         """Called once, before the state exists."""
 
-    def after_create_session(self, session: Any, coord: Any) -> None:
-        """Called once the state is made or restored, before the first loop. `coord` is None."""
+    def after_create_session(self, session: Any, coord: None) -> None:
+        """Called once when the state is made or restored, before the first loop. `coord` is None."""
 
     def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
         """Called before each loop of steps."""
         return None
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        """Called after each loop of steps: when they are dispatched, or, if the hook asked for a value, done.
+        """Called after each loop of steps: when they are dispatched or, if the hook asked for a value, done.
 
         If the input ends before a loop's first batch, its `before_run` has no `after_run`.
         """
@@ -73,21 +87,22 @@ class SessionRunHook:
         """Called when the session ends without an error."""
 
     def abort(self) -> None:
-        """Called instead of `end` when the session ends otherwise: stop what was started. TensorFlow has no such call."""
+        """Called instead of `end` when the session ends with an error: stop what was started. TensorFlow has no such call."""
 
     def next_step(self, global_step: int) -> int | None:
         """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""
         return None
 
     def wants_loop_end(self, global_step: int) -> bool:
-        """Whether the training loop under way must end at `global_step`, since something is due by the clock.
+        """Whether the current training loop must end at `global_step`, since something is due by the clock.
 
-        Asked between two dispatches of a loop, and while the input is waited for: some times a second.
+        Called between two dispatches of a loop, and some times a second during a wait for the input.
         """
         return False
 
 
 _METHODS = {
+    "start_saving": ("model_dir", "listeners"),
     "begin": (),
     "after_create_session": ("session", "coord"),
     "before_run": ("run_context",),
@@ -99,8 +114,8 @@ _METHODS = {
 }
 
 
-def check_hooks(hooks: Any, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
-    """The hooks as a tuple; TypeError names the one that is no SessionRunHook instance, or has a wrong signature."""
+def check_hooks(hooks: object, *, role: str = "hooks") -> tuple[SessionRunHook, ...]:
+    """The hooks as a tuple. TypeError names the one that is no SessionRunHook instance, or has a wrong signature."""
     if hooks is None:
         return ()
     if isinstance(hooks, SessionRunHook):

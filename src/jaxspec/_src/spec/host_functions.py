@@ -1,61 +1,57 @@
 """The pairs `(function, tensors)` of a spec: checked when the spec is made, called on the host."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.callables import argument_names, describe
+from jaxspec._src.base.types import AnyFunction, HostFunction, PyTree
 from jaxspec._src.spec.captures import note_captured_tracers, refuse_captured_tracers
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
-HostFunction = tuple[Callable[..., Any], Any]
-"""`(fn, tensors)`: list tensors are passed by position, dict tensors by keyword."""
-
-
-def check_host_function(name: str, pair: Any) -> HostFunction | None:
-    """Checks `eval_metrics` or `host_call` by TensorFlow's rules. Runs where the spec is made."""
-    if pair is None:
-        return None
-    example = f"{name}=(fn, [tensor, ...]) or (fn, {{'argument': tensor}})"
-    if not isinstance(pair, tuple | list):
-        raise ValueError(f"{name} should be tuple or list, given: {type(pair).__name__}. Write {example}.")
-    if len(pair) != 2:
-        raise ValueError(f"{name} should have two elements, given {len(pair)}. Write {example}.")
-    fn, tensors = pair
-    if not callable(fn):
-        raise TypeError(f"{name}[0] should be callable, given: {fn!r}. Write {example}.")
-    if not isinstance(tensors, tuple | list | dict):
-        raise ValueError(
-            f"{name}[1] should be tuple or list, or dict, given: {type(tensors).__name__}. Write {example}."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
-        if not is_array(leaf) and not isinstance(leaf, bool | int | float):
-            raise TypeError(
-                f"{name}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other things to "
-                "the function: functools.partial(fn, ...)."
-            )
-    if not isinstance(tensors, dict):
-        _check_count(name, fn, len(tensors))
-    role = "metric_fn" if name == "eval_metrics" else name
-    refuse_captured_tracers(fn, role, _MENDS[role].format)
-    return fn, tensors
-
-
-_MENDS = {
+_INSTEAD = {
     "metric_fn": "pass it: eval_metrics=(metric_fn, [..., {}])",
     "host_call": "pass it: host_call=(fn, [..., {}])",
 }
 """What to write for an array that a host function has captured."""
 
 
-def _check_count(name: str, fn: Callable[..., Any], count: int) -> None:
+def check_host_function(field: str, pair: object) -> HostFunction | None:
+    """Checks `eval_metrics` or `host_call` by TensorFlow's rules, when a user makes the spec."""
+    if pair is None:
+        return None
+    example = f"{field}=(fn, [tensor, ...]) or (fn, {{'argument': tensor}})"
+    if not isinstance(pair, tuple | list):
+        raise ValueError(f"{field} should be tuple or list, given: {type(pair).__name__}. Write {example}.")
+    if len(pair) != 2:
+        raise ValueError(f"{field} should have two elements, given {len(pair)}. Write {example}.")
+    fn, tensors = pair
+    if not callable(fn):
+        raise TypeError(f"{field}[0] should be callable, given: {fn!r}. Write {example}.")
+    if not isinstance(tensors, tuple | list | dict):
+        raise ValueError(
+            f"{field}[1] should be tuple or list, or dict, given: {type(tensors).__name__}. Write {example}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
+        if not is_array(leaf) and not isinstance(leaf, bool | int | float):
+            raise TypeError(
+                f"{field}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other things to "
+                "the function: functools.partial(fn, ...)."
+            )
+    if not isinstance(tensors, dict):
+        _check_count(field, fn, len(tensors))
+    role = "metric_fn" if field == "eval_metrics" else field
+    refuse_captured_tracers(fn, role, _INSTEAD[role].format)
+    return fn, tensors
+
+
+def _check_count(field: str, fn: AnyFunction, count: int) -> None:
     try:
         signature = inspect.signature(fn)
-    except ValueError:  # some callables written in C do not tell
+    except ValueError:  # some callables written in C have no signature
         return
     try:
         signature.bind(*[None] * count)
@@ -65,51 +61,55 @@ def _check_count(name: str, fn: Callable[..., Any], count: int) -> None:
         least = sum(p.default is inspect.Parameter.empty for p in positional)
         takes = len(positional) if least == len(positional) else f"{least} to {len(positional)}"
         raise RuntimeError(
-            f"In TPUEstimatorSpec.{name}, length of tensors {count} does not match method args of the function, "
+            f"In TPUEstimatorSpec.{field}, length of tensors {count} does not match method args of the function, "
             f"which takes {takes}: {describe(fn)}{signature}; {error}. Pass one tensor for each argument that has no default."
         ) from None
 
 
-def check_keywords(name: str, pair: HostFunction | None) -> None:
+def check_keywords(field: str, pair: HostFunction | None) -> None:
     """Raises TypeError if the keys of dict tensors are not what the function takes.
 
-    TensorFlow accepts such a spec and fails when the function is called. It is called here for the first time
-    after a compiled step, so the runner asks before it compiles.
+    TensorFlow accepts such a spec and fails when the function is called. Here the first call comes after a compiled
+    step, so this check comes before the compilation.
     """
-    if pair is None or not isinstance(pair[1], dict):
+    fn, tensors = pair or (None, None)
+    if fn is None or not isinstance(tensors, dict):
         return
-    fn, tensors = pair
     try:
         inspect.signature(fn).bind(**tensors)
     except TypeError as error:
         raise TypeError(
-            f"{name}: the tensors do not match the function's arguments: {error}. Tensors: {sorted(tensors)}; "
+            f"{field}: the tensors do not match the function's arguments: {error}. Tensors: {sorted(tensors)}; "
             f"{describe(fn)} takes {argument_names(fn)[0]}. A dict is passed by keyword: use the same names."
         ) from None
-    except ValueError:  # some callables written in C do not tell
+    except ValueError:  # some callables written in C have no signature
         pass
 
 
-def call_host_function(name: str, pair: HostFunction) -> Any:
-    """Calls the function with NumPy arrays of its own, which it may write to. Its exception comes back with a note."""
+def call_host_function(role: str, pair: HostFunction) -> object:
+    """Calls the function with NumPy arrays of its own, which it may write to. Its exception is raised with a note.
+
+    Args:
+      role: "metric_fn" or "host_call", for the note.
+    """
     fn, tensors = pair
-    # Those of JAX cannot be written to, and another function may be given the same ones.
+    # A copy: arrays of JAX cannot be written to, and another function may be passed the same ones.
     tensors = jax.tree.map(lambda x: np.array(x, subok=True), to_host(tensors))
     try:
         return fn(**tensors) if isinstance(tensors, dict) else fn(*tensors)
     except BaseException as error:
-        error.add_note(f"raised by {name} ({describe(fn)})")
-        note_captured_tracers(error, fn, name, _MENDS[name].format)
-        if _wants_scalar(error):
+        error.add_note(f"raised by {role} ({describe(fn)})")
+        note_captured_tracers(error, fn, role, _INSTEAD[role].format)
+        if _needs_scalar(error):
             error.add_note(
-                f"jaxspec: {name} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one shard too. Write "
+                f"jaxspec: {role} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one shard too. Write "
                 "step[0] where all are the same, as the global step, and loss.mean() where they are not."
             )
         raise
 
 
-def call_metric_fn(eval_metrics: HostFunction) -> dict[str, Any]:
-    """The metric values of one batch by name, as metric_fn returned them."""
+def call_metric_fn(eval_metrics: HostFunction) -> dict[str, object]:
+    """The metric values by name that metric_fn returns; {} for None."""
     metrics = call_host_function("metric_fn", eval_metrics)
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(
@@ -119,7 +119,7 @@ def call_metric_fn(eval_metrics: HostFunction) -> dict[str, Any]:
     return dict(metrics or {})
 
 
-def _wants_scalar(error: BaseException) -> bool:
+def _needs_scalar(error: BaseException) -> bool:
     """Whether NumPy says that an array was used where a number is needed: in int(), float(), an `if` or a format."""
     phrases = (
         "arrays can be converted to Python scalars",
@@ -130,15 +130,15 @@ def _wants_scalar(error: BaseException) -> bool:
     return isinstance(error, TypeError | ValueError) and any(phrase in str(error) for phrase in phrases)
 
 
-def to_host(tree: Any) -> Any:
-    """The leaves as NumPy arrays."""
+def to_host(tree: PyTree) -> PyTree:
+    """The tree with NumPy arrays as leaves."""
     if all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(tree)):
         return tree  # as at every step of a run, whose outputs were fetched together
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 class HostCallHook(SessionRunHook):
-    """The host_call of one spec as a hook: `run()` (and `after_run`) calls it on the spec's own tensors."""
+    """The host_call of one spec as a hook, which `as_estimator_spec` appends: `after_run` calls it on the spec's tensors."""
 
     def __init__(self, host_call: HostFunction) -> None:
         self._host_call = host_call

@@ -1,101 +1,88 @@
 """TPUEstimatorSpec: what model_fn returns."""
 
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import jax
 
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
-from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.types import Array, HostFunction
 from jaxspec._src.spec.captures import refuse_captured_tracers
 from jaxspec._src.spec.estimator_spec import EstimatorSpec
-from jaxspec._src.spec.hook import check_hooks
+from jaxspec._src.spec.export_outputs import ExportOutput
+from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.host_functions import HostCallHook, call_metric_fn, check_host_function, to_host
-from jaxspec._src.spec.mode import ModeKeys
-from jaxspec._src.spec.pytree import register
+from jaxspec._src.spec.mode import Mode, ModeKeys
+from jaxspec._src.spec.namedtuple import checked, register_pytree
 from jaxspec._src.spec.rules import check_arrays
-from jaxspec._src.spec.scaffold import Scaffold, _mend_scaffold, call_scaffold_fn
+from jaxspec._src.spec.scaffold import Scaffold, call_scaffold_fn, check_scaffold_fn
+from jaxspec._src.spec.train_op import TrainOpLike
 
 
 class _TPUEstimatorSpecFields(NamedTuple):
-    mode: Any
-    predictions: Any = None
-    loss: Any = None
-    train_op: Any = None
-    eval_metrics: Any = None
-    export_outputs: Any = None
-    scaffold_fn: Any = None
-    host_call: Any = None
-    training_hooks: Any = None
-    evaluation_hooks: Any = None
-    prediction_hooks: Any = None
+    mode: Mode
+    predictions: Array | Mapping[str, Array] | None = None
+    loss: Array | None = None
+    train_op: TrainOpLike | None = None
+    eval_metrics: HostFunction | None = None
+    export_outputs: Mapping[str, ExportOutput] | None = None
+    scaffold_fn: Callable[[], Scaffold] | None = None
+    host_call: HostFunction | None = None
+    training_hooks: Sequence[SessionRunHook] | None = None
+    evaluation_hooks: Sequence[SessionRunHook] | None = None
+    prediction_hooks: Sequence[SessionRunHook] | None = None
 
 
-@register
+@register_pytree
+@checked()
 class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     """What model_fn returns: arrays computed on the devices beside functions that consume them on the host.
 
-    A namedtuple (fields 0 to 10 in this order) and a pytree whose leaves are the arrays. Checked when it is
+    A namedtuple (fields 0 to 10 in this order) and a pytree whose leaves are the arrays. It is checked when it is
     constructed and on `_replace`, never when a pytree is rebuilt. Fields that the mode does not need may be set
     and are ignored.
 
     Args:
       mode: a `ModeKeys` value.
       predictions: an array `[batch, ...]` of this shard, or a dict of them. Required in PREDICT.
-      loss: a scalar of this shard's batch. Required in TRAIN and EVAL. Averaged over shards on the device; in evaluation
-        over all rows, or by the weights of `global_mean`.
+      loss: a scalar of this shard's batch. Required in TRAIN and EVAL. It is averaged over shards on the device; in
+        evaluation over all rows, or by the weights of `global_mean`.
       train_op: from `minimize` or `apply_gradients`, a sequence of these, or an optax transformation. Required
         in TRAIN.
-      eval_metrics: `(metric_fn, tensors)`. metric_fn gets the tensors of all shards, concatenated along axis 0,
-        as NumPy arrays of its own on the host (list: by position, dict: by keyword) and returns `{name: metric value}`,
-        or None. A scalar arrives as one entry for each shard; its mean is weighted by the rows behind each.
+      eval_metrics: `(metric_fn, tensors)`. metric_fn is called on the host with the tensors of all shards, concatenated
+        along axis 0, as NumPy arrays of its own (a list: by position, a dict: by keyword) and returns
+        `{name: metric value}`, or None. A scalar arrives as one entry for each shard; its mean is weighted by the rows
+        of each.
       export_outputs: a dict of `jaxspec.export` outputs by signature name.
       scaffold_fn: a function without arguments that returns a `Scaffold`; called on the host.
-      host_call: `(fn, tensors)`, like eval_metrics, called on the host once per step, in step order.
-      training_hooks, evaluation_hooks, prediction_hooks: iterables of `hooks.SessionRunHook`.
+      host_call: `(fn, tensors)`, as in eval_metrics; called on the host once for each step, in the order of the steps.
+      training_hooks, evaluation_hooks, prediction_hooks: sequences of `hooks.SessionRunHook`.
 
     Raises:
-      ValueError, TypeError, RuntimeError: by TensorFlow's rules; the text says what to write instead.
+      ValueError, TypeError, RuntimeError: by TensorFlow's rules; the message says what to write instead.
     """
 
     __slots__ = ()
 
-    @explain_removed_arguments
-    def __new__(
-        cls,
-        mode: Any,
-        predictions: Any = None,
-        loss: Any = None,
-        train_op: Any = None,
-        eval_metrics: Any = None,
-        export_outputs: Any = None,
-        scaffold_fn: Any = None,
-        host_call: Any = None,
-        training_hooks: Any = None,
-        evaluation_hooks: Any = None,
-        prediction_hooks: Any = None,
-    ) -> Self:
-        eval_metrics = check_host_function("eval_metrics", eval_metrics)
-        host_call = check_host_function("host_call", host_call)
-        hooks = [
-            _check_spec_hooks(role, value)
-            for role, value in (
-                ("training_hooks", training_hooks),
-                ("evaluation_hooks", evaluation_hooks),
-                ("prediction_hooks", prediction_hooks),
-            )
-        ]
-        train_op, loss, predictions, export_outputs = check_arrays(mode, train_op, loss, predictions, export_outputs)
-        if scaffold_fn is not None:
-            if not callable(scaffold_fn):
-                raise TypeError(f"scaffold_fn should be callable, given: {scaffold_fn!r}.")
-            refuse_captured_tracers(scaffold_fn, "scaffold_fn", _mend_scaffold)
-        return cls._make(
-            (mode, predictions, loss, train_op, eval_metrics, export_outputs, scaffold_fn, host_call, *hooks)
+    def _checked(self) -> Self:
+        eval_metrics = check_host_function("eval_metrics", self.eval_metrics)
+        host_call = check_host_function("host_call", self.host_call)
+        training_hooks = _check_spec_hooks("training_hooks", self.training_hooks)
+        evaluation_hooks = _check_spec_hooks("evaluation_hooks", self.evaluation_hooks)
+        prediction_hooks = _check_spec_hooks("prediction_hooks", self.prediction_hooks)
+        train_op, loss, predictions, export_outputs = check_arrays(self)
+        check_scaffold_fn(self.scaffold_fn)
+        return super()._replace(
+            predictions=predictions,
+            loss=loss,
+            train_op=train_op,
+            eval_metrics=eval_metrics,
+            export_outputs=export_outputs,
+            host_call=host_call,
+            training_hooks=training_hooks,
+            evaluation_hooks=evaluation_hooks,
+            prediction_hooks=prediction_hooks,
         )
-
-    def _replace(self, **kwargs: Any) -> Self:
-        """A checked copy with some fields changed."""
-        return type(self)(**{**self._asdict(), **kwargs})
 
     def as_estimator_spec(self) -> EstimatorSpec:
         """Turns the spec into metrics and host calls; on the host, on concrete arrays.
@@ -105,8 +92,9 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
 
         Raises:
           ValueError: on traced arrays (inside jit, pmap and the like), or if scaffold_fn returns None.
+          TypeError: if metric_fn does not return a dict, or scaffold_fn no Scaffold.
         """
-        # Not the leaves of the spec itself: that takes Python code, and this is called at every step of a run.
+        # Not the leaves of the spec itself: to flatten that takes Python code, and a run does this at every step.
         if any(map(is_tracer, jax.tree.leaves([value for value in self if not callable(value)]))):
             name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
             raise ValueError(
@@ -117,9 +105,8 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         if self.mode == ModeKeys.EVAL and self.eval_metrics is not None:
             metrics = call_metric_fn(self.eval_metrics)
         host_calls = () if self.host_call is None else (HostCallHook(self.host_call),)
-        scaffold = Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn)
         predictions, loss, export_outputs = to_host((self.predictions, self.loss, self.export_outputs))
-        # Not its constructor: all this was checked when the user made the spec, and a run does it at every step.
+        # `_make` checks nothing: all this was checked when the user made the spec.
         return EstimatorSpec._make(
             (
                 self.mode,
@@ -130,34 +117,34 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                 export_outputs,
                 (),
                 (*(self.training_hooks or ()), *host_calls),
-                scaffold,
+                Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
                 (*(self.evaluation_hooks or ()), *host_calls),
                 tuple(self.prediction_hooks or ()),
             )
         )
 
 
-@register
+@register_pytree
 class WholeBatchSpec(TPUEstimatorSpec):
     """The spec of a step that nobody has mapped over shards: its leaves have no axis of shards."""
 
     __slots__ = ()
 
 
-def replaced(spec: TPUEstimatorSpec, **fields: Any) -> TPUEstimatorSpec:
+def replaced(spec: TPUEstimatorSpec, **fields: object) -> TPUEstimatorSpec:
     """A copy with some fields changed and nothing checked: for specs that were checked when the user made them."""
     return TPUEstimatorSpec._make({**spec._asdict(), **fields}.values())
 
 
-def _check_spec_hooks(role: str, hooks: Any) -> tuple[Any, ...]:
-    checked = check_hooks(hooks, role=role)
-    for index, hook in enumerate(checked):
-        refuse_captured_tracers(
-            hook,
-            f"{role}[{index}] ({type(hook).__name__})",
-            lambda name: (
-                f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run gives the array that "
-                f"host_call=(fn, {{{name!r}: {name}}}) hands over ('loss' is there without); in after_run it is run_values.results."
-            ),
-        )
-    return checked
+def _check_spec_hooks(role: str, hooks: object) -> tuple[SessionRunHook, ...]:
+    checked_hooks = check_hooks(hooks, role=role)
+    for index, hook in enumerate(checked_hooks):
+        refuse_captured_tracers(hook, f"{role}[{index}] ({type(hook).__name__})", _instead)
+    return checked_hooks
+
+
+def _instead(name: str) -> str:
+    return (
+        f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run requests the array that "
+        f"host_call=(fn, {{{name!r}: {name}}}) passes to fn ('loss' needs no host_call); in after_run it is run_values.results."
+    )

@@ -2,96 +2,102 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, Unpack
 
 import jax
 import optax
 
 from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.removed_arguments import CALLS, explain_removed_arguments
+from jaxspec._src.base.types import AnyFunction, Array, PyTree, Variables
+from jaxspec._src.base.validate import check_callable
 
-Variables = Mapping[str, Any]
-"""Collections by name: `{"params": the trainable ones, ...: the rest}`; each any pytree of arrays."""
 
-Reduction = Literal["mean", "sum"] | None
+class Optimizer(Protocol):
+    """The two functions of an `optax.GradientTransformation`."""
+
+    @property
+    def init(self) -> AnyFunction: ...
+    @property
+    def update(self) -> AnyFunction: ...
+
+
+LossFn: TypeAlias = Callable[..., Array | tuple[Array, Variables]]
+"""`variables -> scalar`, or `variables -> (scalar, updates)`."""
+After: TypeAlias = Callable[..., Variables]
+"""`updated variables -> collections`."""
+Selection: TypeAlias = tuple[str, ...] | Callable[[str], bool] | None
+"""Keys of `variables["params"]`, or a predicate on the path inside it, or None for all parameters."""
+SelectionLike: TypeAlias = str | Iterable[str] | Callable[[str], bool] | None
+"""What a user writes for a `Selection`: one key, several keys, a predicate, or None."""
+Reduction: TypeAlias = Literal["mean", "sum"] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainOp:
     """One update of the variables. Made by `minimize` or `apply_gradients`; a pytree of `grads` and `updates`."""
 
-    optimizer: optax.GradientTransformation
-    loss: Callable[[Any], Any] | None
-    grads: Any
-    of: Any
+    optimizer: Optimizer
+    loss: LossFn | None
+    grads: PyTree
+    of: Selection
     reduction: Reduction
-    updates: Any
-    after: Callable[[Any], Any] | None
+    updates: Variables | None
+    after: After | None
 
 
-def _flatten(op: TrainOp) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
-    key = jax.tree_util.GetAttrKey
-    return ((key("grads"), op.grads), (key("updates"), op.updates)), (
-        op.optimizer,
-        op.loss,
-        op.of,
-        op.reduction,
-        op.after,
-    )
+jax.tree_util.register_dataclass(
+    TrainOp, data_fields=["grads", "updates"], meta_fields=["optimizer", "loss", "of", "reduction", "after"]
+)
 
-
-def _unflatten(static: tuple[Any, ...], children: Iterable[Any]) -> TrainOp:
-    optimizer, loss, of, reduction, after = static
-    grads, updates = children
-    return TrainOp(optimizer, loss, grads, of, reduction, updates, after)
-
-
-jax.tree_util.register_pytree_with_keys(TrainOp, _flatten, _unflatten)
+TrainOpLike: TypeAlias = TrainOp | Optimizer | Sequence[TrainOp | Optimizer]
+"""What a user writes for `train_op`: a bare optimizer means `minimize(optimizer)`."""
 
 
 @explain_removed_arguments
 def minimize(
-    optimizer: Any,
-    loss: Callable[[Any], Any] | None = None,
+    optimizer: Optimizer,
+    loss: LossFn | None = None,
     *,
-    of: Any = None,
+    of: SelectionLike = None,
     reduction: Reduction = "mean",
     updates: Variables | None = None,
-    after: Callable[[Any], Variables] | None = None,
+    after: After | None = None,
 ) -> TrainOp:
     """Differentiates a loss and lets `optimizer` update the parameters.
 
     Args:
       optimizer: an `optax.GradientTransformation`, or a `CrossShardOptimizer` around one. May be made inside
         model_fn, from `step` too: `optax.adam(schedule(step))`.
-      loss: a pure function `variables -> scalar` or `variables -> (scalar, updates)` on this shard's batch. Left
-        out, the spec's own `loss` is differentiated.
+      loss: a pure function `variables -> scalar` or `variables -> (scalar, updates)` on this shard's batch. None: the
+        spec's own `loss` is differentiated.
       of: what is trained: a key of `variables["params"]`, several keys, or a predicate on the path, such as
         `lambda path: path.startswith("Dense_0/")`; the path is that inside params. None: all of them.
       reduction: how gradients are reduced over shards before the optimizer sees them: "mean", "sum", or None
-        when they are the same on every shard already (then shard 0's are used).
+        when they are the same on every shard already (then those of shard 0 are used).
       updates: the new values of non-trainable collections, e.g. `{"batch_stats": ...}`. Floating leaves are
-        averaged over shards, others take shard 0's value.
-      after: a pure function of the updated variables, returning new values of collections: moving averages,
-        clipped weights, target networks. Reduced over shards like `updates`.
+        averaged over shards, others take the value of shard 0.
+      after: a pure function of the updated variables that returns new values of collections: moving averages,
+        clipped weights, target networks. They are reduced over shards like `updates`.
+
+    Raises:
+      TypeError, ValueError: for an argument that is none of these.
     """
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            f"minimize: loss must be a function of the variables, given: {loss!r}. Leave it out to differentiate "
-            "the spec's own loss, or pass `lambda variables: ...`."
-        )
+    if loss is not None:
+        instead = "Write a function of the variables, or leave it out to differentiate the spec's own loss."
+        check_callable("minimize: loss", loss, instead)
     return _train_op(optimizer, loss, None, of, reduction, updates, after)
 
 
 @explain_removed_arguments
 def apply_gradients(
-    optimizer: Any,
-    grads: Any,
+    optimizer: Optimizer,
+    grads: PyTree,
     *,
-    of: Any = None,
+    of: SelectionLike = None,
     reduction: Reduction = "mean",
     updates: Variables | None = None,
-    after: Callable[[Any], Variables] | None = None,
+    after: After | None = None,
 ) -> TrainOp:
     """Lets `optimizer` apply gradients that model_fn has computed itself.
 
@@ -100,10 +106,14 @@ def apply_gradients(
       grads: this shard's gradients: the tree of `variables["params"]`, or, with `of` naming keys, a dict of
         those keys.
       of, reduction, updates, after: as in `minimize`.
+
+    Raises:
+      TypeError, ValueError: for an argument that is none of these.
     """
     if isinstance(grads, Iterator):
         raise TypeError(
-            f"apply_gradients: grads must be the tree of gradients, as jax.grad gives it, got {type(grads).__name__}. {CALLS['apply_gradients']}"
+            "apply_gradients: grads must be the tree of gradients, as jax.grad returns it, got "
+            f"{type(grads).__name__}. {CALLS['apply_gradients']}"
         )
     if grads is None:
         raise ValueError("apply_gradients: grads is None; pass the gradients, or use minimize(optimizer).")
@@ -111,13 +121,20 @@ def apply_gradients(
 
 
 def _train_op(
-    optimizer: Any, loss: Any, grads: Any, of: Any, reduction: Reduction, updates: Any, after: Any
+    optimizer: Optimizer,
+    loss: LossFn | None,
+    grads: PyTree,
+    of: SelectionLike,
+    reduction: Reduction,
+    updates: Variables | None,
+    after: After | None,
 ) -> TrainOp:
     if isinstance(optimizer, CrossShardOptimizer):  # the outermost one counts
-        optimizer, reduction = optimizer.optimizer, optimizer.reduction
+        optimizer, reduction = optimizer
     if not is_optimizer(optimizer):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, given: {optimizer!r}.")
-    _check_reduction(reduction)
+    if reduction not in ("mean", "sum", None):
+        raise ValueError(f"Argument `reduction` should be one of 'mean', 'sum' or None, given: {reduction!r}.")
     if updates is not None:
         if not isinstance(updates, Mapping):
             raise TypeError(
@@ -126,24 +143,19 @@ def _train_op(
         if "params" in updates:
             raise ValueError("updates may not hold 'params': the optimizer writes them. Use after= to change them.")
         updates = dict(updates)
-    if after is not None and not callable(after):
-        raise TypeError(f"after must be a function of the updated variables, given: {after!r}.")
+    if after is not None:
+        check_callable("after", after, "Write a function of the updated variables that returns collections.")
     if of is not None and not callable(of):
         of = (of,) if isinstance(of, str) else tuple(of)
     return TrainOp(optimizer, loss, grads, of, reduction, updates, after)
 
 
-def _check_reduction(reduction: Any) -> None:
-    if reduction not in ("mean", "sum", None):
-        raise ValueError(f"Argument `reduction` should be one of 'mean', 'sum' or None, given: {reduction!r}.")
-
-
-def is_optimizer(value: Any) -> bool:
-    """Whether `value` is an optax transformation (by its two functions)."""
+def is_optimizer(value: object) -> TypeGuard[Optimizer]:
+    """Whether `value` has the two functions of an optax transformation."""
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
 
 
-def as_train_ops(train_op: Any) -> tuple[TrainOp, ...]:
+def as_train_ops(train_op: object) -> tuple[TrainOp, ...]:
     """A spec's `train_op` as TrainOps in order: one, a sequence of them, or a bare optax transformation."""
     if isinstance(train_op, TrainOp):
         return (train_op,)
@@ -151,10 +163,7 @@ def as_train_ops(train_op: Any) -> tuple[TrainOp, ...]:
         return (minimize(train_op),)
     if isinstance(train_op, Sequence) and not isinstance(train_op, str) and train_op:
         return tuple(op for element in train_op for op in as_train_ops(element))
-    if is_array(train_op):
-        given = "an array; train_op is no longer something to run"
-    else:
-        given = repr(train_op)
+    given = "an array; train_op is no longer something to run" if is_array(train_op) else repr(train_op)
     raise TypeError(
         "train_op must be a TrainOp, a sequence of them or an optax.GradientTransformation, given: "
         f"{given}. Write train_op=jaxspec.minimize(optax.adam(1e-3)); for gradients of your own "
@@ -162,47 +171,56 @@ def as_train_ops(train_op: Any) -> tuple[TrainOp, ...]:
     )
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of `minimize` and `apply_gradients`."""
+
+    of: SelectionLike
+    reduction: Reduction
+    updates: Variables | None
+    after: After | None
+
+
 class CrossShardOptimizer(NamedTuple):
     """TPUEstimator's spelling of `minimize(optimizer, reduction=...)`.
 
-    `CrossShardOptimizer(optax.adam(1e-3))` may stand wherever an optimizer may, as `train_op` too. It works with
+    `CrossShardOptimizer(optax.adam(1e-3))` may be used wherever an optimizer may, as `train_op` too. It works with
     any number of shards, one included.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     reduction: Reduction = "mean"
 
-    # `minimize` takes the optimizer out of this: these two are called where it stands inside another transformation.
+    # `minimize` takes the optimizer out of this: the next two are called only inside another transformation.
 
-    def init(self, params: Any) -> Any:
-        """The optimizer's own.
+    def init(self, params: PyTree) -> PyTree:
+        """The state that the optimizer's own `init` returns.
 
         Raises:
-          ValueError: if this asks for another reduction than "mean", which could have no effect here.
+          ValueError: for another reduction than "mean", which could have no effect here.
         """
         self._check_inside()
         return self.optimizer.init(params)
 
-    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        """The optimizer's own: the gradients are averaged over shards already. Raises as `init`."""
+    def update(self, updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: PyTree) -> PyTree:
+        """Calls the optimizer's own `update`: the gradients are averaged over shards already. Raises as `init`."""
         self._check_inside()
         return optax.with_extra_args_support(self.optimizer).update(updates, state, params, **extra_args)
 
     def _check_inside(self) -> None:
         if self.reduction != "mean":
             raise ValueError(
-                f"CrossShardOptimizer(..., {self.reduction!r}) stands inside another transformation (optax.chain, "
-                "MultiSteps, ...), which is given gradients that are averaged over shards already. Wrap the whole: "
+                f"CrossShardOptimizer(..., {self.reduction!r}) is inside another transformation (optax.chain, MultiSteps, "
+                "...), which is passed gradients that are averaged over shards already. Wrap the whole: "
                 f"CrossShardOptimizer(optax.chain(..., optimizer), {self.reduction!r}), or write "
                 f"minimize(optax.chain(..., optimizer), reduction={self.reduction!r})."
             )
 
     @explain_removed_arguments
-    def minimize(self, loss: Callable[[Any], Any] | None = None, **kwargs: Any) -> TrainOp:
+    def minimize(self, loss: LossFn | None = None, **options: Unpack[Options]) -> TrainOp:
         """`jaxspec.minimize(self, loss, ...)`."""
-        return minimize(self, loss, **kwargs)
+        return minimize(self, loss, **options)
 
     @explain_removed_arguments
-    def apply_gradients(self, grads: Any, **kwargs: Any) -> TrainOp:
+    def apply_gradients(self, grads: PyTree, **options: Unpack[Options]) -> TrainOp:
         """`jaxspec.apply_gradients(self, grads, ...)`."""
-        return apply_gradients(self, grads, **kwargs)
+        return apply_gradients(self, grads, **options)

@@ -10,12 +10,12 @@ import optax
 
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.types import PyTree, Variables
-from jaxspec._src.spec.train_op import Reduction, TrainOp
+from jaxspec._src.spec.train_op import Reduction, Selection, TrainOp
 from jaxspec._src.step.closure_conversion import Converted, convert_closure
 from jaxspec._src.step.dead_code import without_callbacks
 from jaxspec._src.step.gradients import Loss, ModelCall, own_loss, spec_loss, value_fn
 from jaxspec._src.step.replication import varying
-from jaxspec._src.step.trainable import Of, merge, select
+from jaxspec._src.step.trainable import merge, select
 from jaxspec._src.step.variables import checked_collections
 
 
@@ -40,7 +40,7 @@ class DetachedOp:
     """The `Loss` that the optimizer evaluates itself, as a line search does. It captures this shard's batch."""
     after: Converted | None
     """`variables -> collections`."""
-    of: Of
+    of: Selection
     reduction: Reduction
     after_is_same: bool
     """Whether `after` returns the same on all shards, so that nothing need be reduced."""
@@ -73,7 +73,7 @@ def detach(op: TrainOp, call: ModelCall, loss: jax.Array, variables: Variables, 
     )
 
 
-def _embedded(grads: PyTree, of: Of, params: PyTree) -> PyTree:
+def _embedded(grads: PyTree, of: Selection, params: PyTree) -> PyTree:
     """Gradients of the keys `of` alone, in the tree of `params`; any other gradients as they are."""
     if isinstance(of, tuple) and isinstance(grads, Mapping) and set(grads) == set(of) and set(grads) != set(params):
         return {**params, **grads}

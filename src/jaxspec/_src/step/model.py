@@ -13,7 +13,7 @@ from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.axis import SHARD_AXIS, shard_axis_is_bound
 from jaxspec._src.step.diagnosis import note_model_fn_error
@@ -45,7 +45,7 @@ class Model:
         return with_values(self.params, **{k: v for k, v in defaults.items() if not holds(self.params, k)}, **size)
 
     def __call__(
-        self, mode: str, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any, opt_state: Any = None
+        self, mode: Mode, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any, opt_state: Any = None
     ) -> TPUEstimatorSpec:
         """Calls model_fn on one shard's batch and checks what it returns for `mode`.
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec._src.spec.train_op import Variables
+from jaxspec._src.base.types import Variables
 from jaxspec._src.step.init import as_init_fn
 
 COLLECTION = "ema"

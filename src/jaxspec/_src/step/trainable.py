@@ -1,25 +1,24 @@
 """Which leaves of `variables["params"]` a TrainOp trains."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxspec._src.base.arrays import path_name
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.spec.train_op import Selection
 
 
-def select(params: Any, of: Any, tree: Any = None) -> Any:
+def select(params: PyTree, of: Selection, tree: PyTree = None) -> PyTree:
     """The leaves that are trained, in the structure of `params`, with an `optax.MaskedNode` for each other leaf.
+
+    Leaves that cannot be differentiated (integers, keys) are never trained.
 
     Args:
       params: `variables["params"]`.
       of: a tuple of keys of `params`, a predicate on the path inside it, or None for all.
       tree: takes the leaves from this tree, of the structure of `params`, instead.
-
-    Leaves that cannot be differentiated (integers, keys) are never trained.
     """
-    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     chosen = _mask(params, of)
     values = leaves if tree is None else treedef.flatten_up_to(tree)
@@ -28,9 +27,8 @@ def select(params: Any, of: Any, tree: Any = None) -> Any:
     return treedef.unflatten([v if yes else optax.MaskedNode() for v, yes in zip(values, chosen, strict=True)])
 
 
-def merge(params: Any, selected: Any) -> Any:
+def merge(params: PyTree, selected: PyTree) -> PyTree:
     """`params` with the selected leaves replaced: the inverse of `select`."""
-    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     values = treedef.flatten_up_to(selected)
     return treedef.unflatten(
@@ -38,7 +36,8 @@ def merge(params: Any, selected: Any) -> Any:
     )
 
 
-def _mask(params: Any, of: Any) -> list[bool]:
+def _mask(params: PyTree, of: Selection) -> list[bool]:
+    """For each leaf of `params` whether it is trained."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     differentiable = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for _, leaf in paths]
     if of is None:
@@ -47,12 +46,12 @@ def _mask(params: Any, of: Any) -> list[bool]:
         chosen = [bool(of(path_name(path))) for path, _ in paths]
         known = f"The paths are {[path_name(path) for path, _ in paths]}."
     else:
-        top = {path_name(path[:1]) for path, _ in paths}
-        unknown = [key for key in of if key not in top]
-        known = f"The keys are {sorted(top)}."
+        keys = [path_name(path[:1]) for path, _ in paths]
+        known = f"The keys are {sorted(set(keys))}."
+        unknown = [key for key in of if key not in keys]
         if unknown:
             raise ValueError(f"of={list(of)}: variables['params'] has no {unknown[0]!r}. {known}")
-        chosen = [path_name(path[:1]) in of for path, _ in paths]
+        chosen = [key in of for key in keys]
     mask = [a and b for a, b in zip(chosen, differentiable, strict=True)]
     if not any(mask):
         raise ValueError(f"of={of!r} selects nothing of variables['params']. {known}")

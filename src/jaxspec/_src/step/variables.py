@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.conversion import fits
+from jaxspec._src.base.dtype_fits import fits
 from jaxspec._src.base.types import PyTree, Variables
 
 

@@ -1,24 +1,28 @@
-"""What metric functions accept: anything NumPy can read, in shapes that fit one another."""
-
-from __future__ import annotations
+"""The arguments of metric functions: anything that NumPy can read, in shapes that fit one another."""
 
 import operator
-from typing import Any
+from typing import SupportsIndex, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxspec._src.metrics.metric import Array, Floats
 from jaxspec._src.metrics.shard_scalars import ShardScalars, refuse_shard_scalars
 
+Weights: TypeAlias = ArrayLike | None
+"""Of examples, or of entries; None: all 1."""
 
-def as_array(name: str, value: Any, *, text: bool = False, shard_scalars: bool = False) -> Array:
-    """`value` as a NumPy array of numbers (or, with `text`, of anything).
 
-    Half precision (bfloat16, float16, float8) comes back as float32 and 4-bit integers as int32: both are
-    exact, and NumPy's own loops are fast and complete there only.
+def as_array(name: str, value: object, *, text: bool = False, shard_scalars: bool = False) -> np.ndarray:
+    """`value` as a NumPy array of numbers.
 
-    Scalars of shards are refused unless `shard_scalars`: they need the weights that they carry.
+    Half precision (bfloat16, float16, float8) becomes float32, and 4-bit integers become int32: both are exact, and
+    NumPy's own loops are fast and complete for these only.
+
+    Args:
+      name: of the argument, for errors.
+      text: whether text and objects are allowed, too.
+      shard_scalars: whether `ShardScalars` are allowed: the caller knows of the rows behind their entries.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -40,14 +44,14 @@ def as_array(name: str, value: Any, *, text: bool = False, shard_scalars: bool =
     raise TypeError(f"{name} has dtype {dtype}; expected numbers or booleans")
 
 
-def as_integers(name: str, value: Any) -> Array:
+def as_integers(name: str, value: ArrayLike) -> np.ndarray:
     """`value` as int64. Floats lose their fraction, as in a cast."""
     array = as_array(name, value)
     with np.errstate(invalid="ignore"):  # NaN becomes some integer; the check of the range finds it
         return array.astype(np.int64, copy=False)
 
 
-def as_count(name: str, value: Any, least: int) -> int:
+def as_count(name: str, value: SupportsIndex, least: int) -> int:
     """`value` as a Python integer, at least `least`."""
     try:
         count = operator.index(value)
@@ -58,8 +62,16 @@ def as_count(name: str, value: Any, least: int) -> int:
     return count
 
 
-def same_shape(first: tuple[str, Array], second: tuple[str, Array]) -> tuple[Array, Array]:
-    """Both arrays in one shape: a last axis of size 1 that only one of them has is dropped."""
+def labels_and_predictions(
+    labels: ArrayLike, predictions: ArrayLike, *, text: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions as arrays of one shape; `text` as in `as_array`."""
+    truth, guess = as_array("labels", labels, text=text), as_array("predictions", predictions, text=text)
+    return same_shape(("labels", truth), ("predictions", guess))
+
+
+def same_shape(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Two named arrays in one shape: a last axis of size 1 that only one of them has is dropped."""
     (name, a), (other, b) = first, second
     if a.ndim == b.ndim + 1 and a.shape[-1] == 1:
         a = a[..., 0]
@@ -73,18 +85,18 @@ def same_shape(first: tuple[str, Array], second: tuple[str, Array]) -> tuple[Arr
     return a, b
 
 
-def with_rows(name: str, values: Any, weights: Any) -> tuple[Array, Any]:
-    """`values` as an array, and its weights: those of scalars of shards are the rows behind them, if no other is given."""
+def values_and_weights(values: ArrayLike, weights: Weights) -> tuple[np.ndarray, ArrayLike | None]:
+    """`values` as an array, and its weights: for `ShardScalars` the rows behind each entry, times a scalar weight."""
     if isinstance(values, ShardScalars) and (weights is None or np.ndim(weights) == 0):
-        weights = values.weights() * (1 if weights is None else weights)
-    return as_array(name, values, shard_scalars=True), weights
+        weights = values.weights() if weights is None else values.weights() * np.asarray(weights)
+    return as_array("values", values, shard_scalars=True), weights
 
 
-def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = False) -> Array | None:
+def as_weights(weights: Weights, shape: tuple[int, ...], *, allow_negative: bool = False) -> np.ndarray | None:
     """`weights` as a view of shape `shape`, or None.
 
-    Accepted are a scalar, and every axis equal to that of `shape` or 1. A missing last axis is added
-    (weights [B] for [B, D]: a weight a row), a superfluous last axis of size 1 is dropped ([B, 1] for [B]).
+    A scalar is accepted, and an array each of whose axes has the size in `shape` or 1. A missing last axis is added
+    (weights [B] for [B, D]: one for each row), and a last axis of size 1 too many is dropped ([B, 1] for [B]).
     """
     if weights is None:
         return None
@@ -104,21 +116,3 @@ def as_weights(weights: Any, shape: tuple[int, ...], *, allow_negative: bool = F
     if not allow_negative and array.size and array.dtype.kind in "if" and array.min() < 0:
         raise ValueError(f"weights has a negative entry, {array.min()}; expected weights >= 0: they count examples")
     return np.broadcast_to(array, shape)
-
-
-def total(values: Array, weights: Array | None) -> np.float64:
-    """Sum of `values` times `weights`, in float64."""
-    with np.errstate(all="ignore"):  # inf * 0 and inf - inf are NaN, silently
-        if weights is None:
-            return np.float64(values.sum(dtype=np.float64))
-        return np.float64(np.multiply(values, weights, dtype=np.float64).sum())
-
-
-def weight_of(values: Array, weights: Array | None) -> np.float64:
-    """Sum of the weights, each entry of `values` counting 1 if there are none."""
-    return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
-
-
-def ratio_or_zero(numerator: Floats, denominator: Floats) -> Array:
-    """`numerator / denominator`, and 0 wherever the denominator is 0."""
-    return np.where(denominator == 0, 0.0, np.divide(numerator, np.where(denominator == 0, 1.0, denominator)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxspec import metrics
-from jaxspec._src.metrics.accept import as_metric
+from jaxspec._src.metrics.metric_fn_values import as_metric
 
 
 def test_ours_is_returned_as_it_is() -> None:
@@ -20,6 +20,28 @@ def test_ours_is_returned_as_it_is() -> None:
     assert as_metric("m", value, 1) is value
     collected = metrics.collect(max, x=[1])
     assert as_metric("m", collected, 1) is collected
+
+
+class Unprintable(float):
+    """A number whose repr is never needed."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("a text was made for an error that is not raised")
+
+    def merge(self, other: Unprintable) -> Unprintable:
+        return self
+
+    def compute(self) -> float:
+        return self
+
+
+class UnprintableNumber(float):
+    __repr__ = Unprintable.__repr__
+
+
+@pytest.mark.parametrize("kind", [Unprintable, UnprintableNumber])
+def test_no_text_is_made_of_a_value_that_is_accepted(kind: type[float]) -> None:
+    assert as_metric("m", kind(2.0), 3).compute() == 2.0
 
 
 class Tally:

@@ -1,0 +1,62 @@
+"""Iterators that the caller made and still holds: they go on where they stand in the next call, and are not closed.
+
+Such an iterator is *lent* to the library. Batches that were read from it and not used are kept for the next call.
+"""
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.fingerprint import Identity
+
+T = TypeVar("T")
+
+
+class InputMemory:
+    """What an estimator keeps of its input from one call to the next. One call at a time uses it."""
+
+    def __init__(self) -> None:
+        self.used_up = False
+        """Whether the last training ended because its input did."""
+        self.warned = False
+        """Whether a warning has said that the input begins again."""
+        self._iterator: Callable[[], object] = lambda: None
+        self._identity: Identity | None = None
+        self._unused: list[Batch] = []
+
+    def remember(self, iterator: Iterator[PyTree], identity: Identity | None, unused: list[Batch]) -> None:
+        """Keeps the batches that were read from a lent iterator and not used. The iterator itself is not kept alive."""
+        try:
+            self._iterator = weakref.ref(iterator)
+        except TypeError:  # some of Python's own iterators allow no weak references
+            self._iterator = lambda: iterator
+        self._identity, self._unused = identity, unused
+
+    def recall(self, iterator: Iterator[PyTree]) -> tuple[Identity | None, list[Batch]] | None:
+        """(identity, unused batches) of this iterator; None if it is another one. The batches are given once."""
+        if iterator is not self._iterator():
+            return None
+        known = self._identity, self._unused
+        self._unused = []
+        return known
+
+
+class Holder(Generic[T]):
+    """Holds a value, and can tell whether somebody else holds it, too."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def is_alone(self) -> bool:
+        """Whether nothing but this object refers to the value."""
+        return self._references() <= _ALONE
+
+    def _references(self) -> int:
+        return sys.getrefcount(self.value)
+
+
+_ALONE = Holder(object())._references()
+"""The count for a value that nobody else holds. It differs between versions of Python."""

@@ -1,0 +1,149 @@
+"""The queue between the thread of the input and the thread that dispatches.
+
+The input's thread puts batches. Full ones are copied side by side into a stack of `capacity`; a ragged one is an item of
+its own. `QUEUED_ITEMS` items may wait; besides them there is the stack that is being filled and the one that is being
+taken. Whoever has taken a stack owns its arrays. One lock guards everything; batches are copied without it.
+"""
+
+import collections
+import dataclasses
+import math
+import threading
+
+from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.stacks import Slice, Stack
+from jaxspec._src.device.gather import empty_stack
+
+QUEUED_ITEMS = 2
+"""So many full stacks and ragged batches wait for the devices; the input's thread waits for room then."""
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """The end of the input."""
+
+    error: BaseException | None
+    """What ended it; None: it had no more batches."""
+
+
+class StackQueue:
+    """Passes batches from one thread to another, in order, as stacks.
+
+    Args:
+      num_shards: the devices that this process feeds.
+    """
+
+    def __init__(self, num_shards: int) -> None:
+        self.capacity = 1
+        """How many batches a stack has room for. May be set until the second batch is put."""
+        self.stopped = False
+        self._num_shards = num_shards
+        self._items: collections.deque[Stack | Batch | End] = collections.deque()
+        self._filling: Stack | None = None
+        self._current: Stack | None = None
+        self._asked: float = math.inf
+        self._changed = threading.Condition()
+
+    # The input's thread calls these.
+
+    def put(self, batch: Batch, *, full: bool) -> None:
+        """Copies a batch into the queue, and waits for room if that fills a stack, or if the batch is not full."""
+        if not full:
+            self.flush()
+            self._put(batch.copied())  # the input may write to its arrays again
+            return
+        with self._changed:
+            stack, self._filling = self._filling, None
+        if stack is None:
+            # A new one each time: a device may still read the last one, on a CPU without a copy of its own.
+            stack = Stack(empty_stack(batch.data, self.capacity, self._num_shards))
+        stack.add(batch)
+        if stack.count == self.capacity:
+            self._put(stack)
+        else:
+            with self._changed:
+                self._filling = stack
+
+    def flush(self) -> None:
+        """Puts the stack that is being filled, as it is."""
+        with self._changed:
+            stack, self._filling = self._filling, None
+        if stack is not None:
+            self._put(stack)
+
+    def end(self, error: BaseException | None) -> None:
+        """Puts the end of the input, behind everything else; the stack that was being filled has been flushed."""
+        self._put(End(error))
+
+    def fetch_on_demand(self) -> None:
+        """From now on no more batches may be fetched than the other thread has asked for."""
+        self._asked = 0
+
+    def may_fetch(self, count: int) -> bool:
+        """Waits until `count` batches in all may be fetched. False: the queue is stopped, and none may be."""
+        if self._asked < count:
+            self.flush()  # the other thread waits for what it has asked for
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopped or self._asked >= count)
+            return not self.stopped
+
+    def _put(self, item: Stack | Batch | End) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopped or len(self._items) < QUEUED_ITEMS)
+            self._items.append(item)
+            self._changed.notify_all()
+
+    # The thread that dispatches calls these.
+
+    def ask(self, count: int) -> None:
+        """Lets the input's thread fetch `count` batches in all, if it fetches on demand."""
+        with self._changed:
+            self._asked = count
+            self._changed.notify_all()
+
+    def ready(self) -> bool:
+        """Whether `take` would answer at once."""
+        return self._current is not None or bool(self._items)
+
+    def take(self, most: int, patience_secs: float) -> Slice | Batch | End | None:
+        """Up to `most` full batches of one stack; or one ragged batch; or the end, again and again.
+
+        Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. None: there is nothing.
+        """
+        with self._changed:
+            if self._current is None:
+                if self._changed.wait_for(lambda: bool(self._items), patience_secs):
+                    item = self._items[0]
+                    if isinstance(item, End):
+                        return item
+                    self._items.popleft()
+                    self._changed.notify_all()
+                    if isinstance(item, Batch):
+                        return item
+                    self._current = item
+                else:
+                    self._current, self._filling = self._filling, None
+            stack = self._current
+            if stack is None:
+                return None
+            part = stack.take(most)
+            if part.stop == stack.count:
+                self._current = None
+            return part
+
+    def stop(self) -> None:
+        """Ends all waiting of the input's thread. What it still puts is left over."""
+        with self._changed:
+            self.stopped = True
+            self._changed.notify_all()
+
+    def left_over(self) -> list[Batch]:
+        """The batches that were put and not taken, in order; the queue is empty then. For after the thread has ended."""
+        items = [self._current, *self._items]
+        self._current = None
+        self._items.clear()
+        return [
+            batch
+            for item in items
+            for batch in (item.rest() if isinstance(item, Stack) else [item] if isinstance(item, Batch) else [])
+        ]

@@ -1,0 +1,144 @@
+"""How many labels of each row are among the retrieved classes: what the metrics at k are made of."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxspec._src.metrics.arguments import Weights, as_array, as_count, as_weights
+from jaxspec._src.metrics.ranking import best_ranks
+from jaxspec._src.metrics.sums import total
+
+# Marks a masked label, which is no label at all (-1 is one: a label that nothing can match).
+_MASKED = np.iinfo(np.int64).min
+
+
+class Retrieved(NamedTuple):
+    """Weighted sums over the rows of a batch."""
+
+    hits: np.float64
+    """The labels that were retrieved."""
+    retrieved: np.float64
+    """The classes that were retrieved, without repetitions."""
+    relevant: np.float64
+    """The labels, without repetitions."""
+    config: dict[str, int | None]
+    """`k` and `class_id`. They change no result, but values that differ in them must not merge."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelRows:
+    """The labels of N rows as sets, and the weights of the rows.
+
+    Attributes:
+      ids: int64 `[N, L]`, each row ascending.
+      distinct: bool `[N, L]`, true for one of several equal labels, false for masked ones.
+      listed: `[N]`, the numbers of labels by which average precision divides.
+      weights: `[N]`, or None.
+    """
+
+    ids: np.ndarray
+    distinct: np.ndarray
+    listed: np.ndarray
+    weights: np.ndarray | None
+
+    def holds(self, class_id: int) -> np.ndarray:
+        """Whether the class is a label of each row: `[N]`."""
+        return np.asarray((self.distinct & (self.ids == class_id)).any(axis=1))
+
+
+def retrieved_by_scores(
+    labels: ArrayLike, predictions: ArrayLike, k: int, class_id: int | None, weights: Weights
+) -> Retrieved:
+    """Retrieves the k best-scored classes of each row, or `class_id` alone if it is among them."""
+    scores, count = checked_scores(predictions, k, least=0)
+    wanted = _checked_class(class_id)
+    rows = label_rows(labels, "predictions", scores, weights)
+    flat = scores.reshape(-1, scores.shape[-1])
+    if wanted is None:
+        hits = (best_ranks(rows.ids, rows.distinct, flat, count) < count).sum(axis=1)
+        return _summed(rows, hits, np.full(len(flat), count), rows.distinct.sum(axis=1), k=count, class_id=None)
+    column = np.full((len(flat), 1), wanted)
+    chosen = np.asarray((best_ranks(column, np.ones(column.shape, bool), flat, count) < count).any(axis=1))
+    relevant = rows.holds(wanted)
+    return _summed(rows, chosen & relevant, chosen, relevant, k=count, class_id=wanted)
+
+
+def retrieved_by_ids(
+    labels: ArrayLike, predictions_idx: ArrayLike, class_id: int | None, weights: Weights
+) -> Retrieved:
+    """Retrieves the given classes of each row, or `class_id` alone if it is among them."""
+    ids = as_array("predictions_idx", predictions_idx)
+    if ids.dtype.kind not in "iu" or ids.ndim == 0:
+        raise TypeError(
+            f"predictions_idx is an array of {ids.dtype} with shape {ids.shape}; "
+            "expected classes, integers of shape [..., k]"
+        )
+    wanted = _checked_class(class_id)
+    rows = label_rows(labels, "predictions_idx", ids, weights)
+    flat = ids.astype(np.int64, copy=False).reshape(-1, ids.shape[-1])
+    if wanted is not None:
+        chosen, relevant = np.asarray((flat == wanted).any(axis=1)), rows.holds(wanted)
+        return _summed(rows, chosen & relevant, chosen, relevant, class_id=wanted)
+    found = np.zeros(rows.ids.shape, bool)
+    for column in flat.T:
+        found |= rows.ids == column[:, None]
+    ordered = np.sort(flat, axis=1)
+    repeats = (ordered[:, 1:] == ordered[:, :-1]).sum(axis=1)
+    hits = (found & rows.distinct).sum(axis=1)
+    return _summed(rows, hits, flat.shape[1] - repeats, rows.distinct.sum(axis=1), class_id=None)
+
+
+def checked_scores(predictions: ArrayLike, k: int, least: int) -> tuple[np.ndarray, int]:
+    """Scores `[..., C]`, and k from `least` to C."""
+    scores = as_array("predictions", predictions)
+    if scores.ndim == 0:
+        raise ValueError("predictions is a scalar; expected scores of shape [..., classes]")
+    count = as_count("k", k, least)
+    if count > scores.shape[-1]:
+        raise ValueError(f"k is {count}; expected at most the number of classes, the last axis of {scores.shape}")
+    return scores, count
+
+
+def label_rows(
+    labels: ArrayLike, name: str, predictions: np.ndarray, weights: Weights, classes: int | None = None
+) -> LabelRows:
+    """Labels `[..., L]` or `[...]` for the predictions `[..., C]`, the argument `name`, as rows.
+
+    With `classes`, a label from there on becomes -1.
+    """
+    mask = np.ma.getmaskarray(labels) if isinstance(labels, np.ma.MaskedArray) else None
+    array = as_array("labels", labels if mask is None else np.ma.getdata(labels))
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels have dtype {array.dtype}; expected integers: classes, padded with -1")
+    ids = array.astype(np.int64)
+    if classes is not None:
+        ids[ids >= classes] = -1
+    if mask is not None:
+        ids[mask] = _MASKED
+    if predictions.ndim == ids.ndim + 1:
+        ids = ids[..., None]
+    if predictions.ndim == 0 or predictions.shape[:-1] != ids.shape[:-1]:
+        raise ValueError(
+            f"labels has shape {array.shape} and {name} has shape {predictions.shape}; "
+            "expected the same shape but for the last axis, which labels may lack"
+        )
+    w = as_weights(weights, predictions.shape[:-1])
+    ids = np.sort(ids.reshape(-1, ids.shape[-1]), axis=1)
+    distinct = ids != _MASKED
+    distinct[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+    # As in TensorFlow: padded rows count every label that is not padding, also repeated ones; a masked row is a set.
+    listed = (ids >= 0 if mask is None else distinct).sum(axis=1)
+    return LabelRows(ids, distinct, listed, None if w is None else w.reshape(-1))
+
+
+def _checked_class(class_id: int | None) -> int | None:
+    return None if class_id is None else as_count("class_id", class_id, least=0)
+
+
+def _summed(
+    rows: LabelRows, hits: np.ndarray, retrieved: np.ndarray, relevant: np.ndarray, **config: int | None
+) -> Retrieved:
+    w = rows.weights
+    return Retrieved(total(hits, w), total(retrieved, w), total(relevant, w), config)

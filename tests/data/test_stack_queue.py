@@ -1,0 +1,127 @@
+"""What passes between the thread of the input and the thread that dispatches, without an input and without devices."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.stack_queue import QUEUED_ITEMS, End, StackQueue
+
+ROWS, SOON, LONG = 4, 0.0, 20
+
+
+def batch(number, rows=ROWS):
+    return Batch((np.full(rows, number), None), rows, f"after {number}")
+
+
+def numbers(item):
+    """The numbers of the batches in what `take` gave."""
+    if isinstance(item, Batch):
+        return [item.data[0][0]]
+    return list(item.data[0][item.start : item.stop, 0, 0])
+
+
+@pytest.fixture
+def queue():
+    made = StackQueue(num_shards=2)
+    made.capacity = 3
+    return made
+
+
+def test_full_batches_are_stacked_and_taken_in_slices(queue):
+    for number in range(4):
+        queue.put(batch(number), full=True)
+    first, second = queue.take(2, SOON), queue.take(2, SOON)
+    assert (numbers(first), first.position, first.data[0].shape) == ([0, 1], "after 1", (3, 2, 2))
+    assert (numbers(second), second.position) == ([2], "after 2")
+    assert numbers(queue.take(2, SOON)) == [3]  # the stack that was being filled
+    assert queue.take(2, SOON) is None
+
+
+def test_a_ragged_batch_keeps_its_place_and_its_values(queue):
+    mine = batch(1, rows=2)
+    queue.put(batch(0), full=True)
+    queue.put(mine, full=False)
+    mine.data[0][:] = 9
+    queue.put(batch(2), full=True)
+    assert [numbers(queue.take(5, SOON)) for _ in range(3)] == [[0], [1], [2]]
+
+
+def test_a_stack_is_not_written_to_after_it_has_been_taken_early(queue):
+    queue.put(batch(0), full=True)
+    early = queue.take(5, SOON)
+    queue.put(batch(1), full=True)
+    assert numbers(early) == [0]
+    assert not early.data[0][1:].any()
+    assert numbers(queue.take(5, SOON)) == [1]
+
+
+def test_the_end_comes_last_and_stays(queue):
+    error = ValueError("late")
+    queue.put(batch(0), full=True)
+    queue.flush()
+    queue.end(error)
+    assert numbers(queue.take(5, SOON)) == [0]
+    assert [queue.take(5, SOON), queue.take(5, SOON)] == [End(error)] * 2
+
+
+def test_no_more_than_the_bound_waits_and_a_stop_ends_the_wait(queue):
+    queue.capacity = 1
+    put = []
+
+    def fill():
+        for number in range(QUEUED_ITEMS + 3):
+            queue.put(batch(number), full=True)
+            put.append(number)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    assert numbers(queue.take(1, LONG)) == [0]
+    deadline = time.monotonic() + LONG
+    while len(put) < QUEUED_ITEMS + 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    thread.join(0.05)
+    assert put == list(range(QUEUED_ITEMS + 1))
+    queue.stop()
+    thread.join()
+    assert [int(left.data[0][0]) for left in queue.left_over()] == list(range(1, QUEUED_ITEMS + 3))
+    assert queue.left_over() == []
+
+
+def test_batches_that_were_not_taken_are_left_over_in_order(queue):
+    for number in range(3):
+        queue.put(batch(number), full=True)
+    queue.put(batch(3, rows=1), full=False)
+    assert numbers(queue.take(1, SOON)) == [0]
+    left = queue.left_over()
+    assert [(int(b.data[0][0]), b.rows, b.position) for b in left] == [
+        (1, 4, "after 1"),
+        (2, 4, "after 2"),
+        (3, 1, "after 3"),
+    ]
+
+
+def test_on_demand_no_more_may_be_fetched_than_was_asked_for(queue):
+    assert queue.may_fetch(100)
+    queue.fetch_on_demand()
+    allowed = []
+
+    def fetch():
+        number = 1
+        while queue.may_fetch(number):
+            allowed.append(number)
+            queue.put(batch(number), full=True)
+            number += 1
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    queue.ask(2)
+    got = numbers(queue.take(2, LONG))
+    while len(got) < 2:
+        got += numbers(queue.take(2 - len(got), LONG))
+    assert (got, allowed) == ([1, 2], [1, 2])
+    queue.stop()
+    thread.join()
+    assert not queue.may_fetch(1)
