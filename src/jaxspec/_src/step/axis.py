@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 import jax
 
+from jaxspec._src.base.types import T
 from jaxspec._src.step.debugging import debugging
 
 _logger = logging.getLogger("jaxspec")
 P = ParamSpec("P")
-T = TypeVar("T")
 
 SHARD_AXIS = "shards"
 """Name of the mapped axis: one index for each device. Bound in every mode, of size 1 on one device."""
@@ -49,6 +49,8 @@ def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
     `jax.disable_jit()` the axis is bound only if `fn` uses it, because a mapping hides the values from `fn`.
     """
 
+    bare: Callable[..., T] = fn
+
     def bound(*args: P.args, **kwargs: P.kwargs) -> T:
         if shard_axis_is_bound():
             return fn(*args, **kwargs)
@@ -63,10 +65,13 @@ def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
                     SHARD_AXIS,
                     error,
                 )
-        # All arguments in one tuple: vmap maps what it is given by keyword, whatever in_axes says.
-        mapped = jax.vmap(
-            lambda given: fn(*given[0], **given[1]), in_axes=None, axis_name=SHARD_AXIS, axis_size=1
-        )((args, kwargs))
-        return jax.tree.map(lambda x: x[0], mapped)
+
+        # Both by position: vmap maps what it is given by keyword, whatever in_axes says.
+        def call(args: tuple[object, ...], kwargs: dict[str, object]) -> T:
+            return bare(*args, **kwargs)
+
+        mapped = jax.vmap(call, in_axes=None, axis_name=SHARD_AXIS, axis_size=1)
+        result: T = jax.tree.map(lambda x: x[0], mapped(args, kwargs))
+        return result
 
     return bound

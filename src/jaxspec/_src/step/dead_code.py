@@ -1,16 +1,16 @@
 """A traced function without the parts that its results do not need, callbacks among them."""
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 import jax
 import jax.extend
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from jaxspec._src.base.types import T
 from jaxspec._src.step.debugging import debugging
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def without_callbacks(fn: Callable[P, T]) -> Callable[P, T]:

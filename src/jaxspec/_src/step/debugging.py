@@ -9,4 +9,4 @@ import jax
 
 def debugging() -> bool:
     """Whether `jax.disable_jit()` is in force."""
-    return bool(jax.config.read("jax_disable_jit"))
+    return bool(getattr(jax.config, "jax_disable_jit", False))  # JAX does not declare its type

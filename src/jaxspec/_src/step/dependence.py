@@ -1,11 +1,15 @@
 """What depends on what in a traced program."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.extend
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Literal, Var
+
+Value: TypeAlias = int
+"""The number of a value."""
 
 
 class Dependence:
@@ -15,8 +19,8 @@ class Dependence:
     all of its inputs, so "does not depend" is always true, and "depends" nearly always.
     """
 
-    def __init__(self, jaxpr: Any) -> None:
-        self._equations: list[tuple[list[int], list[tuple[int, Any]]]] = []
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        self._equations: list[tuple[list[int], list[tuple[Value, Any]]]] = []
         self._count = 0
         self.inputs = [self._new() for _ in jaxpr.invars]
         self.outputs = self._add(jaxpr, self.inputs)
@@ -25,10 +29,10 @@ class Dependence:
         self._count += 1
         return self._count
 
-    def _add(self, jaxpr: Any, inputs: list[int]) -> list[int]:
+    def _add(self, jaxpr: Jaxpr, inputs: list[int]) -> list[int]:
         values = dict(zip(map(id, jaxpr.invars), inputs, strict=True))
 
-        def value(var: Any) -> int:
+        def value(var: Var | Literal) -> int:
             return values.setdefault(id(var), self._new())  # constants and literals: numbers of their own
 
         for equation in jaxpr.eqns:
@@ -54,7 +58,7 @@ class Dependence:
                 found.update(number for number, aval in outs if jnp.issubdtype(aval.dtype, jnp.inexact))
         return found
 
-    def has_unused_new_value(self, source: int, aval: Any) -> bool:
+    def has_unused_new_value(self, source: int, aval: jax.ShapeDtypeStruct | jax.Array) -> bool:
         """Whether a value nobody uses was computed from `source`, each value on the way of its shape and dtype.
 
         That is how a new value of a variable looks (`0.9 * old + 0.1 * batch`, `old + 1`) that was not handed over.

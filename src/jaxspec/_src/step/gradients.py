@@ -1,21 +1,19 @@
 """Losses of this shard and their gradients, and how both are reduced over shards."""
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import describe_array
-from jaxspec._src.base.types import PyTree, Variables
+from jaxspec._src.base.types import PyTree, T, Variables
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import Reduction
 from jaxspec._src.step.axis import mean_over_shards, sum_over_shards
 from jaxspec._src.step.dead_code import without_callbacks
 from jaxspec._src.step.replication import of_shard_0, varying
 from jaxspec._src.step.trainable import merge
-
-T = TypeVar("T")
 
 ModelCall: TypeAlias = Callable[[Variables], TPUEstimatorSpec]
 """model_fn on this shard's batch, as a function of the variables alone."""
@@ -72,7 +70,8 @@ def value_fn(loss_of: Loss, variables: Variables, reduction: Reduction) -> Calla
     """The loss as a function of what is trained, for line searches: value and gradient are reduced over shards."""
 
     def value_and_reduced_grad(target: PyTree) -> tuple[jax.Array, PyTree]:
-        return reduced(value_and_grad(loss_of, variables, target)[:2], reduction)
+        value, grads, _ = value_and_grad(loss_of, variables, target)
+        return reduced(value, reduction), reduced(grads, reduction)
 
     @jax.custom_jvp
     def value_fn(target: PyTree) -> jax.Array:
@@ -87,6 +86,6 @@ def value_fn(loss_of: Loss, variables: Variables, reduction: Reduction) -> Calla
     return value_fn
 
 
-def reduced(tree: T, reduction: Reduction) -> T:
+def reduced(tree: PyTree, reduction: Reduction) -> PyTree:
     """The leaves reduced over shards, as `minimize(reduction=...)` says."""
     return {"mean": mean_over_shards, "sum": sum_over_shards, None: of_shard_0}[reduction](tree)

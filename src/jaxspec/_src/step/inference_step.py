@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.types import Array, Batch, HyperParameters, ModelFn
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_index
 from jaxspec._src.step.loss_parts import with_parts_of_loss
@@ -55,9 +55,7 @@ def make_eval_step(model_fn: ModelFn, params: HyperParameters = None) -> Inferen
         spec = _infer(ModeKeys.EVAL, model, state, features, labels, batch, shard_index())
         return replaced(spec, loss=mean_over_shards(spec.loss))
 
-    def eval_step(
-        state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0
-    ) -> TPUEstimatorSpec:
+    def eval_step(state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0) -> TPUEstimatorSpec:
         return marked_if_whole(step(state, features, labels, batch))
 
     return eval_step
@@ -111,7 +109,7 @@ _RNG_OF_MODE = {ModeKeys.EVAL: np.uint32(2**32 - 1), ModeKeys.PREDICT: np.uint32
 
 
 def _infer(
-    mode: str,
+    mode: Mode,
     model: Model,
     state: TrainState,
     features: Batch,

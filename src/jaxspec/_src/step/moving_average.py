@@ -1,12 +1,11 @@
 """Moving averages of variables, kept as a collection of their own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec._src.base.types import Variables
+from jaxspec._src.base.types import Array, Batch, HyperParameters, InitFn, Variables
 from jaxspec._src.step.init import as_init_fn
 
 COLLECTION = "ema"
@@ -32,17 +31,17 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.of = (of,) if isinstance(of, str) else tuple(of)
 
-    def init(self, init_fn: Any) -> Callable[..., Any]:
+    def init(self, init_fn: InitFn) -> InitFn:
         """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and the averages, equal to it."""
         make = as_init_fn(init_fn)
 
-        def init_with_averages(rng: Any, features: Any, labels: Any, params: Any) -> dict[str, Any]:
+        def init_with_averages(rng: jax.Array, features: Batch, labels: Batch, params: HyperParameters) -> Variables:
             variables = make(rng=rng, features=features, labels=labels, params=params)
             return {**variables, COLLECTION: {name: variables[name] for name in self.of}}
 
         return init_with_averages
 
-    def update(self, step: Any = None) -> Callable[[Variables], dict[str, Any]]:
+    def update(self, step: Array | None = None) -> Callable[[Variables], Variables]:
         """An `after` for `minimize`.
 
         With `step` (the global step before the update) the decay is `min(decay, (1 + step) / (10 + step))`, as
@@ -50,12 +49,13 @@ class ExponentialMovingAverage:
         """
         return _Update(self, step)
 
-    def apply(self, variables: Variables) -> dict[str, Any]:
+    def apply(self, variables: Variables) -> Variables:
         """The variables with the averages in place of the values."""
-        self._check(variables)
+        self.check(variables)
         return {**variables, **{name: variables[COLLECTION][name] for name in self.of}}
 
-    def _check(self, variables: Variables) -> None:
+    def check(self, variables: Variables) -> None:
+        """Raises ValueError if the variables hold no averages."""
         if COLLECTION not in variables:
             raise ValueError(
                 f"ExponentialMovingAverage: the variables have no collection {COLLECTION!r}, only "
@@ -68,18 +68,18 @@ class _Update:
 
     same_on_all_shards = True
 
-    def __init__(self, ema: ExponentialMovingAverage, step: Any) -> None:
+    def __init__(self, ema: ExponentialMovingAverage, step: Array | None) -> None:
         self.ema = ema
         self.step = step
 
-    def __call__(self, variables: Variables) -> dict[str, Any]:
-        self.ema._check(variables)
-        decay: Any = self.ema.decay
+    def __call__(self, variables: Variables) -> Variables:
+        self.ema.check(variables)
+        decay: float | jax.Array = self.ema.decay
         if self.step is not None:
             step = jnp.asarray(self.step, jnp.float32)
             decay = jnp.minimum(decay, (1 + step) / (10 + step))
 
-        def blend(average: Any, value: Any) -> Any:
+        def blend(average: jax.Array, value: jax.Array) -> jax.Array:
             if not jnp.issubdtype(average.dtype, jnp.inexact):
                 return value
             # In this form a constant value stays exactly constant.

@@ -1,17 +1,14 @@
 """Values that are the same on all shards: how they are made, and how `shard_map` learns which are."""
 
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import is_key
-from jaxspec._src.step.axis import SHARD_AXIS, mean_over_shards, shard_axis_is_bound, shard_index
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.step.axis import SHARD_AXIS, mean_over_shards, shard_axis_is_bound, shard_index, sum_over_shards
 
-T = TypeVar("T")
 
-
-def same_on_all_shards(tree: T, *, keep_equal: bool = False) -> T:
+def same_on_all_shards(tree: PyTree, *, keep_equal: bool = False) -> PyTree:
     """Makes each leaf the same on every shard: floating and complex leaves are averaged, others take shard 0's value.
 
     Args:
@@ -20,17 +17,17 @@ def same_on_all_shards(tree: T, *, keep_equal: bool = False) -> T:
     """
 
     def one(x: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            return of_shard_0(x)
-        if not keep_equal:
+        if jnp.issubdtype(x.dtype, jnp.inexact) and not keep_equal:
             return mean_over_shards(x)
-        first = of_shard_0(x)
+        first: jax.Array = of_shard_0(x)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return first
         return first + mean_over_shards(x - first)
 
     return jax.tree.map(one, tree)
 
 
-def of_shard_0(tree: T) -> T:
+def of_shard_0(tree: PyTree) -> PyTree:
     """Shard 0's value of each leaf, on every shard, bit for bit."""
     if not shard_axis_is_bound():
         return tree
@@ -48,15 +45,14 @@ def _of_shard_0(x: jax.Array) -> jax.Array:
         return _of_shard_0(x.astype(jnp.uint32)).astype(jnp.bool_)
     if jnp.issubdtype(x.dtype, jnp.inexact):  # as bits: -0.0 + 0.0 is 0.0
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        return jax.lax.bitcast_convert_type(_of_shard_0(bits), x.dtype)
+        same: jax.Array = jax.lax.bitcast_convert_type(_of_shard_0(bits), x.dtype)
+        return same
     if x.dtype.itemsize < 4:  # not every backend adds small integers
         return _of_shard_0(x.astype(jnp.int32)).astype(x.dtype)
-    mine = jnp.where(shard_index() == 0, x, jnp.zeros_like(x))
-    total: jax.Array = jax.lax.psum(mine, SHARD_AXIS)
-    return total
+    return sum_over_shards(jnp.where(shard_index() == 0, x, jnp.zeros_like(x)))
 
 
-def varying(tree: T) -> T:
+def varying(tree: PyTree) -> PyTree:
     """Marks the leaves as each shard's own for `shard_map`, though they are the same on all shards; elsewhere a no-op.
 
     With `check_vma=True`, the default, the gradient with respect to an array that is the same on all shards is already
@@ -67,12 +63,12 @@ def varying(tree: T) -> T:
     return jax.tree.map(lambda x: x if _varies(x) else jax.lax.pcast(x, SHARD_AXIS, to="varying"), tree)
 
 
-def varying_as(tree: T, like: T) -> T:
+def varying_as(tree: PyTree, like: PyTree) -> PyTree:
     """Marks the leaves as each shard's own where those of `like` are. See `varying`."""
     return jax.tree.map(lambda x, other: varying(x) if _varies(other) else x, tree, like)
 
 
-def unvarying(tree: T) -> T:
+def unvarying(tree: PyTree) -> PyTree:
     """Proves to `shard_map` that the leaves are the same on all shards, which they are; elsewhere a no-op. See `varying`."""
     return jax.tree.map(lambda x: of_shard_0(x) if _varies(x) else x, tree)
 

@@ -1,14 +1,14 @@
 """What one abstract run of model_fn shows: the spec, the state of the optimizer, what depends on what."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxspec._src.base.types import Array, Batch, PyTree, Variables
+from jaxspec._src.base.types import Array, Batch, PyTree, T, Variables
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import TrainOp, as_train_ops
@@ -22,8 +22,6 @@ from jaxspec._src.step.outputs import outputs_of
 from jaxspec._src.step.trainable import select
 from jaxspec._src.step.training_warnings import warn_of_losses_without_gradient, warn_of_stale_collections
 from jaxspec._src.step.variables import checked_collections, strong_arrays
-
-T = TypeVar("T")
 
 
 class TrainOpTrace(NamedTuple):
@@ -39,9 +37,7 @@ class TrainOpTrace(NamedTuple):
     """Computes the optimizer state from variables."""
 
 
-def trace_train_op(
-    model: Model, variables: Variables, rng: jax.Array, features: Batch, labels: Batch
-) -> TrainOpTrace:
+def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features: Batch, labels: Batch) -> TrainOpTrace:
     """Traces model_fn once in TRAIN. Optimizers are made inside model_fn, so their state is made there too.
 
     Under `jax.disable_jit()` nothing is traced, and `variables` must be arrays.
@@ -87,10 +83,10 @@ def trace_train_op(
 
     def compute(variables: Variables) -> PyTree:
         # Only what the optimizer needs: the callbacks of model_fn belong to steps.
-        leaves, treedef = jax.tree.flatten(opt_state)
-        closed = ClosedJaxpr(needed_part(jaxpr, len(leaves)), program.jaxpr.consts)
+        count = len(jax.tree.leaves(opt_state))
+        closed = ClosedJaxpr(needed_part(jaxpr, count), program.jaxpr.consts)
         flat = jax.jit(jax.extend.core.jaxpr_as_fun(closed))(*jax.tree.leaves((variables, rng, features, labels)))
-        return treedef.unflatten(flat)
+        return jax.tree.unflatten(jax.tree.structure(opt_state), flat)
 
     return TrainOpTrace(specs[0], jaxpr, opt_state, compute)
 
@@ -128,4 +124,5 @@ def trace_spec(
 
 def shapes(tree: T) -> T:
     """The tree with a `jax.ShapeDtypeStruct` for each leaf."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.result_type(x)), tree)
+    abstract: T = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.result_type(x)), tree)
+    return abstract

@@ -70,7 +70,7 @@ def _next_step(step: jax.Array) -> jax.Array:
 def _checked(old: TrainState, new: TrainState) -> TrainState:
     """`new`, whose leaves must have the shapes and dtypes of `old`; without weak types, which `old` cannot have."""
     before, after = named_leaves(old), named_leaves(new)
-    if jax.tree.structure(old) != jax.tree.structure(new):
+    if len({jax.tree.structure(state) for state in (old, new)}) > 1:
         different = sorted(set(before) ^ set(after)) or ["the tree's node types"]
         raise ValueError(f"the training step changes the structure of the state: {', '.join(different)} differ.")
     for name, was in before.items():
