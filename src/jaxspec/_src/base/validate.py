@@ -2,7 +2,7 @@
 
 import inspect
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TypeGuard
 
 import numpy as np
@@ -86,23 +86,18 @@ def check_arguments(
         )
 
 
-def check_methods(value: object, base: type, methods: Mapping[str, Collection[str]]) -> None:
-    """Raises TypeError unless each method that the class of `value` overrides takes its arguments by position.
-
-    Args:
-      methods: the names of the arguments with which each is called.
-    """
-    for name, arguments in methods.items():
-        method = getattr(type(value), name)
-        if method is getattr(base, name):
+def check_methods(value: object, base: type) -> None:
+    """Raises TypeError unless each method of `base` that the class of `value` overrides takes its arguments by position."""
+    for name, declared in vars(base).items():
+        if not inspect.isfunction(declared) or (method := getattr(type(value), name)) is declared:
             continue
+        arguments = list(inspect.signature(declared).parameters)
         try:
-            inspect.signature(getattr(value, name)).bind(*arguments)
+            inspect.signature(getattr(value, name)).bind(*arguments[1:])
         except TypeError as error:
-            takes = ", ".join(["self", *arguments])
             raise TypeError(
                 f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
-                f"with {len(arguments)} arguments: write def {name}({takes})."
+                f"with {len(arguments) - 1} arguments: write def {name}({', '.join(arguments)})."
             ) from None
         except ValueError:  # some callables written in C have no signature
             pass

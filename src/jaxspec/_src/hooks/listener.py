@@ -26,14 +26,6 @@ class CheckpointSaverListener:
         """Called after the last checkpoint of a run that ends without an error."""
 
 
-_METHODS = {
-    "begin": (),
-    "before_save": ("session", "global_step"),
-    "after_save": ("session", "global_step"),
-    "end": ("session", "global_step"),
-}
-
-
 def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
     """The listeners as a tuple, each once. TypeError names a value that is not a listener, or a method with a wrong signature."""
     if listeners is None:
@@ -49,7 +41,7 @@ def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
                 f"saving_listeners must be a list of CheckpointSaverListener, given: {listener!r}. Derive it from "
                 "jaxspec.hooks.CheckpointSaverListener and pass an instance."
             )
-        check_methods(listener, CheckpointSaverListener, _METHODS)
+        check_methods(listener, CheckpointSaverListener)
         if not any(listener is other for other in checked):
             checked.append(listener)
     return tuple(checked)

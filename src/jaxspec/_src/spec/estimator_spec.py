@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from jaxspec._src.base.types import Array
-from jaxspec._src.spec.export_outputs import ExportOutput
+from jaxspec._src.spec.export_outputs import ExportOutput, check_export_outputs
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
+from jaxspec._src.spec.loss_and_predictions import check_loss, check_predictions
 from jaxspec._src.spec.mode import Mode
 from jaxspec._src.spec.namedtuple import checked, register_pytree
-from jaxspec._src.spec.rules import check_arrays
 from jaxspec._src.spec.scaffold import Scaffold
-from jaxspec._src.spec.train_op import TrainOpLike
+from jaxspec._src.spec.train_op import TrainOpLike, check_train_op
 
 
-class _EstimatorSpecFields(NamedTuple):
+class EstimatorSpecFields(NamedTuple):
     mode: Mode
     predictions: Array | Mapping[str, Array] | None = None
     loss: Array | None = None
@@ -30,7 +30,7 @@ class _EstimatorSpecFields(NamedTuple):
 
 @register_pytree
 @checked(fixed=["mode"])
-class EstimatorSpec(_EstimatorSpecFields):
+class EstimatorSpec(EstimatorSpecFields):
     """What `TPUEstimatorSpec.as_estimator_spec()` returns: a spec on the host, with the results of its host functions.
 
     `eval_metric_ops` maps names to metric values (`merge`, `compute`); the other fields are as in
@@ -40,7 +40,6 @@ class EstimatorSpec(_EstimatorSpecFields):
     __slots__ = ()
 
     def _checked(self) -> Self:
-        train_op, loss, predictions, export_outputs = check_arrays(self)
         metrics = {} if self.eval_metric_ops is None else self.eval_metric_ops
         if not isinstance(metrics, Mapping):
             raise TypeError(
@@ -51,11 +50,11 @@ class EstimatorSpec(_EstimatorSpecFields):
         if not isinstance(scaffold, Scaffold):
             raise TypeError(f"scaffold must be jaxspec.Scaffold. Given: {scaffold!r}")
         return super()._replace(
-            predictions=predictions,
-            loss=loss,
-            train_op=train_op,
+            train_op=check_train_op(self.mode, self.train_op),
+            loss=check_loss(self.mode, self.loss),
+            predictions=(predictions := check_predictions(self.mode, self.predictions)),
+            export_outputs=check_export_outputs(self.mode, self.export_outputs, predictions),
             eval_metric_ops=dict(metrics),
-            export_outputs=export_outputs,
             training_chief_hooks=check_hooks(self.training_chief_hooks, role="training_chief_hooks"),
             training_hooks=check_hooks(self.training_hooks, role="training_hooks"),
             scaffold=scaffold,

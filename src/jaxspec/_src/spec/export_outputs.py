@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.spec.mode import Mode, ModeKeys
 
 DEFAULT_SERVING_SIGNATURE = "serving_default"
 
@@ -35,7 +36,7 @@ def _rebuild(cls: type[ExportOutput], outputs: PyTree) -> ExportOutput:
 
 
 class PredictOutput(ExportOutput):
-    """Any arrays. `outputs`: a dict of arrays, or one array, which is then named `output`."""
+    """Arrays of all kinds. `outputs`: a dict of arrays, or one array, which is then named `output`."""
 
     def __init__(self, outputs: Array | Mapping[str, Array]) -> None:
         if not isinstance(outputs, Mapping):
@@ -75,12 +76,14 @@ class ClassificationOutput(ExportOutput):
 
 
 def check_export_outputs(
-    export_outputs: Mapping[str, ExportOutput] | None, predictions: Array | Mapping[str, Array]
-) -> dict[str, ExportOutput]:
-    """The signatures of a PREDICT spec, `serving_default` among them.
+    mode: Mode, export_outputs: Mapping[str, ExportOutput] | None, predictions: Array | Mapping[str, Array]
+) -> Mapping[str, ExportOutput] | None:
+    """The signatures of a spec, in PREDICT with `serving_default` among them; other modes ignore the field.
 
     None means one PredictOutput of the predictions; a single entry is also the default one.
     """
+    if mode != ModeKeys.PREDICT:
+        return export_outputs
     if export_outputs is None:
         return {DEFAULT_SERVING_SIGNATURE: PredictOutput(predictions)}
     if not isinstance(export_outputs, Mapping):

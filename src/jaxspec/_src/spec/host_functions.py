@@ -143,9 +143,5 @@ class HostCallHook(SessionRunHook):
     def __init__(self, host_call: HostFunction) -> None:
         self._host_call = host_call
 
-    def run(self) -> None:
-        """Calls the function once."""
-        call_host_function("host_call", self._host_call)
-
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        self.run()
+        call_host_function("host_call", self._host_call)

@@ -21,11 +21,12 @@ class Scaffold:
         self.init_fn = init_fn
 
 
-def check_scaffold_fn(scaffold_fn: Callable[[], Scaffold] | None) -> None:
+def check_scaffold_fn(scaffold_fn: Callable[[], Scaffold] | None) -> Callable[[], Scaffold] | None:
     """Raises unless `scaffold_fn` is None, or a function that holds no traced array."""
     if scaffold_fn is not None:
         check_callable("scaffold_fn", scaffold_fn, "Write a function without arguments that returns a Scaffold.")
         refuse_captured_tracers(scaffold_fn, "scaffold_fn", _instead)
+    return scaffold_fn
 
 
 def call_scaffold_fn(scaffold_fn: Callable[[], Scaffold]) -> Scaffold:

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
-import jax
-
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
 from jaxspec._src.base.types import Array, HostFunction
 from jaxspec._src.spec.captures import refuse_captured_tracers
-from jaxspec._src.spec.estimator_spec import EstimatorSpec
-from jaxspec._src.spec.export_outputs import ExportOutput
+from jaxspec._src.spec.estimator_spec import EstimatorSpec, EstimatorSpecFields
+from jaxspec._src.spec.export_outputs import ExportOutput, check_export_outputs
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.host_functions import HostCallHook, call_metric_fn, check_host_function, to_host
+from jaxspec._src.spec.loss_and_predictions import check_loss, check_predictions
 from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.namedtuple import checked, register_pytree
-from jaxspec._src.spec.rules import check_arrays
 from jaxspec._src.spec.scaffold import Scaffold, call_scaffold_fn, check_scaffold_fn
-from jaxspec._src.spec.train_op import TrainOpLike
+from jaxspec._src.spec.train_op import TrainOpLike, check_train_op
 
 
 class _TPUEstimatorSpecFields(NamedTuple):
@@ -65,23 +63,18 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
     __slots__ = ()
 
     def _checked(self) -> Self:
-        eval_metrics = check_host_function("eval_metrics", self.eval_metrics)
-        host_call = check_host_function("host_call", self.host_call)
-        training_hooks = _check_spec_hooks("training_hooks", self.training_hooks)
-        evaluation_hooks = _check_spec_hooks("evaluation_hooks", self.evaluation_hooks)
-        prediction_hooks = _check_spec_hooks("prediction_hooks", self.prediction_hooks)
-        train_op, loss, predictions, export_outputs = check_arrays(self)
-        check_scaffold_fn(self.scaffold_fn)
+        # In this order, which is TensorFlow's: the first mistake is the one that is raised.
         return super()._replace(
-            predictions=predictions,
-            loss=loss,
-            train_op=train_op,
-            eval_metrics=eval_metrics,
-            export_outputs=export_outputs,
-            host_call=host_call,
-            training_hooks=training_hooks,
-            evaluation_hooks=evaluation_hooks,
-            prediction_hooks=prediction_hooks,
+            eval_metrics=check_host_function("eval_metrics", self.eval_metrics),
+            host_call=check_host_function("host_call", self.host_call),
+            training_hooks=_check_spec_hooks("training_hooks", self.training_hooks),
+            evaluation_hooks=_check_spec_hooks("evaluation_hooks", self.evaluation_hooks),
+            prediction_hooks=_check_spec_hooks("prediction_hooks", self.prediction_hooks),
+            train_op=check_train_op(self.mode, self.train_op),
+            loss=check_loss(self.mode, self.loss),
+            predictions=(predictions := check_predictions(self.mode, self.predictions)),
+            export_outputs=check_export_outputs(self.mode, self.export_outputs, predictions),
+            scaffold_fn=check_scaffold_fn(self.scaffold_fn),
         )
 
     def as_estimator_spec(self) -> EstimatorSpec:
@@ -94,9 +87,9 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
           ValueError: on traced arrays (inside jit, pmap and the like), or if scaffold_fn returns None.
           TypeError: if metric_fn does not return a dict, or scaffold_fn no Scaffold.
         """
-        # Not the leaves of the spec itself: to flatten that takes Python code, and a run does this at every step.
-        if any(map(is_tracer, jax.tree.leaves([value for value in self if not callable(value)]))):
-            name, leaf = next((name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf))
+        traced = [(name, leaf) for name, leaf in named_leaves(self).items() if is_tracer(leaf)]
+        if traced:
+            name, leaf = traced[0]
             raise ValueError(
                 f"as_estimator_spec was called while {name} is being traced ({describe_array(leaf)}); call it "
                 "on the host, after js.gather. A model_fn returns the TPUEstimatorSpec as it is, on every device."
@@ -108,18 +101,17 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
         predictions, loss, export_outputs = to_host((self.predictions, self.loss, self.export_outputs))
         # `_make` checks nothing: all this was checked when the user made the spec.
         return EstimatorSpec._make(
-            (
-                self.mode,
-                {} if predictions is None else predictions,
-                loss,
-                self.train_op,
-                metrics,
-                export_outputs,
-                (),
-                (*(self.training_hooks or ()), *host_calls),
-                Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
-                (*(self.evaluation_hooks or ()), *host_calls),
-                tuple(self.prediction_hooks or ()),
+            EstimatorSpecFields(
+                mode=self.mode,
+                predictions={} if predictions is None else predictions,
+                loss=loss,
+                train_op=self.train_op,
+                eval_metric_ops=metrics,
+                export_outputs=export_outputs,
+                training_hooks=(*(self.training_hooks or ()), *host_calls),
+                scaffold=Scaffold() if self.scaffold_fn is None else call_scaffold_fn(self.scaffold_fn),
+                evaluation_hooks=(*(self.evaluation_hooks or ()), *host_calls),
+                prediction_hooks=tuple(self.prediction_hooks or ()),
             )
         )
 

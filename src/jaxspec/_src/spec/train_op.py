@@ -11,6 +11,7 @@ from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.removed_arguments import CALLS, explain_removed_arguments
 from jaxspec._src.base.types import AnyFunction, Array, PyTree, Variables
 from jaxspec._src.base.validate import check_callable
+from jaxspec._src.spec.mode import Mode, ModeKeys
 
 
 class Optimizer(Protocol):
@@ -153,6 +154,16 @@ def _train_op(
 def is_optimizer(value: object) -> TypeGuard[Optimizer]:
     """Whether `value` has the two functions of an optax transformation."""
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def check_train_op(mode: Mode, train_op: TrainOpLike | None) -> TrainOp | tuple[TrainOp, ...] | None:
+    """A spec's `train_op` as one TrainOp, or several. ValueError if it is missing in TRAIN; TypeError for anything else."""
+    if train_op is None:
+        if mode == ModeKeys.TRAIN:
+            raise ValueError("Missing train_op. In mode TRAIN write train_op=jaxspec.minimize(optax.adam(1e-3)).")
+        return None
+    ops = as_train_ops(train_op)
+    return ops[0] if len(ops) == 1 else ops
 
 
 def as_train_ops(train_op: object) -> tuple[TrainOp, ...]:
