@@ -131,6 +131,12 @@ def test_arguments_of_the_library_exist():
     assert checked > 10
 
 
+def test_contributing_names_the_targets_of_make():
+    targets = set(re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^\| `make ([\w-]+)`", PAGES["CONTRIBUTING.md"], re.MULTILINE))
+    assert named == targets - {"help", "clean"}
+
+
 def test_the_files_that_contributing_names_exist():
     named = re.findall(r"`((?:src|tests|docs)/[^`]*)`", PAGES["CONTRIBUTING.md"])
     assert len(named) > 10

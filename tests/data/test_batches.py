@@ -10,13 +10,14 @@ from tiny_models import data, linear_init, linear_model_fn, run_config
 import jaxspec as js
 from jaxspec._src.data.batch import BatchChecker
 from jaxspec._src.data.elements import split_element
+from jaxspec._src.data.input_request import InputRequest
 
 X, Y = data(rows=24)
 
 
 def check(element, mode="train", num_shards=1, batch_size=4, ragged=False):
-    checker = BatchChecker(mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged)
-    return checker.check(element).data
+    request = InputRequest(list, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged)
+    return BatchChecker(request).check(element).data
 
 
 def assert_pair(got, features, labels):

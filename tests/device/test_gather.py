@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import data
 
 import jaxspec as js
 from jaxspec._src.device import gather
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.spec.tpu_estimator_spec import replaced
 
+X, _ = data(rows=16)
 BATCH = {"a": np.arange(12).reshape(6, 2), "b": np.arange(6)}
 
 
@@ -86,3 +88,24 @@ def test_groups_of_shards_are_joined_in_order():
 def test_shards_are_concatenated_and_scalars_stay_apart(value, whole):
     assert_equal(gather.concatenate_shards(np.array(value)), whole)
     assert_equal(gather.fetch_step(jnp.array([value, value]), index=1), whole)
+
+
+def test_shard_splits_in_order_and_gather_puts_together():
+    features, _ = js.shard((X, np.zeros(16)), 4)
+    assert features.shape == (4, 4, 4)
+    np.testing.assert_array_equal(features[1], X[4:8])
+    assert features.base is not None  # no copy
+    spec = js.TPUEstimatorSpec(
+        "eval", loss=jnp.float32(2), eval_metrics=(lambda a, b: {}, [jnp.asarray(features), jnp.arange(4)])
+    )
+    whole = js.gather(spec)
+    np.testing.assert_array_equal(whole.eval_metrics[1][0], X)
+    np.testing.assert_array_equal(whole.eval_metrics[1][1], [0, 1, 2, 3])
+    assert isinstance(whole.eval_metrics[1][0], np.ndarray)
+
+
+def test_shard_of_what_does_not_divide():
+    with pytest.raises(
+        ValueError, match=r"shard: leaf \['x'\] is float32\[16,4\]; its leading size must be .* shards, 3"
+    ):
+        js.shard({"x": X}, 3)

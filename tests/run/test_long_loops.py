@@ -18,8 +18,8 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.run import pace
-from jaxspec._src.run.pace import Pace
+from jaxspec._src.run import dispatch_length
+from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec.hooks import CheckpointSaverListener, SessionRunHook
 
 
@@ -112,7 +112,7 @@ def test_a_hook_may_end_a_loop_by_the_clock(tmp_path):
     assert all(end % 25 == 0 for end in ends)
 
 
-# The pace.
+# The length of a dispatch.
 
 
 class FakeTime:
@@ -122,26 +122,26 @@ class FakeTime:
         return self.now
 
 
-def test_the_pace_starts_with_one_step_and_follows_the_least_upper_bound_that_is_known():
+def test_a_dispatch_starts_with_one_step_and_follows_the_least_upper_bound_that_is_known():
     clock = FakeTime()
-    pace = Pace(clock, seconds=1.0)
-    assert pace.most == 1
+    length = DispatchLength(clock, seconds=1.0)
+    assert length.most == 1
 
     def dispatch(steps, seconds):
         began, clock.now = clock.now, clock.now + seconds
-        pace.done(steps, began)
+        length.done(steps, began)
 
     dispatch(1, 10.0)  # compiles
-    assert pace.most == 1
+    assert length.most == 1
     dispatch(1, 0.125)
-    assert pace.most == 8
+    assert length.most == 8
     dispatch(8, 60.0)  # the host was busy elsewhere
-    assert pace.most == 8
+    assert length.most == 8
     dispatch(8, 0.25)
-    assert pace.most == 32
+    assert length.most == 32
     for _ in range(3):  # the steps have become slow
         dispatch(2, 1.0)
-    assert pace.most == 2
+    assert length.most == 2
 
 
 @pytest.fixture
@@ -184,14 +184,14 @@ def test_a_dispatch_is_short_however_long_the_loop_is(tmp_path, dispatches, verb
     getattr(estimator, verb)(lambda: iter(batches(x, y, size=4)))
     assert sum(dispatches) == 60
     # A second holds 33 such steps; a stack has all of them.
-    assert max(dispatches) <= round(pace.DISPATCH_SECS / 0.03)
+    assert max(dispatches) <= round(dispatch_length.DISPATCH_SECS / 0.03)
 
 
-def test_results_do_not_depend_on_the_pace(tmp_path, monkeypatch):
+def test_results_do_not_depend_on_the_length_of_dispatches(tmp_path, monkeypatch):
     x, y = data(rows=4 * 40)
 
     def train(name, seconds):
-        monkeypatch.setattr(pace.Pace.__init__, "__defaults__", (time.monotonic, seconds))
+        monkeypatch.setattr(dispatch_length.DispatchLength.__init__, "__defaults__", (time.monotonic, seconds))
         estimator = js.TPUEstimator(
             linear_model_fn,
             linear_init,

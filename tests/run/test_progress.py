@@ -493,7 +493,7 @@ def test_a_bar_within_a_bar(open_bar, terminal, clock):
     assert re.search(r"\[00:03<01:36, 10\.00step/s", terminal.lines()[1])
 
 
-def test_a_paused_bar_that_is_closed_tells_its_last_state(open_bar, terminal, clock):
+def test_a_paused_bar_that_is_closed_shows_its_last_state(open_bar, terminal, clock):
     bar = open_bar()
     advance(bar, clock, [10, 20], 1)
     bar.pause()
@@ -532,7 +532,7 @@ def test_an_empty_no_color_says_nothing(open_bar, monkeypatch):
     assert open_bar() is not None
 
 
-def test_no_bar_when_told_so(open_bar, terminal):
+def test_no_bar_where_it_is_turned_off(open_bar, terminal):
     assert open_bar(enabled=False) is None
     assert terminal.written() == ""
 
@@ -565,7 +565,7 @@ def test_no_thread_and_the_output_of_others_stays_where_it_was(open_bar, termina
 def run_on_a_terminal(**environment):
     """What a process leaves on the terminal that is its standard error and nothing else. No logging is set up."""
     program = """
-import logging, multiprocessing
+import logging
 from jaxspec._src.run.progress import open_progress
 with open_progress("predict", start=0, total=3, batch_size=None, enabled=None) as bar:
     for step in range(1, 4):
@@ -573,7 +573,6 @@ with open_progress("predict", start=0, total=3, batch_size=None, enabled=None) a
         print("row", step)
     logging.getLogger("jaxspec").warning("a warning")
     logging.getLogger("jaxspec").info("not shown")
-multiprocessing.set_start_method("spawn")  # it has not been set
 """
     terminal = Terminal(40)
     done = subprocess.run(

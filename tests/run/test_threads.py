@@ -2,15 +2,12 @@
 
 import threading
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from tiny_models import counting_init, counting_input, run_config
 
 import jaxspec as js
-from jaxspec._src.device.live_state import LiveState
 
 
 def model_fn(variables, features, mode, step):
@@ -143,52 +140,3 @@ def test_an_error_while_tracing_leaves_the_trained_state(tmp_path):
     assert estimator.evaluate(counting_input(1))["loss"] == 5
     estimator.train(counting_input(), steps=2)
     assert estimator.get_variable_value("params/w") == 7
-
-
-def test_a_leased_state_is_copied_before_it_is_donated():
-    owner = LiveState()
-    assert owner.lease() is None
-    owner.put({"w": jnp.ones(3)}, 7, "here")
-    with owner.lease() as lease:
-        assert (lease.step, lease.position) == (7, "here")
-        assert owner.take()["w"].unsafe_buffer_pointer() != lease.state["w"].unsafe_buffer_pointer()
-        owner.give_back()
-    kept = owner.lease().keep()
-    assert owner.take()["w"].unsafe_buffer_pointer() != kept["w"].unsafe_buffer_pointer()
-    owner.put({"w": jnp.zeros(3)}, 8)
-    pointer = owner.state["w"].unsafe_buffer_pointer()
-    assert owner.take()["w"].unsafe_buffer_pointer() == pointer
-
-
-def test_a_state_is_given_back_unless_its_buffers_are_gone():
-    owner = LiveState()
-    owner.put({"w": jnp.ones(3)}, 1)
-    owner.take()
-    owner.give_back()
-    assert owner.lease().step == 1
-    donated = jax.jit(lambda x: x + 1, donate_argnums=0)
-    owner.put({"w": jnp.ones(3)}, 2)
-    donated(owner.take()["w"])
-    owner.give_back()
-    assert owner.lease() is None
-
-
-def test_a_reader_waits_for_the_state_that_is_being_made():
-    owner, steps = LiveState(), []
-    owner.put({"w": jnp.ones(3)}, 1)
-    owner.take()
-    thread = threading.Thread(target=lambda: steps.append(owner.lease().step))
-    thread.start()
-    assert steps == []
-    owner.put({"w": jnp.ones(3)}, 2)
-    thread.join()
-    assert steps == [2]
-
-
-def test_another_thread_s_discard_does_not_take_the_state_from_training():
-    owner = LiveState()
-    owner.put({"w": np.ones(3)}, 1)
-    old = owner.lease()
-    owner.put({"w": np.ones(3)}, 2)
-    owner.discard(old)
-    assert owner.lease().step == 2

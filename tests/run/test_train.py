@@ -28,7 +28,7 @@ from tiny_models import (
 )
 
 import jaxspec as js
-from jaxspec._src.run.loop_length import LoopClock, loop_length
+from jaxspec._src.run.loop_length import LoopLength
 from jaxspec.checkpoint import checkpoint_steps
 
 X, Y = data(rows=96)
@@ -125,19 +125,20 @@ def test_cpu_fallback_takes_a_short_last_batch(tmp_path):
 
 
 def test_loop_length():
-    assert loop_length(0, iterations=4, stop=10, wanted=None) == 4
-    assert loop_length(8, iterations=4, stop=10, wanted=None) == 2
-    assert loop_length(4, iterations=4, stop=None, wanted=6) == 2
+    length = LoopLength(4, None)
+    assert length.next(0, stop=10, due=None) == 4
+    assert length.next(8, stop=10, due=None) == 2
+    assert length.next(4, stop=None, due=6) == 2
 
 
 def test_a_loop_may_be_a_time():
-    clock = LoopClock(None, 10)
-    assert clock.iterations == 1
-    clock.took(1, 30)  # it compiled
-    assert clock.iterations == 1
-    clock.took(1, 0.5)
-    assert clock.iterations == 20
-    assert LoopClock(7, None).iterations == 7
+    length = LoopLength(None, 10)
+    assert length.iterations == 1
+    length.took(1, 30)  # it compiled
+    assert length.iterations == 1
+    length.took(1, 0.5)
+    assert length.iterations == 20
+    assert LoopLength(7, None).iterations == 7
 
 
 def net(model_dir, shards=None, save=1000, every=7, **kwargs):

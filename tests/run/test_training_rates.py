@@ -9,7 +9,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.run.reports import TrainingClock, TrainingReport
+from jaxspec._src.run.training_clock import TrainingClock
+from jaxspec._src.run.training_report import TrainingReport
 
 
 class Time:
@@ -72,15 +73,13 @@ def test_rates_are_those_of_the_time_outside(caplog):
     caplog.set_level(logging.INFO, "jaxspec")
     time = Time()
     clock = TrainingClock(time)
-    report = TrainingReport(
-        step=0, writer=None, log_every=10, summary_every=None, rows_per_step=4, bar=None, clock=clock
-    )
-    report.loop(1, 0.0)
+    report = TrainingReport(step=0, writer=None, log_every=10, summary_every=None, batch_size=4, bar=None, clock=clock)
+    report.log_loop(1, 0.0)
     time.now += 1.0
     with clock.stopped():
         time.now += 100.0
     time.now += 1.0
-    report.loop(11, 0.0)
+    report.log_loop(11, 0.0)
     assert [r.getMessage() for r in caplog.records if "/sec" in r.getMessage()] == [
         "global_step/sec: 5",
         "examples/sec: 20",

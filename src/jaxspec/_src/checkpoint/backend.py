@@ -73,7 +73,8 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
     When the caller is interrupted, the thread goes on, and holds the lock until it has ended.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-    is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # it may be set for the caller's thread alone
+    # It may be set for the caller's thread alone.
+    is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
     def run() -> None:
         try:

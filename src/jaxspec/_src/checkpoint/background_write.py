@@ -16,8 +16,8 @@ class BackgroundWrite:
 
     It is made first and begun afterwards, so that its owner knows of it if an interrupt comes at any moment.
 
-    The files are written into a directory beside the checkpoint, then their manifest, then the directory is renamed: the
-    checkpoint appears whole or not at all.
+    The files are written into a directory beside the checkpoint, then their manifest, then the directory is renamed:
+    the checkpoint appears whole or not at all.
 
     Args:
       path: of the checkpoint. One that exists is replaced.
@@ -112,8 +112,8 @@ def _short_error(path: str, error: Exception) -> OSError:
     else:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
     text = (
-        f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints are as they "
-        "were: make room or mend the directory, then call train again."
+        f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints "
+        "are as they were: make room or repair the directory, then call train again."
     )
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True

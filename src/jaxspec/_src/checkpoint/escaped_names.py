@@ -30,8 +30,8 @@ def escape(tree: PyTree) -> dict[str, PyTree]:
             if other[:depth] != path[:depth]:
                 one, two = (jax.tree_util.keystr(either) for either in (other, path))
                 raise ValueError(
-                    f"the leaves {one} and {two} have the same name, {path_name(path[:depth])}: a checkpoint cannot tell "
-                    "them apart. Give one of them another key."
+                    f"the leaves {one} and {two} have the same name, {path_name(path[:depth])}: a checkpoint cannot "
+                    "tell them apart. Give one of them another key."
                 )
         node = out
         for name in parents:

@@ -25,8 +25,8 @@ def checkpoints_iterator(
 ) -> Iterator[str]:
     """Yields the latest checkpoint of a directory whenever there is a new one: the loop of a separate evaluator.
 
-    Checkpoints that come and go while the caller is busy are left out. Only complete ones are yielded, but the trainer may
-    remove one later: `RunConfig(keep_checkpoint_max=...)` says how many it keeps.
+    Checkpoints that come and go while the caller is busy are left out. Only complete ones are yielded, but the trainer
+    may remove one later: `RunConfig(keep_checkpoint_max=...)` says how many it keeps.
 
     Args:
       model_dir: the directory. It need not exist yet.
@@ -49,8 +49,8 @@ def checkpoints_iterator(
             raise ValueError(f"checkpoints_iterator: {name} must be >= 0, got {value!r} seconds.")
     if timeout_fn is not None and not callable(timeout_fn):
         raise TypeError(
-            f"checkpoints_iterator: timeout_fn must be callable, got {timeout_fn!r}. Write a function without arguments "
-            "that returns whether to end."
+            f"checkpoints_iterator: timeout_fn must be callable, got {timeout_fn!r}. Write a function without "
+            "arguments that returns whether to end."
         )
     directory = absolute_path(model_dir)
 

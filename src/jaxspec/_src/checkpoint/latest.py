@@ -83,6 +83,6 @@ def checkpoint_step(path: str) -> int:
 
 
 def load_global_step(model_dir: str) -> int:
-    """The step of the latest checkpoint in `model_dir`: the number of updates that were made; 0 without a checkpoint."""
+    """The step of the latest checkpoint in `model_dir`, which is the number of updates made; 0 without a checkpoint."""
     steps = checkpoint_steps(model_dir)
     return steps[-1] if steps else 0

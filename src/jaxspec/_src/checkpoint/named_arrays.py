@@ -17,8 +17,8 @@ from jaxspec._src.step.state import TrainState
 def array_names(path: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Names of all arrays of a checkpoint, with their shapes and dtypes.
 
-    The names are paths: `params/...` and other collections of the variables, `opt_state/...`, `global_step`. Random keys
-    have the shape and dtype of their data.
+    The names are paths: `params/...` and other collections of the variables, `opt_state/...`, `global_step`. Random
+    keys have the shape and dtype of their data.
 
     Args:
       path: of the checkpoint's directory, as `latest_checkpoint` returns it.

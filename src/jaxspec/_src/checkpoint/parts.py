@@ -1,8 +1,8 @@
 """What a checkpoint holds: the parts into which a state is taken apart.
 
 The parts are `variables`, `opt_state`, `step` (the global step and the random key), `input` (one position for each
-process) and `meta`. A tree is stored as nested dicts of names, whatever its nodes are, so a part can be read by its names
-alone.
+process) and `meta`. A tree is stored as nested dicts of names, whatever its nodes are, so a part can be read by its
+names alone.
 """
 
 from typing import TypedDict
@@ -29,13 +29,13 @@ class Meta(TypedDict):
     default_prng_impl: str
     """That of raw keys, which are arrays to JAX."""
     empty: dict[str, list[tuple[list[str], list[int], str]]]
-    """For each part (the names of its path, shape, dtype) of each array without elements: orbax does not write these."""
+    """For each part (the names of its path, shape, dtype) of each array without elements. orbax leaves these out."""
     variables_are_plain: int
     """Whether the variables are nested dicts with strings for keys. An integer, as orbax takes a bool for an array."""
 
 
 def check_names(state: TrainState) -> None:
-    """Raises a ValueError that names two leaves which a checkpoint of the state could not tell apart, if there are any."""
+    """Raises a ValueError if a checkpoint of the state could not tell two leaves apart; it names both."""
     escape(state.variables)
     escape(state.opt_state)
 

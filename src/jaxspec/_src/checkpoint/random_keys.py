@@ -1,4 +1,4 @@
-"""Typed random keys in a state: a checkpoint holds their data as arrays, and beside them the PRNG implementation of each."""
+"""Typed random keys in a state: a checkpoint holds their data as arrays, and the PRNG implementation of each."""
 
 from collections.abc import Hashable
 
@@ -48,7 +48,7 @@ def keys_like(shape: tuple[int, ...], impl: str) -> jax.ShapeDtypeStruct:
 
 def key_impl(key: jax.Array | jax.ShapeDtypeStruct) -> Hashable:
     """The PRNG implementation of an array of keys, or of its shape and dtype."""
-    impls: list[Hashable] = []  # JAX tells it of arrays, traced ones too, but not of shapes
+    impls: list[Hashable] = []  # JAX gives it for arrays, also traced ones, but not for shapes
 
     def trace(key: jax.Array) -> None:
         impls.append(jax.random.key_impl(key))

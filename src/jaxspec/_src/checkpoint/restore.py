@@ -76,13 +76,13 @@ def _read(path: str, likes: dict[str, PyTree], sharding: Sharding) -> dict[str, 
     if problems and then != now and all("uint32[" in problem for problem in problems):
         raise ValueError(
             f"the checkpoint {path} holds random keys of another kind: {'; '.join(problems)}. It was written where the "
-            f"default PRNG implementation was {then!r}; here it is {now!r}. Set JAX_DEFAULT_PRNG_IMPL={then}, or make keys "
-            "with jax.random.key(seed), which keep their kind."
+            f"default PRNG implementation was {then!r}; here it is {now!r}. Set JAX_DEFAULT_PRNG_IMPL={then}, or make "
+            "keys with jax.random.key(seed), which keep their kind."
         )
     if problems:
         raise ValueError(
-            f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model and "
-            "optimizer that wrote it; to start from its weights alone, load them in Scaffold(init_fn=...)."
+            f"the checkpoint {path} is of another model: {'; '.join(problems)}. Use another model_dir, or the model "
+            "and optimizer that wrote it; to start from its weights alone, load them in Scaffold(init_fn=...)."
         )
     loaded = stored.load(forms, sharding)
     return {part: _restored(like, loaded.get(part, {}), sharding) for part, like in likes.items()}
@@ -111,7 +111,6 @@ def _differences(form: PyTree, stored: PyTree, part: str) -> list[str]:
     out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
     for name in want:
         if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
-            out.append(
-                f"{where}{name} is {describe_array(have[name])} in the checkpoint, {describe_array(want[name])} in the model"
-            )
+            kinds = describe_array(have[name]), describe_array(want[name])
+            out.append(f"{where}{name} is {kinds[0]} in the checkpoint, {kinds[1]} in the model")
     return out

@@ -46,18 +46,19 @@ class Saver:
         """Begins a run, and removes what killed runs left.
 
         Args:
-          step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that state,
-            and later checkpoints belong to another run. None if nothing is known about the checkpoints.
+          step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that
+            state, and later checkpoints belong to another run. None if nothing is known about the checkpoints.
         """
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
         remove_leftovers(self.model_dir)
 
     def save(self, state: TrainState, position: str | None = None) -> None:
-        """Begins to write a checkpoint of the state, unless it has written one of this step; returns when the state may be donated.
+        """Begins to write a checkpoint of the state, and returns when the state may be donated.
 
-        It waits first for the checkpoint before, if that is still being written. A checkpoint of another run is replaced, with
-        a warning. After an interrupt the writing goes on, and `wait` waits for it.
+        It waits first for the checkpoint before, if that is still being written. It writes nothing if it has already
+        written this step. A checkpoint of another run is replaced, with a warning. After an interrupt the writing goes
+        on, and `wait` waits for it.
 
         Args:
           state: on one device.

@@ -34,8 +34,8 @@ class StoredCheckpoint:
         self.meta: Meta = self._undamaged(lambda: backend.load(path, {"meta": None}))["meta"]
         if self.meta["format"] > FORMAT:
             raise ValueError(
-                f"the checkpoint {path} has format {self.meta['format']}: a newer version of jaxspec wrote it, and this version "
-                f"reads formats up to {FORMAT}. Install the newer version, or use another model_dir."
+                f"the checkpoint {path} has format {self.meta['format']}: a newer version of jaxspec wrote it, and "
+                f"this version reads formats up to {FORMAT}. Install the newer version, or use another model_dir."
             )
         found = self._undamaged(lambda: backend.shapes(path))
         self.parts = {

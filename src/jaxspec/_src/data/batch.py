@@ -10,6 +10,7 @@ from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.dtypes import narrowed, to_numpy
 from jaxspec._src.data.elements import is_plain_list, split_element
+from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
@@ -34,15 +35,15 @@ class BatchChecker:
     """Turns the elements of one input into batches, and compares each with the first.
 
     Args:
-      mode, num_shards, batch_size, ragged: as in `InputRequest`.
+      request: its `mode`, `num_shards`, `batch_size` and `ragged` decide what fits.
     """
 
-    def __init__(self, *, mode: str, num_shards: int, batch_size: int | None, ragged: bool) -> None:
-        self.batch_size = batch_size
-        """The rows of a full batch; None before the first, if nobody has given it."""
+    def __init__(self, request: InputRequest) -> None:
+        self.batch_size = request.batch_size
+        """The rows of a full batch. None until the first batch decides it."""
         self.number = 0
         """The number of the next batch, counted from 0."""
-        self._mode, self._num_shards, self._ragged = mode, num_shards, ragged
+        self._request, self._num_shards = request, request.num_shards
         self._narrowed: set[str] = set()
         self._reference: dict[str, np.ndarray] | None = None
         self._structure: jax.tree_util.PyTreeDef | None = None
@@ -56,10 +57,10 @@ class BatchChecker:
         """The batch of an element of the input. In prediction its labels are dropped.
 
         Raises:
-          ValueError, TypeError, OverflowError: for what is no batch, or differs from the first one; names the leaf.
+          ValueError, TypeError, OverflowError: for an element that is no batch, or differs from the first; names the leaf.
         """
         features, labels = split_element(element)
-        if self._mode == ModeKeys.PREDICT:
+        if self._request.mode == ModeKeys.PREDICT:
             labels = None
         data = jax.tree_util.tree_map_with_path(
             self._convert, {"features": features, "labels": labels}, is_leaf=is_plain_list
@@ -78,7 +79,7 @@ class BatchChecker:
             raise ValueError(f"{self._where()}: leaves disagree in their leading size, the batch: {shown}.")
         rows = next(iter(sizes.values()))
         batch = Batch((data["features"], data["labels"]), rows)
-        if rows or not self._ragged:
+        if rows or not self._request.ragged:
             if self._reference is None:
                 self._set_reference(leaves, jax.tree.structure(data), rows)
             else:
@@ -103,14 +104,17 @@ class BatchChecker:
 
     def _compare(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef) -> None:
         assert self._reference is not None
-        problems = [
-            f"{name}: {describe_array(leaf)}, was {describe_array(self._reference[name])}"
+        first = self._reference
+        changed = {
+            name: leaf
             for name, leaf in leaves.items()
-            if name in self._reference
-            and (leaf.dtype, leaf.shape[1:]) != (self._reference[name].dtype, self._reference[name].shape[1:])
+            if name in first and (leaf.dtype, leaf.shape[1:]) != (first[name].dtype, first[name].shape[1:])
+        }
+        problems = [
+            f"{name}: {describe_array(leaf)}, was {describe_array(first[name])}" for name, leaf in changed.items()
         ]
-        problems += [f"{name}: not in the first batch" for name in leaves if name not in self._reference]
-        problems += [f"{name}: missing" for name in self._reference if name not in leaves]
+        problems += [f"{name}: not in the first batch" for name in leaves if name not in first]
+        problems += [f"{name}: missing" for name in first if name not in leaves]
         if not problems and structure != self._structure:
             problems = [f"structure {structure}, was {self._structure}"]
         if problems:
@@ -118,12 +122,8 @@ class BatchChecker:
                 f"{self._where()} differs from the first batch: {'; '.join(problems)}. All batches must have the same "
                 "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction."
             )
-            if any(
-                name in self._reference
-                and leaf.ndim == self._reference[name].ndim
-                and leaf.shape[1:] != self._reference[name].shape[1:]
-                for name, leaf in leaves.items()
-            ):
+            shapes = [(leaf.shape[1:], first[name].shape[1:]) for name, leaf in changed.items()]
+            if any(now != was and len(now) == len(was) for now, was in shapes):
                 error.add_note(
                     "Sequences of several lengths: pad them to one length in input_fn. There is one program for one shape."
                 )
@@ -132,7 +132,7 @@ class BatchChecker:
     def _check_size(self, rows: int) -> None:
         assert self.batch_size is not None
         assert self._reference is not None
-        if not self._ragged:
+        if not self._request.ragged:
             is_one_shards = self._num_shards > 1 and rows * self._num_shards == self.batch_size
             raise ValueError(
                 f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {next(iter(self._reference))}). In "

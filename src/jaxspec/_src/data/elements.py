@@ -23,7 +23,8 @@ def elements(source: object) -> Iterator[PyTree]:
     """An iterator over the elements of what input_fn returned: an iterable of batches, or one batch.
 
     Raises:
-      ValueError, TypeError: for None, and for what is neither.
+      ValueError: for None.
+      TypeError: for an object that is neither.
     """
     if source is None:
         raise ValueError("input_fn returned None; return an iterable of batches, or one batch.")

@@ -1,6 +1,6 @@
-"""One call of input_fn: opens, reads and closes the iterator that comes of it.
+"""One call of input_fn: the iterator that it returns is opened, read and closed here.
 
-The input's thread runs all of it but the constructor. The iterator is ours to close unless the caller holds it, too.
+The input's thread runs everything but the constructor. An iterator that the caller holds, too, is not closed.
 """
 
 from collections.abc import Iterator
@@ -33,15 +33,12 @@ class InputSource:
         """Whether the caller holds the iterator, too. It is not closed then, and goes on where it stands."""
         self._held: Holder[Iterator[PyTree]] = Holder(iter(()))
         self._positions: Positions | None = None
-        """None: the input reports no position, or it is of no use."""
+        """None: the input reports no position, or nobody trains on it."""
         self._unused: list[Batch] = []
         self._start_over()
 
     def _start_over(self) -> None:
-        request = self._request
-        self.checker = BatchChecker(
-            mode=request.mode, num_shards=request.num_shards, batch_size=request.batch_size, ragged=request.ragged
-        )
+        self.checker = BatchChecker(self._request)
         self._fetched = 0
 
     def open(self) -> Batch | None:
@@ -59,7 +56,7 @@ class InputSource:
             warn_of_used_up_input(self._request)
         elif self._request.resume or not self._positions.refused(self.position, {"leaves": self.checker.leaves()}):
             return first
-        # It begins again, in this thread, as it began.
+        # The input begins again, in this thread.
         self.position = None
         if self.lent:
             if first is None:
@@ -98,7 +95,7 @@ class InputSource:
                 return Batch(batch.data, batch.rows, position)
 
     def close(self) -> BaseException | None:
-        """Closes the iterator, if it is ours; returns what that raised."""
+        """Closes the iterator, unless it is lent; returns the error that this raised, or None."""
         if self.lent:
             return None
         iterator, self._held, self._positions = self._held.value, Holder(iter(())), None
@@ -118,7 +115,7 @@ class InputSource:
 
     def _make(self) -> bool:
         """Makes the iterator; returns whether it is the one of the last call."""
-        # Nested, so that no variable here holds the iterator when the holders are counted.
+        # One expression: a variable here would count as another holder of the iterator.
         self._held = Holder(elements(call_input_fn(self._request.input_fn, self._request.arguments)))
         self.lent = not self._held.is_alone()
         iterator = self._held.value

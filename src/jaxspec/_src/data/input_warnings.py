@@ -12,7 +12,7 @@ _LONG_SECS = 60
 
 
 class InputWarnings:
-    """Logs the warnings about the input of one call, each once.
+    """Logs the warnings about the batches of one call.
 
     Args:
       request: what was asked for.
@@ -22,7 +22,6 @@ class InputWarnings:
     def __init__(self, request: InputRequest, clock: Clock) -> None:
         self._request, self._clock = request, clock
         self._long_at: float | None = None
-        self._has_ended = False
 
     def starts(self) -> None:
         """The first batch is about to be taken."""
@@ -44,9 +43,8 @@ class InputWarnings:
     def ended(self, count: int) -> None:
         """The input has ended after `count` batches."""
         request = self._request
-        if self._has_ended or request.limit is None or count >= request.limit:
+        if request.limit is None or count >= request.limit:
             return
-        self._has_ended = True
         if request.training:
             _logger.warning(
                 "The input has ended before the steps or max_steps of train: input_fn (%s) gave %d batches of the %d that were asked "

@@ -86,7 +86,7 @@ class NumpyBatches(Iterator[PyTree]):
         self._drop_remainder = drop_remainder
         self._next_row = 0
         self._order = (-1, np.arange(0))
-        """(number of an epoch, the order of its examples): that of the epoch at hand."""
+        """(the current epoch, the order of its examples)."""
 
     @property
     def endless(self) -> bool:

@@ -24,6 +24,8 @@ from jaxspec._src.data.stack_queue import End, StackQueue
 from jaxspec._src.data.stacks import Slice
 
 _logger = logging.getLogger("jaxspec")
+_CHECK_SECS = 0.1
+"""How often the wait for the first batch calls `check_interrupt`."""
 _PATIENCE_SECS = 0.02
 """How long `take` waits for a full stack before it takes one that is not full."""
 _JOIN_SECS = 10
@@ -48,7 +50,7 @@ class Infeed:
       clock: seconds.
 
     Raises:
-      Anything that input_fn raises, as itself; ValueError, TypeError, OverflowError for what is no batch.
+      Anything that input_fn raises, as itself; ValueError, TypeError, OverflowError for an element that is no batch.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Infeed:
         self._thread = threading.Thread(target=in_callers_context(self._run), name="jaxspec-infeed", daemon=True)
         try:
             self._thread.start()
-            while not self._opened.wait(0.1):
+            while not self._opened.wait(_CHECK_SECS):
                 check_interrupt()
             if self._failure is not None:
                 raise self._failure
@@ -135,7 +137,8 @@ class Infeed:
         if isinstance(item, End):
             if item.error is not None:
                 raise item.error
-            self._warnings.ended(self._taken)
+            if not self._ended:
+                self._warnings.ended(self._taken)
             self._ended = True
             return None
         self._taken += 1 if isinstance(item, Batch) else item.stop - item.start
@@ -172,7 +175,7 @@ class Infeed:
             )
 
     def _run(self) -> None:
-        """What the thread does."""
+        """The body of the thread."""
         failure, batch = None, None
         try:
             batch = self.first = self._source.open()
@@ -190,7 +193,7 @@ class Infeed:
             failure = error
         self._queue.flush()  # before the close, which may take long
         if batch is not None and self._queue.stopped:
-            self._queue.put(batch, full=False)  # it is left over
+            self._queue.put(batch, full=False)  # `close` finds it among those left over
         another = self._source.close()
         if another is not None and failure is not None:
             failure.add_note(f"and then, in closing the input: {type(another).__name__}: {another}")

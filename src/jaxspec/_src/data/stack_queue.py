@@ -35,7 +35,7 @@ class StackQueue:
 
     def __init__(self, num_shards: int) -> None:
         self.capacity = 1
-        """How many batches a stack has room for. May be set until the second batch is put."""
+        """How many batches a stack has room for. Set before the first batch is put."""
         self.stopped = False
         self._num_shards = num_shards
         self._items: collections.deque[Stack | Batch | End] = collections.deque()

@@ -56,7 +56,7 @@ def shard(batch: Tree, num_shards: int) -> Tree:
 
 def stack_of_one(batch: Batch, num_shards: int = 1) -> Batch:
     """A batch as the only one of a stack, `[1, num_shards, rows / num_shards, ...]`, without a copy."""
-    return jax.tree.map(lambda x: x.reshape(1, num_shards, x.shape[0] // num_shards, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: x[None], shard(batch, num_shards))
 
 
 def capacity_of(stack: Batch) -> int:

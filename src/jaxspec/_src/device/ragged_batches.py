@@ -42,7 +42,7 @@ class RaggedPrograms:
     def on(self, state: TrainState) -> Callable[[Batch, int], Callable[[], list[Group]]]:
         """A function that dispatches a batch, given its leaves `[rows, ...]` and its number, on `state`.
 
-        What it returns is a function that waits for the groups of that batch, in order.
+        It returns another function, which waits for the devices and gives the groups of the batch, in order.
         """
         states: dict[int, TrainState] = {}
 

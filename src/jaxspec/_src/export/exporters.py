@@ -1,119 +1,121 @@
-"""Exporters: which evaluations lead to an export, and how many exports stay."""
+"""FinalExporter, LatestExporter, BestExporter: which evaluations lead to an export, and how many exports are kept."""
 
-import abc
-import json
 import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-
+from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
+from jaxspec._src.export.best_result import read_best_result, write_best_result
+from jaxspec._src.export.exporter import Exporter
 
 _logger = logging.getLogger("jaxspec")
 
-_RECORD = "best_eval_result.json"
 _VERSION = re.compile(r"\d{10}")
 
 
-class Exporter(abc.ABC):
-    """Base class of what `EvalSpec(exporters=...)` takes: asked after each evaluation of `train_and_evaluate`."""
+class SavesModels(Protocol):
+    """The part of an estimator that exporters use."""
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The directory under `MODEL_DIR/export`; unlike that of any other exporter of the EvalSpec."""
-
-    @abc.abstractmethod
-    def export(
+    def export_saved_model(
         self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> Any:
-        """Exports, or not.
-
-        Args:
-          estimator: the one that trains; `estimator.export_saved_model` writes an export.
-          export_path: `MODEL_DIR/export/NAME`, which may not exist yet.
-          checkpoint_path: the checkpoint that was evaluated.
-          eval_result: what `evaluate` returned.
-          is_the_final_export: whether training has reached max_steps.
-
-        Returns:
-          Where the export is; None without one.
-        """
+        export_dir_base: str,
+        serving_input_receiver_fn: AnyFunction | None,
+        *,
+        assets_extra: Mapping[str, str] | None,
+        checkpoint_path: str | None,
+    ) -> str:
+        """Writes an export into a new directory in `export_dir_base`, and returns its path."""
 
 
 class _SavedModelExporter(Exporter):
-    """What the exporters below have in common."""
+    """Exports with `export_saved_model` when `_is_due` says so, and keeps the newest exports."""
 
     def __init__(
-        self, name: str, serving_input_receiver_fn: Callable[..., Any] | None, assets_extra: Mapping[str, str] | None
+        self,
+        name: str,
+        serving_input_receiver_fn: AnyFunction | None,
+        assets_extra: Mapping[str, str] | None,
+        exports_to_keep: int | None = None,
     ) -> None:
+        check_number("exports_to_keep", exports_to_keep, whole=True)
+        if exports_to_keep is not None and exports_to_keep <= 0:
+            raise ValueError(
+                f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
+            )
         self._name = name
         self._serving_input_receiver_fn = serving_input_receiver_fn
         self._assets_extra = assets_extra
+        self._exports_to_keep = exports_to_keep
 
     @property
     def name(self) -> str:
         return self._name
 
-    def _export(self, estimator: Any, export_path: str, checkpoint_path: str) -> Any:
-        return estimator.export_saved_model(
+    def export(
+        self,
+        estimator: SavesModels,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Metrics,
+        is_the_final_export: bool,
+    ) -> str | None:
+        if not self._is_due(export_path, eval_result, is_the_final_export):
+            return None
+        exported = estimator.export_saved_model(
             export_path,
             self._serving_input_receiver_fn,
             assets_extra=self._assets_extra,
             checkpoint_path=checkpoint_path,
         )
+        self._exported(export_path, eval_result)
+        if self._exports_to_keep is not None and os.path.isdir(export_path):
+            _remove_old_exports(export_path, self._exports_to_keep)
+        return exported
+
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
+        return True
+
+    def _exported(self, export_path: str, eval_result: Metrics) -> None:
+        """Called after an export."""
 
 
 class FinalExporter(_SavedModelExporter):
     """Exports once, when training has reached max_steps. A run that stops earlier has no final export.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      as_text: ignored: there is one format.
+      as_text: ignored; there is one format.
     """
 
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: Callable[..., Any] | None,
+        serving_input_receiver_fn: AnyFunction | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
     ) -> None:
         super().__init__(name, serving_input_receiver_fn, assets_extra)
 
-    def export(
-        self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> Any:
-        if not is_the_final_export:
-            return None
-        _logger.info("Performing the final export in the end of training.")
-        return self._export(estimator, export_path, checkpoint_path)
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
+        if is_final:
+            _logger.info("Performing the final export in the end of training.")
+        return is_final
 
 
 class LatestExporter(_SavedModelExporter):
     """Exports after each evaluation and keeps the newest exports.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      as_text: ignored: there is one format.
-      exports_to_keep: how many exports stay; None: all.
+      as_text: ignored; there is one format.
+      exports_to_keep: how many exports are kept; None: all.
 
     Raises:
       ValueError: if `exports_to_keep` is not positive.
@@ -122,28 +124,15 @@ class LatestExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: Callable[..., Any] | None,
+        serving_input_receiver_fn: AnyFunction | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
-        self._exports_to_keep = _checked_exports_to_keep(exports_to_keep)
-
-    def export(
-        self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> Any:
-        exported = self._export(estimator, export_path, checkpoint_path)
-        _remove_old_exports(export_path, self._exports_to_keep)
-        return exported
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
 
 
-def _loss_smaller(best_eval_result: Mapping[str, Any], current_eval_result: Mapping[str, Any]) -> bool:
+def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bool:
     """Whether the current loss is smaller, any number being smaller than NaN."""
     losses = []
     for name, result in (("best_eval_result", best_eval_result), ("current_eval_result", current_eval_result)):
@@ -160,18 +149,18 @@ def _loss_smaller(best_eval_result: Mapping[str, Any], current_eval_result: Mapp
 class BestExporter(_SavedModelExporter):
     """Exports after an evaluation that is better than the best one before.
 
-    The best result is kept in `best_eval_result.json`, beside the exports: after a restart only a better one is
-    exported, too. Without that file the first evaluation is the best so far.
+    The best result is kept in `best_eval_result.json`, beside the exports. So after a restart, too, only a better one is
+    exported. Without that file the first evaluation is the best so far.
 
     Args:
-      name: its directory under `MODEL_DIR/export`.
+      name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
-      event_file_pattern: ignored: nothing is read from event files.
-      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword: whether the current one is
-        better. Both are dicts as `evaluate` returns them; the best one comes from the file, with Python's numbers
-        for NumPy's. Left out: whether `loss` is smaller.
-      as_text: ignored: there is one format.
-      exports_to_keep: how many exports stay, the newest; None: all.
+      event_file_pattern: ignored; nothing is read from event files.
+      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword; returns whether the current one is
+        better. Both are dicts as `evaluate` returns them. The best one comes from the file, with Python's numbers
+        in place of NumPy's. Default: whether `loss` is smaller.
+      as_text: ignored; there is one format.
+      exports_to_keep: how many exports are kept, the newest; None: all.
 
     Raises:
       TypeError: if `compare_fn` is not callable.
@@ -181,38 +170,30 @@ class BestExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str = "best_exporter",
-        serving_input_receiver_fn: Callable[..., Any] | None = None,
+        serving_input_receiver_fn: AnyFunction | None = None,
         event_file_pattern: str | None = "eval/*.tfevents.*",
         compare_fn: Callable[..., bool] = _loss_smaller,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
         _check_compare_fn(compare_fn)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
         self._compare_fn = compare_fn
-        self._exports_to_keep = _checked_exports_to_keep(exports_to_keep)
 
-    def export(
-        self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> Any:
-        best = _read_record(export_path)
-        if best is not None and not self._compare_fn(best_eval_result=best, current_eval_result=eval_result):
-            return None
-        _logger.info("Performing best model export.")
-        exported = self._export(estimator, export_path, checkpoint_path)
-        # After the export: a run that is killed in between exports once more, rather than never.
-        _write_record(export_path, eval_result)
-        _remove_old_exports(export_path, self._exports_to_keep)
-        return exported
+    def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
+        best = read_best_result(export_path)
+        is_better = best is None or self._compare_fn(best_eval_result=best, current_eval_result=eval_result)
+        if is_better:
+            _logger.info("Performing best model export.")
+        return is_better
+
+    def _exported(self, export_path: str, eval_result: Metrics) -> None:
+        # Not before the export: a run that is killed in between exports twice, rather than never.
+        write_best_result(export_path, eval_result)
 
 
-def _check_compare_fn(compare_fn: Any) -> None:
+def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     expected = ("best_eval_result", "current_eval_result")
     mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
     if compare_fn is None:
@@ -222,19 +203,8 @@ def _check_compare_fn(compare_fn: Any) -> None:
     check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
 
 
-def _checked_exports_to_keep(exports_to_keep: int | None) -> int | None:
-    check_number("exports_to_keep", exports_to_keep, whole=True)
-    if exports_to_keep is not None and exports_to_keep <= 0:
-        raise ValueError(
-            f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
-        )
-    return exports_to_keep
-
-
-def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
-    """Leaves the newest exports: of the directories with a time of 10 digits as their name, those with the largest."""
-    if exports_to_keep is None or not os.path.isdir(export_path):
-        return
+def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
+    """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
     with os.scandir(export_path) as entries:
         exports = sorted(entry.name for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
     for name in exports[:-exports_to_keep]:
@@ -242,51 +212,3 @@ def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
             shutil.rmtree(os.path.join(export_path, name))
         except OSError as error:
             _logger.warning("Can not delete the old export %s: %s", name, error)
-
-
-def _read_record(export_path: str) -> dict[str, Any] | None:
-    """The best result so far, or None."""
-    path = os.path.join(export_path, _RECORD)
-    try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file, object_hook=_decode)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is the best."
-        ) from error
-    return dict(record)
-
-
-def _write_record(export_path: str, result: Mapping[str, Any]) -> None:
-    """Writes the best result so that the file is whole at any moment."""
-    kept = {}
-    for name, value in result.items():
-        try:
-            json.dumps(value, default=_encode)
-        except (TypeError, ValueError):
-            _logger.warning(
-                "BestExporter cannot keep the metric %s, of type %s; compare_fn goes without it.", name, type(value)
-            )
-        else:
-            kept[name] = value
-    os.makedirs(export_path, exist_ok=True)
-    path = os.path.join(export_path, _RECORD)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(kept, file, default=_encode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist(), "dtype": str(value.dtype)}
-    raise TypeError(f"not a number and not an array: {value!r}")
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    return np.array(value["__array__"], value["dtype"]) if set(value) == {"__array__", "dtype"} else value

@@ -22,7 +22,7 @@ def as_array(name: str, value: object, *, text: bool = False, shard_scalars: boo
     Args:
       name: of the argument, for errors.
       text: whether text and objects are allowed, too.
-      shard_scalars: whether `ShardScalars` are allowed: the caller knows of the rows behind their entries.
+      shard_scalars: whether `ShardScalars` are allowed: the caller weights them by rows.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -86,7 +86,7 @@ def same_shape(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) ->
 
 
 def values_and_weights(values: ArrayLike, weights: Weights) -> tuple[np.ndarray, ArrayLike | None]:
-    """`values` as an array, and its weights: for `ShardScalars` the rows behind each entry, times a scalar weight."""
+    """`values` as an array, and its weights: for `ShardScalars` the rows of each shard, times a scalar weight."""
     if isinstance(values, ShardScalars) and (weights is None or np.ndim(weights) == 0):
         weights = values.weights() if weights is None else values.weights() * np.asarray(weights)
     return as_array("values", values, shard_scalars=True), weights

@@ -13,8 +13,8 @@ def confusion_matrix(
 ) -> Metric[np.ndarray]:
     """Weighted number of examples of each class (row) that were predicted to be of each class (column).
 
-    It takes the place of `tf.math.confusion_matrix`, added up over the evaluation. `num_classes` is required, because
-    a batch need not hold every class.
+    It is `tf.math.confusion_matrix`, added up over the evaluation. `num_classes` is required, because a batch need not
+    hold every class.
 
     Args:
       labels: integers from 0 to `num_classes - 1`, of any shape.
@@ -116,9 +116,9 @@ def _check_classes(name: str, ids: np.ndarray, num_classes: int) -> np.ndarray:
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"{name} hold classes from {low} to {high}; "
-                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes}), whatever their weight. To leave "
-                f"entries out write keep = (labels >= 0) & (labels < {num_classes}) and pass {name}=np.where(keep, {name}, 0), "
-                "weights=keep (times the weights there are)"
+                f"expected integers from 0 to {num_classes - 1} (num_classes is {num_classes}), whatever their weight. "
+                f"To leave entries out, write keep = (labels >= 0) & (labels < {num_classes}) and pass "
+                f"{name}=np.where(keep, {name}, 0), weights=keep (times the weights, if there are any)"
             )
     return ids.reshape(-1)
 

@@ -1,4 +1,4 @@
-"""collect: any function of all examples of an evaluation. Its arguments are collected, and it is called once, at the end."""
+"""collect: any function of all examples of an evaluation, called once, at the end."""
 
 import dataclasses
 import functools

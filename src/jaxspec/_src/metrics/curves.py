@@ -92,10 +92,10 @@ def sensitivity_at_specificity(
     >>> round(value.compute(), 6)
     0.5
     """
-    wanted = _as_share("specificity", specificity)
+    specificity = _as_share("specificity", specificity)
     limits = (-_MARGIN, *_inner_thresholds(num_thresholds), 1 + _MARGIN)
     bins = histogram(labels, predictions, weights, limits)
-    return sums_of("sensitivity_at_specificity", _sensitivity, bins, thresholds=limits, specificity=wanted)
+    return sums_of("sensitivity_at_specificity", _sensitivity, bins, thresholds=limits, specificity=specificity)
 
 
 def specificity_at_sensitivity(
@@ -122,10 +122,10 @@ def specificity_at_sensitivity(
     >>> round(value.compute(), 6)
     0.5
     """
-    wanted = _as_share("sensitivity", sensitivity)
+    sensitivity = _as_share("sensitivity", sensitivity)
     limits = (-_MARGIN, *_inner_thresholds(num_thresholds), 1 - _MARGIN)
     bins = histogram(labels, predictions, weights, limits)
-    return sums_of("specificity_at_sensitivity", _specificity, bins, thresholds=limits, sensitivity=wanted)
+    return sums_of("specificity_at_sensitivity", _specificity, bins, thresholds=limits, sensitivity=sensitivity)
 
 
 def _inner_thresholds(num_thresholds: int) -> tuple[float, ...]:
@@ -176,9 +176,9 @@ def _as_share(name: str, value: float) -> float:
     return float(value)
 
 
-def _distances(part: Floats, rest: Floats, wanted: float) -> np.ndarray:
+def _distances(part: Floats, rest: Floats, target: float) -> np.ndarray:
     a, b = part.astype(np.float32), rest.astype(np.float32)
-    return np.asarray(np.abs(a / (a + b + np.float32(_MARGIN)) - np.float32(wanted)))
+    return np.asarray(np.abs(a / (a + b + np.float32(_MARGIN)) - np.float32(target)))
 
 
 def _sensitivity(bins: Floats, thresholds: tuple[float, ...], specificity: float) -> np.float64:

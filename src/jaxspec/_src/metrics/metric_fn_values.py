@@ -42,8 +42,9 @@ def as_metric(name: str, value: object, num_examples: int) -> Mergeable:
             "mean_tensor(x) averages it over batches, collect(fn, x=x) passes all of it to fn"
         )
     raise TypeError(
-        f"metric_fn returned {_describe(value)} under {name!r}{why}; expected what a function of jaxspec.metrics returns, "
-        f"another value with merge and compute (clu, metrax), or a number, which is averaged over examples{instead}"
+        f"metric_fn returned {_describe(value)} under {name!r}{why}; expected what a function of jaxspec.metrics "
+        "returns, another value with merge and compute (clu, metrax), or a number, which is averaged over "
+        f"examples{instead}"
     )
 
 

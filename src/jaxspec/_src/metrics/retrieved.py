@@ -53,16 +53,16 @@ def retrieved_by_scores(
 ) -> Retrieved:
     """Retrieves the k best-scored classes of each row, or `class_id` alone if it is among them."""
     scores, count = checked_scores(predictions, k, least=0)
-    wanted = _checked_class(class_id)
+    class_id = _checked_class(class_id)
     rows = label_rows(labels, "predictions", scores, weights)
     flat = scores.reshape(-1, scores.shape[-1])
-    if wanted is None:
+    if class_id is None:
         hits = (best_ranks(rows.ids, rows.distinct, flat, count) < count).sum(axis=1)
         return _summed(rows, hits, np.full(len(flat), count), rows.distinct.sum(axis=1), k=count, class_id=None)
-    column = np.full((len(flat), 1), wanted)
+    column = np.full((len(flat), 1), class_id)
     chosen = np.asarray((best_ranks(column, np.ones(column.shape, bool), flat, count) < count).any(axis=1))
-    relevant = rows.holds(wanted)
-    return _summed(rows, chosen & relevant, chosen, relevant, k=count, class_id=wanted)
+    relevant = rows.holds(class_id)
+    return _summed(rows, chosen & relevant, chosen, relevant, k=count, class_id=class_id)
 
 
 def retrieved_by_ids(
@@ -75,12 +75,12 @@ def retrieved_by_ids(
             f"predictions_idx is an array of {ids.dtype} with shape {ids.shape}; "
             "expected classes, integers of shape [..., k]"
         )
-    wanted = _checked_class(class_id)
+    class_id = _checked_class(class_id)
     rows = label_rows(labels, "predictions_idx", ids, weights)
     flat = ids.astype(np.int64, copy=False).reshape(-1, ids.shape[-1])
-    if wanted is not None:
-        chosen, relevant = np.asarray((flat == wanted).any(axis=1)), rows.holds(wanted)
-        return _summed(rows, chosen & relevant, chosen, relevant, class_id=wanted)
+    if class_id is not None:
+        chosen, relevant = np.asarray((flat == class_id).any(axis=1)), rows.holds(class_id)
+        return _summed(rows, chosen & relevant, chosen, relevant, class_id=class_id)
     found = np.zeros(rows.ids.shape, bool)
     for column in flat.T:
         found |= rows.ids == column[:, None]

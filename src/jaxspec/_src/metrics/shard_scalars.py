@@ -9,22 +9,22 @@ import numpy as np
 from jaxspec._src.base.types import AnyFunction
 
 _INSTEAD = (
-    "give metric_fn one value for each row instead: jnp.broadcast_to(x, features.shape[:1]) in model_fn; or a sum and a "
-    "count, x[None]"
+    "give metric_fn one value for each row instead: jnp.broadcast_to(x, features.shape[:1]) in model_fn; or a sum and "
+    "a count, x[None]"
 )
 
 
 class ShardScalars(np.ndarray):
-    """A scalar tensor of an evaluation as host functions get it: one entry for each shard, and in `rows` the rows of each.
+    """A scalar tensor of an evaluation as host functions get it: one entry for each shard.
 
     The shards of a short batch differ in rows, so the mean (`x.mean()`, `np.mean(x)`, `np.average(x)`,
-    `jaxspec.metrics.mean(x)`) weights the entries by their rows. The result of arithmetic has the same rows. Sums, minima,
-    maxima and everything else use the entries alone, as for a plain array; `np.asarray(x)` is that array. Standard
-    deviations and quantiles are refused.
+    `jaxspec.metrics.mean(x)`) weights the entries by their rows. The result of arithmetic has the same rows. Sums,
+    minima, maxima and everything else use the entries alone, as for a plain array; `np.asarray(x)` is that array.
+    Standard deviations and quantiles are refused.
 
     Args:
       entries: `[shards]`.
-      rows: integers `[shards]`.
+      rows: integers `[shards]`, the number of rows of each shard.
     """
 
     rows: np.ndarray | None
@@ -47,8 +47,8 @@ class ShardScalars(np.ndarray):
         """The rows of each entry, or a TypeError if they are no longer known."""
         if self.rows is None or self.shape != self.rows.shape:
             raise TypeError(
-                f"a scalar of each shard has become an array of shape {self.shape}, and its entries have unequal numbers of "
-                f"rows behind them, so it has no mean; take the mean of the scalars themselves, or {_INSTEAD}"
+                f"a scalar of each shard has become an array of shape {self.shape}, and the numbers of rows of its "
+                f"entries are not known, so it has no mean; take the mean of the scalars themselves, or {_INSTEAD}"
             )
         return self.rows
 
@@ -102,7 +102,8 @@ _REFUSED |= {np.nanquantile, np.histogram, np.cov, np.corrcoef}
 
 def _refused(name: str) -> TypeError:
     return TypeError(
-        f"{name} of a scalar of each shard: there is one entry for each shard, with unequal numbers of rows behind them; {_INSTEAD}"
+        f"{name} of a scalar of each shard is not that of the rows, because shards may have unequal numbers of rows; "
+        f"{_INSTEAD}"
     )
 
 
@@ -123,6 +124,6 @@ def refuse_shard_scalars(name: str, value: object) -> None:
     """Raises a TypeError for `ShardScalars`: for metrics that cannot use the rows of each entry."""
     if isinstance(value, ShardScalars):
         raise TypeError(
-            f"{name} is a scalar of each shard, with unequal numbers of rows behind its entries, which this metric does not "
-            f"know of; {_INSTEAD}. (jaxspec.metrics.mean knows of them; numpy.asarray({name}) is the entries alone)"
+            f"{name} is a scalar of each shard, and this metric cannot weight the shards by their numbers of rows; "
+            f"{_INSTEAD}. (jaxspec.metrics.mean does it; numpy.asarray({name}) has the entries alone)"
         )

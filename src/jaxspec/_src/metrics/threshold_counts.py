@@ -34,7 +34,7 @@ def as_thresholds(thresholds: ArrayLike) -> tuple[float, ...]:
 
 
 def histogram(labels: ArrayLike, predictions: ArrayLike, weights: Weights, thresholds: tuple[float, ...]) -> Floats:
-    """Weight of the examples between neighbouring thresholds: `[2, T + 1]`, row 0 for false labels, row 1 for true ones.
+    """Weight of the examples between neighbouring thresholds: `[2, T + 1]`, row 0 for false labels, row 1 for true.
 
     A prediction is positive at a threshold if it is greater, both in float32. Column i counts the predictions that
     are greater than exactly i of the T thresholds.

@@ -43,7 +43,7 @@ class TPUConfig:
     """Ignored: there are no jobs."""
     initial_infeed_sleep_secs: int | None = None
     """Ignored: the first batch is fetched before anything compiles."""
-    input_partition_dims: Any = None
+    input_partition_dims: Sequence[object] | None = None
     """Spatial partitioning: not supported yet; the estimator refuses it."""
     eval_training_input_configuration: InputPipelineConfig = InputPipelineConfig.PER_HOST_V1
     """Only PER_HOST_V1; the estimator refuses SLICED."""
@@ -51,7 +51,7 @@ class TPUConfig:
     """host_call runs at the global steps that this divides, in training, step 0 included; 0: never."""
     experimental_allow_per_host_v2_parallel_get_next: bool = False
     """Ignored."""
-    experimental_feed_hook: Any = None
+    experimental_feed_hook: object = None
     """Ignored."""
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class TPUConfig:
         return None if self.loop_seconds is not None else int(self.iterations_per_loop)
 
 
-def _pipeline(name: str, value: Any) -> InputPipelineConfig:
+def _pipeline(name: str, value: bool | int | InputPipelineConfig) -> InputPipelineConfig:
     if isinstance(value, bool):
         return InputPipelineConfig.PER_HOST_V1 if value else InputPipelineConfig.PER_SHARD_V1
     try:
@@ -107,7 +107,7 @@ def _pipeline(name: str, value: Any) -> InputPipelineConfig:
         raise ValueError(f"{name} must be True, False or an InputPipelineConfig; got {value!r}") from None
 
 
-def _valid_iterations(value: Any) -> bool:
+def _valid_iterations(value: object) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
     return is_integer(value) and value > 0
@@ -149,17 +149,17 @@ class RunConfig:
     (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
     """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
-    a notebook; elsewhere log lines tell of the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
+    a notebook; elsewhere the log lines show the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
     there; False: never."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
     what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""
-    _saved_before: tuple[Any, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    _saved_before: tuple[int | None, int | None] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
+        def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
         if self.tpu_config is None:

@@ -4,14 +4,14 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import jax
 
 from jaxspec._src.base.context import TPUContext
 from jaxspec._src.base.hyperparameters import with_values
-from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn
+from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn, PyTree
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
@@ -22,9 +22,9 @@ from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs
-from jaxspec._src.run.reports import TrainingClock
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
+from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.model import Model
@@ -122,6 +122,20 @@ class Engine:
             yield
         finally:
             self._training.release()
+
+    def clock_stopped(self, predictions: Generator[PyTree, None, None]) -> Iterator[PyTree]:
+        """The same items. The time that they take, while a hook of a training waits, does not count for its rates."""
+        ended = object()
+        try:
+            while True:
+                with self.clock.stopped():
+                    item = next(predictions, ended)
+                if item is ended:
+                    return
+                yield item
+        finally:
+            with self.clock.stopped():
+                predictions.close()
 
     def source(self, checkpoint_path: str | None = None) -> Source:
         """The state that a verb other than train uses."""

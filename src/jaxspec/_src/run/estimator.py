@@ -201,15 +201,7 @@ class TPUEstimator:
         check_steps("Train", steps, max_steps)
         checked, listeners = check_hooks(hooks), check_listeners(saving_listeners)
         self._engine.batch_size(ModeKeys.TRAIN)  # for its checks
-        train(
-            self._engine,
-            input_fn,
-            hooks=checked,
-            steps=steps,
-            max_steps=max_steps,
-            listeners=listeners,
-            resume_input=resume_input,
-        )
+        train(self._engine, input_fn, checked, steps, max_steps, listeners, resume_input)
         return self
 
     def evaluate(
@@ -238,14 +230,7 @@ class TPUEstimator:
             raise TypeError(f"evaluate: name must be a string, got {name!r}.")
         checked = check_hooks(hooks)
         self._engine.batch_size(ModeKeys.EVAL)  # for its checks
-        return evaluate(
-            self._engine,
-            input_fn,
-            steps=steps,
-            hooks=checked,
-            checkpoint_path=checkpoint_path,
-            eval_dir=self.eval_dir(name),
-        )
+        return evaluate(self._engine, input_fn, steps, checked, checkpoint_path, self.eval_dir(name))
 
     def predict(
         self,
@@ -275,14 +260,8 @@ class TPUEstimator:
         check_input_fn(input_fn)
         if checkpoint_path is not None:
             latest.checkpoint_step(checkpoint_path)
-        return predict(
-            self._engine,
-            input_fn,
-            predict_keys=predict_keys,
-            hooks=checked,
-            checkpoint_path=checkpoint_path,
-            yield_single_examples=yield_single_examples,
-        )
+        examples = predict(self._engine, input_fn, predict_keys, checked, checkpoint_path, yield_single_examples)
+        return self._engine.clock_stopped(examples)
 
     def export_saved_model(
         self,

@@ -9,13 +9,13 @@ from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
 from jaxspec._src.metrics.metric import Mergeable
 from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.engine import Engine
-from jaxspec._src.run.evaluation_results import write_results
+from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.inference import HostBatch
 from jaxspec._src.run.inference_run import open_run
-from jaxspec._src.run.loss_sums import LossSums
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import doing
 from jaxspec._src.run.validate import no_batch_message
+from jaxspec._src.run.write_results import write_results
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
 from jaxspec._src.spec.mode import ModeKeys
@@ -28,7 +28,6 @@ _logger = logging.getLogger("jaxspec")
 def evaluate(
     engine: Engine,
     input_fn: InputFn,
-    *,
     steps: int | None,
     hooks: tuple[SessionRunHook, ...],
     checkpoint_path: str | None,
@@ -57,7 +56,7 @@ def evaluate(
 
 
 class MetricsOfBatches:
-    """The metrics of an evaluation, batch by batch; the loss is weighted as `LossSums` says.
+    """The metrics of an evaluation, batch by batch; the loss is weighted as `EvaluationLoss` says.
 
     Args:
       step: the global step of the state.
@@ -67,7 +66,7 @@ class MetricsOfBatches:
     def __init__(self, step: int, writer: SummaryWriter) -> None:
         self._step, self._writer, self._number = step, writer, 0
         self._metrics: dict[str, Mergeable] = {}
-        self._loss = LossSums()
+        self._loss = EvaluationLoss()
 
     def add(self, batch: HostBatch) -> None:
         """Calls metric_fn and host_call on one batch, and merges its metrics."""

@@ -1,4 +1,4 @@
-"""Which checkpoint is to be evaluated: a note on disk, so that a run that is killed before it has done so does it later."""
+"""Keeps on disk which checkpoint is to be evaluated, so that a run that is killed before that makes up for it later."""
 
 import logging
 import os
@@ -8,10 +8,10 @@ _NAME = "evaluation_due"
 
 
 class EvaluationDue:
-    """The note of one evaluation. It is there from before its checkpoint is written until its last export is.
+    """A file with the step to evaluate. It exists from before its checkpoint is written until after its last export.
 
     Args:
-      eval_dir: where the evaluation's event files go.
+      eval_dir: the directory of the evaluation's event files.
     """
 
     def __init__(self, eval_dir: str) -> None:
@@ -22,11 +22,11 @@ class EvaluationDue:
         try:
             with open(self._path, encoding="utf-8") as file:
                 return int(file.read())
-        except (OSError, ValueError):  # none, or one that was cut short: then its checkpoint had not been begun
+        except (OSError, ValueError):  # there is none, or it was cut short: then its checkpoint had not been begun
             return None
 
     def note(self, step: int) -> None:
-        """Notes that the checkpoint of a global step is to be evaluated. One that cannot be written is a warning."""
+        """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be written."""
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
             with open(f"{self._path}.tmp", "w", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ class EvaluationDue:
             )
 
     def done(self) -> None:
-        """The evaluation and its exports are done, or not to be."""
+        """Removes the file: the evaluation and its exports are done, or will not be made."""
         try:
             os.remove(self._path)
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Self
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.validate import check_number
@@ -18,7 +19,9 @@ class SessionStopped(Exception):
 
 
 class HookCalls:
-    """The hooks of one session. An exception of a hook comes back as itself, with a note that names it.
+    """The hooks of one session. Entering it calls `begin` of each; leaving it with an error calls `abort` of those without an `end`.
+
+    An exception of a hook comes back as itself, with a note that names it.
 
     Args:
       hooks: in the order in which they are called.
@@ -31,18 +34,25 @@ class HookCalls:
         self._open: list[SessionRunHook] = []
         self._watching = [hook for hook in self.hooks if overrides(hook, "wants_loop_end")]
 
-    def begun(self) -> "_Begun":
-        """Calls `begin` of each hook. If the block is left with an error, the hooks without an `end` get an `abort`."""
-        return _Begun(self)
+    # No generator: a StopIteration of `begin` would become another error.
+    def __enter__(self) -> Self:
+        try:
+            for hook in self.hooks:
+                self._open.append(hook)
+                with self._calling(hook, "begin"):
+                    hook.begin()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        return self
 
-    def begin(self) -> None:
-        """Calls `begin` of each hook."""
-        for hook in self.hooks:
-            self._open.append(hook)
-            with self._calling(hook, "begin"):
-                hook.begin()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abort(error)
 
-    def abort(self, error: BaseException) -> None:
+    def _abort(self, error: BaseException) -> None:
         """Calls `abort` of the hooks without an `end`, after `error`."""
         for hook in self._open:
             try:
@@ -138,7 +148,7 @@ class HookCalls:
 
 
 class _Calling:
-    """Around one call of a hook: a signal names it, and an error gets a note. No generator, as for `_Begun`."""
+    """Around one call of a hook: a signal names it, and an error gets a note. No generator, as above."""
 
     def __init__(self, call: str, where: str, session: Session | None) -> None:
         self._call, self._where, self._session = call, where, session
@@ -154,26 +164,6 @@ class _Calling:
         if error is not None and not isinstance(error, NanLossDuringTrainingError):  # whatever looked at the loss
             at = "" if self._session is None else f", at global step {self._session.global_step}"
             error.add_note(f"raised by {self._call}, {self._where}{at}")
-
-
-class _Begun:
-    """The block within which hooks have begun. No generator: a StopIteration of `begin` would become another error."""
-
-    def __init__(self, calls: HookCalls) -> None:
-        self._calls = calls
-
-    def __enter__(self) -> None:
-        try:
-            self._calls.begin()
-        except BaseException as error:
-            self._calls.abort(error)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._calls.abort(error)
 
 
 def overrides(hook: SessionRunHook, method: str) -> bool:

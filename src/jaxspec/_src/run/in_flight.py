@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxspec._src.device.gather import fetch_step, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT
+from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
-from jaxspec._src.run.losses import LossCheck
-from jaxspec._src.run.pace import Pace
-from jaxspec._src.run.reports import TrainingReport
+from jaxspec._src.run.nan_losses import NanLosses
 from jaxspec._src.run.signals import StopRequest
 from jaxspec._src.run.step_outputs import StepOutputs
+from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.spec.host_functions import call_host_function
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.summary.context import run_position
@@ -39,7 +39,7 @@ class Dispatch:
     stop: int
     """The steps are entries `start` to `stop - 1` of the leaves."""
     began: float
-    """When it was dispatched, by the clock of `Pace`."""
+    """When it was dispatched, by the clock of `DispatchLength`."""
 
     @property
     def end(self) -> int:
@@ -78,10 +78,10 @@ class InFlight:
         self._host = HostQueue(threaded=run_ahead, give_up=self._gives_up_host_calls)
         self._dispatches: collections.deque[Dispatch] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
-        self._losses = LossCheck(fail=engine.config.fail_on_nan_loss)
+        self._losses = NanLosses(fail=engine.config.fail_on_nan_loss)
         self._seen_step = first_step
         self._in_step_seen = self._gave_up = False
-        self.pace = Pace()
+        self.pace = DispatchLength()
         self.last: StepOutputs | None = None
         """The outputs of the last step that was dispatched."""
         self.loss: float | None = None
@@ -128,18 +128,18 @@ class InFlight:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
         self.pace.done(dispatch.stop - dispatch.start, dispatch.began)
-        losses = self._losses.look(dispatch.first_step, spec.loss[dispatch.start : dispatch.stop])
+        losses = self._losses.check(dispatch.first_step, spec.loss[dispatch.start : dispatch.stop])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._dispatches.popleft()
         if not self._host_call_every:
-            self._report.steps(dispatch.first_step, losses)
+            self._report.write_losses(dispatch.first_step, losses)
         elif not self._host.failed:
             wanted = [step for step in steps if step < dispatch.first_step + len(losses)]
             with self._interrupt.doing("host_call"):
                 self._host.put(functools.partial(self._run_host_calls, dispatch, spec, wanted, losses), wait=wait)
         self.loss = float(losses[-1])
         self._seen_step = dispatch.first_step + len(losses)
-        self._report.progress(self._seen_step, self.loss)
+        self._report.show_progress(self._seen_step, self.loss)
         self._report_loops()
 
     def loop_ended(self, step: int) -> None:
@@ -150,7 +150,7 @@ class InFlight:
     def _report_loops(self) -> None:
         while self._loop_ends and self._loop_ends[0] <= self._seen_step:
             assert self.loss is not None
-            self._report.loop(self._loop_ends.popleft(), self.loss)
+            self._report.log_loop(self._loop_ends.popleft(), self.loss)
 
     def _host_call_steps(self, dispatch: Dispatch) -> list[int]:
         every = self._host_call_every
@@ -170,7 +170,7 @@ class InFlight:
             except BaseException as error:
                 error.add_note(f"in training, at global step {step}")
                 raise
-        self._report.steps(dispatch.first_step, losses)
+        self._report.write_losses(dispatch.first_step, losses)
 
     @property
     def runs_host_calls(self) -> bool:
@@ -234,7 +234,7 @@ class InFlight:
 
     def log_nan_losses(self, steps: int) -> None:
         """Logs how many of the `steps` steps of the run had a NaN loss, if any."""
-        self._losses.tell(steps)
+        self._losses.warn_of_count(steps)
 
     def _gives_up_host_calls(self) -> bool:
         """Whether the time that a signal leaves is up: from then on no host call is waited for."""

@@ -14,8 +14,8 @@ from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.gather import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
-from jaxspec._src.run.loss_sums import LossSums
-from jaxspec._src.run.pace import Pace
+from jaxspec._src.run.dispatch_length import DispatchLength
+from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
@@ -29,12 +29,12 @@ class HostBatch(NamedTuple):
     spec: TPUEstimatorSpec
     """On the host, of the whole batch; its loss is that of the batch."""
     rows: int
-    loss: LossSums
+    loss: EvaluationLoss
 
 
 def host_batch(groups: Sequence[Group]) -> HostBatch:
     """The batch whose groups, in order, these are."""
-    sums = LossSums()
+    sums = EvaluationLoss()
     for group in groups:
         if group.spec.loss is not None:
             sums.add(np.asarray(group.spec.loss), group.rows)
@@ -58,7 +58,7 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
-    pace, singles = Pace(), SingleBatches()
+    pace, singles = DispatchLength(), SingleBatches()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 

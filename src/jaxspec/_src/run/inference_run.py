@@ -46,8 +46,7 @@ def open_run(
     """A run; what it needs ends with `stack`. No generator: a StopIteration of a hook would become another error."""
     program, state = _program_and_state(engine, mode, source, infeed)
     spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
-    calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
-    stack.enter_context(calls.begun())
+    calls = stack.enter_context(HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}"))
     infeed.start(program.capacity)
     batches = run_batches(state, infeed, program.program, program.ragged, program.capacity)
     stack.enter_context(contextlib.closing(batches))

@@ -18,35 +18,12 @@ from jaxspec._src.spec.mode import ModeKeys
 def predict(
     engine: Engine,
     input_fn: InputFn,
-    *,
-    predict_keys: str | Collection[str] | None,
-    hooks: tuple[SessionRunHook, ...],
-    checkpoint_path: str | None,
-    yield_single_examples: bool,
-) -> Iterator[PyTree]:
-    """`TPUEstimator.predict`, with its arguments checked. No rate of training counts the time that `next` takes."""
-    predictions = _predict(engine, input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples)
-    ended = object()
-    try:
-        while True:
-            with engine.clock.stopped():
-                item = next(predictions, ended)
-            if item is ended:
-                return
-            yield item
-    finally:
-        with engine.clock.stopped():
-            predictions.close()
-
-
-def _predict(
-    engine: Engine,
-    input_fn: InputFn,
     predict_keys: str | Collection[str] | None,
     hooks: tuple[SessionRunHook, ...],
     checkpoint_path: str | None,
     single: bool,
 ) -> Generator[PyTree, None, None]:
+    """`TPUEstimator.predict`, with its arguments checked."""
     engine.announce()
     with (
         contextlib.closing(engine.source(checkpoint_path)) as source,

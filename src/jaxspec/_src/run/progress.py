@@ -5,9 +5,8 @@ import functools
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
@@ -52,7 +51,7 @@ class ProgressBar(Tqdm):
           loss: the newest loss, on the host; None: none is shown.
         """
         self._loss = loss
-        if self._paused:
+        if self.disable:
             self.n = step
         elif self._started:
             self.update(step - self.n)
@@ -63,27 +62,27 @@ class ProgressBar(Tqdm):
 
     def pause(self) -> None:
         """Erases the line, until `resume`. The time between counts for no rate."""
-        if not self._paused:
+        if not self.disable:
             self.clear()
-            self._paused = True
+            self._paused = self.disable = True
             self._wrapped_handlers.close()
 
     def resume(self) -> None:
         """Shows the line again after `pause`."""
-        if self._paused and not self.disable:
-            self._paused = False
+        if self._paused:
+            self._paused = self.disable = False
             self._restart()
             self._wrap_log_handlers()
 
     def close(self) -> None:
         """Shows the last state and ends the line. The bar cannot be used again; a second close does nothing."""
-        if not self.disable:
-            self._paused = False
+        if self._paused or not self.disable:
+            self._paused = self.disable = False
             super().close()
             self._wrapped_handlers.close()
 
     @property
-    def format_dict(self) -> MutableMapping[str, Any]:
+    def format_dict(self) -> MutableMapping[str, object]:
         """What tqdm shows, with the loss and the examples per second."""
         values = super().format_dict
         parts = [] if self._loss is None else [f"loss={self._loss:.4g}"]
@@ -92,11 +91,6 @@ class ProgressBar(Tqdm):
         if rate and self._batch_size is not None:
             parts.append(f"{self.format_sizeof(rate * self._batch_size)} examples/s")
         return {**values, "postfix": ", ".join(parts)}
-
-    def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        """Draws the line, unless the bar is paused."""
-        if not self._paused:
-            super().refresh(nolock, lock_args)
 
     def _restart(self) -> None:
         """Draws the line, and lets the rates count from here on."""
@@ -119,10 +113,6 @@ class ProgressBar(Tqdm):
     def _write_above(self, handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> object:
         with self.external_write_mode(self.fp):
             return handle(record)
-
-
-# tqdm's own lock would fix the start method of multiprocessing.
-ProgressBar.set_lock(threading.RLock())
 
 
 def open_progress(

@@ -13,10 +13,11 @@ from jaxspec._src.hooks.listener import CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.in_flight import InFlight
-from jaxspec._src.run.reports import TrainingClock, TrainingReport
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
+from jaxspec._src.run.training_clock import TrainingClock
+from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.training_run import TrainingRun
 from jaxspec._src.run.validate import check_last_step, no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
@@ -33,7 +34,6 @@ Listeners = tuple[CheckpointSaverListener, ...]
 def train(
     engine: Engine,
     input_fn: InputFn,
-    *,
     hooks: Hooks,
     steps: int | None,
     max_steps: int | None,
@@ -99,10 +99,9 @@ def _train_on(
             infeed, variables, engine.initial_state.rng, trace=source.live is None
         )
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(program.spec.training_hooks or ())), listeners)
-    calls = HookCalls(hooks, "in training")
     with (
         run_writer(engine.config, engine.model_dir) as writer,
-        calls.begun(),
+        HookCalls(hooks, "in training") as calls,
         engine.progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
     ):
         with noting_verb("train"):
@@ -118,22 +117,13 @@ def _train_on(
             writer=writer,
             log_every=engine.config.log_step_count_steps,
             summary_every=engine.config.save_summary_steps,
-            rows_per_step=engine.rows(ModeKeys.TRAIN),
+            batch_size=engine.rows(ModeKeys.TRAIN),
             bar=bar,
             clock=engine.clock,
         )
         in_flight = InFlight(engine, program.spec, report, writer, interrupt, source.step)
         run = TrainingRun(
-            engine,
-            program,
-            in_flight,
-            infeed,
-            calls,
-            step=source.step,
-            stop_step=stop,
-            checkpoint_dirs=checkpoint_dirs,
-            interrupt=interrupt,
-            summary_writer=writer,
+            engine, program, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
         )
         try:
             run.train()

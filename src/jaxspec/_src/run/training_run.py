@@ -15,7 +15,7 @@ from jaxspec._src.device.gather import first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
-from jaxspec._src.run.loop_length import LoopClock, loop_length
+from jaxspec._src.run.loop_length import LoopLength
 from jaxspec._src.run.programs import TrainingProgram
 from jaxspec._src.run.session import RunningSession
 from jaxspec._src.run.signals import Interrupted, StopRequest
@@ -51,7 +51,6 @@ class TrainingRun(RunningSession):
         in_flight: InFlight,
         infeed: Infeed,
         hooks: HookCalls,
-        *,
         step: int,
         stop_step: int | None,
         checkpoint_dirs: Sequence[str],
@@ -66,7 +65,7 @@ class TrainingRun(RunningSession):
             infeed,
         )
         self._hooks, self._stop_step, self._interrupt = hooks, stop_step, interrupt
-        self._clock = LoopClock(engine.loop_steps, engine.tpu_config.loop_seconds)
+        self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
         self._singles = SingleBatches()
         self._step = self.first_step = step
@@ -113,12 +112,7 @@ class TrainingRun(RunningSession):
     def _run_loops(self) -> None:
         stop = False
         while not stop and not self.interrupted and self._step != self._stop_step:
-            length = loop_length(
-                self._step,
-                iterations=self._clock.iterations,
-                stop=self._stop_step,
-                wanted=self._hooks.next_step(self._step),
-            )
+            length = self._length.next(self._step, stop=self._stop_step, due=self._hooks.next_step(self._step))
             context = SessionRunContext(self, self._step, self._step + length - 1)
             try:
                 asked = self._hooks.before_run(context)
@@ -160,15 +154,15 @@ class TrainingRun(RunningSession):
                 ended = True
         if self._step > first:
             self._in_flight.loop_ended(self._step)
-        if self._clock.timed:
+        if self._length.timed:
             self._in_flight.drain()
-            self._clock.took(self._step - first, time.monotonic() - began)
+            self._length.took(self._step - first, time.monotonic() - began)
         return ended
 
     def _loop_is_over(self, first: int, began: float) -> bool:
         """Whether a loop ends before it has all its steps: a signal, its time is up, or something is due by the clock."""
         return self._step > first and (
-            self.interrupted or self._clock.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
+            self.interrupted or self._length.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
         )
 
     def _dispatch(self, item: Slice | Batch) -> None:

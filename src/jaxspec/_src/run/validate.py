@@ -3,12 +3,11 @@
 import logging
 import os
 import tempfile
-from typing import Any
 
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.paths import absolute_path
-from jaxspec._src.base.types import InputFn
+from jaxspec._src.base.types import HyperParameters, InputFn, ModelFn
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
 
@@ -21,7 +20,7 @@ LAST_STEP = 2**31 - 1
 """The global step is an int32."""
 
 
-def check_steps(verb: str, steps: Any, max_steps: Any) -> None:
+def check_steps(verb: str, steps: int | None, max_steps: int | None) -> None:
     """Raises unless at most one is given, and that is a positive integer."""
     if steps is not None and max_steps is not None:
         raise ValueError("Can not provide both steps and max_steps. steps adds to what is there, max_steps is a total.")
@@ -46,7 +45,7 @@ def check_last_step(step: int, stop: int | None) -> None:
         )
 
 
-def check_params(model_fn: Any, params: Any) -> None:
+def check_params(model_fn: ModelFn, params: HyperParameters) -> None:
     """Raises if `params` holds reserved keys or takes no further ones, or model_fn does not name `params`."""
     if params is None:
         return
@@ -67,7 +66,7 @@ def check_params(model_fn: Any, params: Any) -> None:
             )
 
 
-def choose_model_dir(model_dir: Any, config: RunConfig) -> str:
+def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig) -> str:
     """The absolute path of the directory of the constructor or of the config, which must not disagree.
 
     Without either it is a temporary directory.
@@ -115,7 +114,7 @@ def check_supported(config: RunConfig) -> None:
         )
 
 
-def no_batch_message(input_fn: Any, verb: str) -> str:
+def no_batch_message(input_fn: InputFn, verb: str) -> str:
     """What to say of an input without a batch."""
     return (
         f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "

@@ -57,7 +57,8 @@ class SessionRunHook:
     in a hook that does not depend on host_call: the devices then continue."""
 
     def start_saving(self, model_dir: str, listeners: Sequence[object]) -> str | None:
-        """Called in training before `begin`. A hook that writes checkpoints returns the directory it writes them to.
+        """Called in training before `begin`. A hook that writes checkpoints returns the directory: the one it
+        passes to `session.save_checkpoint`.
 
         Training adds no `CheckpointSaverHook` then. A training that is interrupted saves to that directory, too.
 

@@ -1,4 +1,4 @@
-"""Losses that are NaN: the end of a run, or, where the user lets it go on, a count."""
+"""What happens when a loss is NaN: the run ends, or, where the user allows it, goes on with warnings."""
 
 import logging
 
@@ -9,8 +9,8 @@ from jaxspec._src.base.errors import NanLossDuringTrainingError
 _logger = logging.getLogger("jaxspec")
 
 
-class LossCheck:
-    """Looks at the loss of every step.
+class NanLosses:
+    """Checks the loss of every step.
 
     Args:
       fail: whether a NaN ends the run.
@@ -18,16 +18,16 @@ class LossCheck:
 
     def __init__(self, *, fail: bool) -> None:
         self._fail = fail
-        self._count = 0
-        self._told = 0
+        self._count = self._next_warning = 0
         self.error: NanLossDuringTrainingError | None = None
-        """What the run ends with, once there was a NaN and it is not to go on."""
+        """The error to end the run with, after a NaN that ends it."""
 
-    def look(self, first: int, losses: np.ndarray) -> np.ndarray:
+    def check(self, first: int, losses: np.ndarray) -> np.ndarray:
         """The losses that count: those up to the first NaN where it ends the run, else all.
 
         Args:
           first: the global step of the first of `losses`, counted from 0.
+          losses: the losses of consecutive steps, on the host.
         """
         bad = np.flatnonzero(np.isnan(losses.astype(np.float32)))
         if not bad.size:
@@ -42,8 +42,8 @@ class LossCheck:
             return losses[: bad[0] + 1]
         self._count += int(bad.size)
         # At the first one, and then each time that there are ten times as many.
-        if self._count >= 10 * self._told:
-            self._told = self._count
+        if self._count >= self._next_warning:
+            self._next_warning = 10 * self._count
             _logger.warning(
                 "NaN loss at step %d (counted from 0), %d so far in this run. Training goes on, as RunConfig(fail_on_nan_loss=False) "
                 "says; a checkpoint is still refused if a weight is not finite.",
@@ -51,7 +51,7 @@ class LossCheck:
             )
         return losses
 
-    def tell(self, steps: int) -> None:
-        """Says at the end of a run of so many steps how many there were."""
+    def warn_of_count(self, steps: int) -> None:
+        """Warns, at the end of a run of `steps` steps, of the number of NaN losses."""
         if self._count:
             _logger.warning("%d of the %d steps of this run had a NaN loss.", self._count, steps)

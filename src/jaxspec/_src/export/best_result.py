@@ -1,0 +1,64 @@
+"""The best result of an evaluation so far, kept in a file beside the exports."""
+
+import json
+import logging
+import os
+
+import numpy as np
+
+from jaxspec._src.base.types import Metrics, PyTree
+
+_logger = logging.getLogger("jaxspec")
+_FILE_NAME = "best_eval_result.json"
+
+
+def read_best_result(export_path: str) -> Metrics | None:
+    """The best result so far; None if there is none.
+
+    Raises:
+      ValueError: if the file does not hold one.
+    """
+    path = os.path.join(export_path, _FILE_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            result = json.load(file, object_hook=_decode)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is the best."
+        ) from error
+    return dict(result)
+
+
+def write_best_result(export_path: str, result: Metrics) -> None:
+    """Writes the best result. The file is complete at any moment. Metrics that JSON cannot hold are left out, with a warning."""
+    kept = {}
+    for name, value in result.items():
+        try:
+            json.dumps(value, default=_encode)
+        except (TypeError, ValueError):
+            _logger.warning(
+                "BestExporter cannot keep the metric %s, of type %s; compare_fn goes without it.", name, type(value)
+            )
+        else:
+            kept[name] = value
+    os.makedirs(export_path, exist_ok=True)
+    path = os.path.join(export_path, _FILE_NAME)
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(kept, file, default=_encode)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
+
+
+def _encode(value: object) -> PyTree:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return {"__array__": value.tolist(), "dtype": str(value.dtype)}
+    raise TypeError(f"not a number and not an array: {value!r}")
+
+
+def _decode(value: Metrics) -> Metrics | np.ndarray:
+    return np.array(value["__array__"], value["dtype"]) if set(value) == {"__array__", "dtype"} else value
