@@ -442,7 +442,11 @@ REFUSED_OPS = {
         ValueError,
         "may not hold 'params'",
     ),
-    "after": (lambda: js.minimize(optax.sgd(1), after=3), TypeError, "after must be callable, given: 3. Write a function"),
+    "after": (
+        lambda: js.minimize(optax.sgd(1), after=3),
+        TypeError,
+        "after must be callable, given: 3. Write a function",
+    ),
     "no grads": (lambda: js.apply_gradients(optax.sgd(1), None), ValueError, "grads is None"),
     "decay": (lambda: js.ExponentialMovingAverage(2), ValueError, "decay must be between 0 and 1, given: 2"),
 }

@@ -6,7 +6,7 @@ from typing import ParamSpec
 
 import jax
 
-from jaxspec._src.base.types import T
+from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.step.debugging import debugging
 
 _logger = logging.getLogger("jaxspec")
@@ -32,14 +32,14 @@ def shard_index() -> jax.Array | int:
     return jax.lax.axis_index(SHARD_AXIS) if several else 0
 
 
-def mean_over_shards(tree: T) -> T:
+def mean_over_shards(tree: PyTree) -> PyTree:
     """The mean over shards of each leaf; the leaves themselves where the axis is not bound."""
-    return jax.tree.map(lambda x: jax.lax.pmean(x, SHARD_AXIS), tree) if shard_axis_is_bound() else tree
+    return jax.lax.pmean(tree, SHARD_AXIS) if shard_axis_is_bound() else tree
 
 
-def sum_over_shards(tree: T) -> T:
+def sum_over_shards(tree: PyTree) -> PyTree:
     """The sum over shards of each leaf; the leaves themselves where the axis is not bound."""
-    return jax.tree.map(lambda x: jax.lax.psum(x, SHARD_AXIS), tree) if shard_axis_is_bound() else tree
+    return jax.lax.psum(tree, SHARD_AXIS) if shard_axis_is_bound() else tree
 
 
 def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:

@@ -37,19 +37,21 @@ def of_shard_0(tree: PyTree) -> PyTree:
 
 
 def _of_shard_0(x: jax.Array) -> jax.Array:
+    same: jax.Array
     if is_key(x):
-        return jax.random.wrap_key_data(_of_shard_0(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return jax.lax.complex(_of_shard_0(jnp.real(x)), _of_shard_0(jnp.imag(x)))
-    if x.dtype == jnp.bool_:
-        return _of_shard_0(x.astype(jnp.uint32)).astype(jnp.bool_)
-    if jnp.issubdtype(x.dtype, jnp.inexact):  # as bits: -0.0 + 0.0 is 0.0
+        same = jax.random.wrap_key_data(_of_shard_0(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    elif jnp.issubdtype(x.dtype, jnp.complexfloating):
+        same = jax.lax.complex(_of_shard_0(jnp.real(x)), _of_shard_0(jnp.imag(x)))
+    elif x.dtype == jnp.bool_:
+        same = _of_shard_0(x.astype(jnp.uint32)).astype(jnp.bool_)
+    elif jnp.issubdtype(x.dtype, jnp.inexact):  # as bits: -0.0 + 0.0 is 0.0
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        same: jax.Array = jax.lax.bitcast_convert_type(_of_shard_0(bits), x.dtype)
-        return same
-    if x.dtype.itemsize < 4:  # not every backend adds small integers
-        return _of_shard_0(x.astype(jnp.int32)).astype(x.dtype)
-    return sum_over_shards(jnp.where(shard_index() == 0, x, jnp.zeros_like(x)))
+        same = jax.lax.bitcast_convert_type(_of_shard_0(bits), x.dtype)
+    elif x.dtype.itemsize < 4:  # not every backend adds small integers
+        same = _of_shard_0(x.astype(jnp.int32)).astype(x.dtype)
+    else:
+        same = sum_over_shards(jnp.where(shard_index() == 0, x, jnp.zeros_like(x)))
+    return same
 
 
 def varying(tree: PyTree) -> PyTree:

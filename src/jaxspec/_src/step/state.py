@@ -52,12 +52,18 @@ def create_train_state(
     init_rng, step_rng = split_rng(rng)
     variables = jax.jit(init_on_one_shard(init_fn, model.params_for))(init_rng, features, labels)
     trace = trace_train_op(model, variables, step_rng, features, labels)
-    # One array may be two leaves, and an optimizer may keep the parameters themselves. JAX does not notice that a
-    # buffer is donated twice, which ends the process; so each leaf becomes an output of a program, with its own buffer.
-    copied: TrainState = jax.jit(lambda state: jax.tree.map(jnp.copy, state))(
-        finish_train_state(trace, variables, step_rng)
-    )
-    return copied
+    return _copied(finish_train_state(trace, variables, step_rng))
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    """A copy of the state whose leaves share no buffers: each is an output of a program, which has a buffer of its own.
+
+    One array may be several leaves, and an optimizer may keep the parameters themselves. Donating a buffer twice ends the
+    process.
+    """
+    copy: TrainState = jax.tree.map(jnp.copy, state)
+    return copy
 
 
 def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:

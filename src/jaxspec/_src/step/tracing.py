@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxspec._src.base.types import Array, Batch, PyTree, T, Variables
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
-from jaxspec._src.spec.train_op import TrainOp, as_train_ops
+from jaxspec._src.spec.train_op import Selection, TrainOp, as_train_ops
 from jaxspec._src.step.axis import bind_shard_axis
 from jaxspec._src.step.dead_code import needed_part
 from jaxspec._src.step.debugging import debugging
@@ -43,16 +43,16 @@ def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features:
     Under `jax.disable_jit()` nothing is traced, and `variables` must be arrays.
     """
     specs: list[TPUEstimatorSpec] = []
-    ops: tuple[TrainOp, ...] = ()
+    selections: list[Selection] = []
     written: set[str] = set()
 
     @bind_shard_axis
     def run(
         variables: Variables, rng: jax.Array, features: Batch, labels: Batch
     ) -> tuple[PyTree, list[Array | None], PyTree]:
-        nonlocal ops
         spec = model(ModeKeys.TRAIN, variables, features, labels, step=jnp.zeros((), jnp.int32), rng=rng)
         ops = as_train_ops(spec.train_op)
+        selections.extend(op.of for op in ops)  # not the ops: they hold tracers
         specs.append(shapes(outputs_of(spec)))
         states = tuple(op.optimizer.init(select(variables["params"], op.of)) for op in ops)
         opt_state = strong_arrays(states[0] if len(ops) == 1 else states)
@@ -77,7 +77,7 @@ def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features:
     values = Dependence(jaxpr)
     numbers = jax.tree.unflatten(jax.tree.structure(arguments), values.inputs)[0]
     losses = jax.tree.unflatten(jax.tree.structure(program.out_info), values.outputs)[1]
-    targets = [jax.tree.leaves(select(variables["params"], op.of, numbers["params"])) for op in ops]
+    targets = [jax.tree.leaves(select(variables["params"], of, numbers["params"])) for of in selections]
     warn_of_losses_without_gradient(values, losses, targets, takes_variables=model.takes_variables)
     warn_of_stale_collections(values, variables, numbers, written)
 
