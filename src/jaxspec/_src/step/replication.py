@@ -16,10 +16,10 @@ def same_on_all_shards(tree: PyTree, *, keep_equal: bool = False) -> PyTree:
         equal values is divided by their number, which need not be a power of two.
     """
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(x: jax.Array) -> PyTree:
         if jnp.issubdtype(x.dtype, jnp.inexact) and not keep_equal:
             return mean_over_shards(x)
-        first: jax.Array = of_shard_0(x)
+        first = of_shard_0(x)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return first
         return first + mean_over_shards(x - first)

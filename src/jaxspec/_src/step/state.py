@@ -52,7 +52,8 @@ def create_train_state(
     init_rng, step_rng = split_rng(rng)
     variables = jax.jit(init_on_one_shard(init_fn, model.params_for))(init_rng, features, labels)
     trace = trace_train_op(model, variables, step_rng, features, labels)
-    return _copied(finish_train_state(trace, variables, step_rng))
+    state: TrainState = _copied(finish_train_state(trace, variables, step_rng))
+    return state
 
 
 @jax.jit
