@@ -43,7 +43,7 @@ def sum_over_shards(tree: PyTree) -> PyTree:
 
 
 def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
-    """`fn` with `SHARD_AXIS` bound: inside a mapping over that axis as it is, elsewhere over an axis of size 1.
+    """`fn` with `SHARD_AXIS` bound: `fn` itself inside a mapping over that axis, elsewhere with an axis of size 1.
 
     The arguments and results are those of `fn`: nothing is mapped, so the program is that of `fn` alone. Under
     `jax.disable_jit()` the axis is bound only if `fn` uses it, because a mapping hides the values from `fn`.

@@ -43,7 +43,7 @@ class DetachedOp:
     of: Selection
     reduction: Reduction
     after_is_same: bool
-    """Whether `after` returns the same on all shards, so that nothing need be reduced."""
+    """Whether `after` returns the same on all shards, so that nothing needs to be reduced."""
 
 
 def detach(op: TrainOp, call: ModelCall, loss: jax.Array, variables: Variables, opt_state: PyTree) -> DetachedOp:

@@ -89,13 +89,10 @@ def _may_be_of_variables(error: Exception, variables: Variables) -> bool:
 def _may_come_of_labels(error: Exception) -> bool:
     """Whether the user's function that failed has one local variable that is None: the labels, or what it got for them."""
     frames = _frames(error)
-    if frames[-1].f_code.co_filename.startswith(_JAXSPEC):  # an error of ours has its own message
+    if _JAXSPEC in frames[-1].f_code.co_filename:  # an error of this library has its own message
         return False
-    users = [
-        f
-        for f in frames
-        if not f.f_code.co_filename.startswith(_JAXSPEC) and "site-packages" not in f.f_code.co_filename
-    ]
+    libraries = (_JAXSPEC, "site-packages")
+    users = [f for f in frames if not any(name in f.f_code.co_filename for name in libraries)]
     return bool(users) and sum(value is None for value in users[-1].f_locals.values()) == 1
 
 

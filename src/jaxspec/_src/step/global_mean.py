@@ -30,8 +30,8 @@ def global_mean(values: Array, weights: Array | None = None) -> jax.Array:
         loss = js.global_mean(per_token, mask) + 1e-4 * regularisation
 
     Each `global_mean` is weighted by the sum of its own weights, and the rest of the loss (the regularisation) by the
-    number of rows. A factor is no harm. One that runs several times with unequal weights, in a `scan` or under `vmap`,
-    is not exact in evaluation, which is a warning. A function of it that is not linear (`jnp.exp`, a product of two) is
+    number of rows. A factor does not matter. A `global_mean` that runs several times with unequal weights, in a `scan` or under `vmap`,
+    is not exact in evaluation, which is reported by a warning. A nonlinear function of it (`jnp.exp`, a product of two) is
     evaluated as a mean over batches: report such a number with eval_metrics.
 
     Args:

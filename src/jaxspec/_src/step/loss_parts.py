@@ -18,15 +18,15 @@ _USUAL_CALLS = 4
 
 
 def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec:
-    """The spec that `call` returns, its loss taken apart: `[rest, term, weight, spread, ...]`, averaged over shards.
+    """The spec that `call` returns, its loss split into `[rest, term, weight, spread, ...]`, each averaged over shards.
 
-    There is a term for each `global_mean`: what it adds to the loss, and the sum of its weights on all shards (0 where
-    the loss does not depend on it). The loss is the sum of the terms and the rest. At least float32.
+    For each `global_mean` there are three: the term that it adds to the loss, the sum of its weights on all shards (0 if
+    the loss does not depend on it), and a spread. The loss is the sum of the terms and the rest. float32 or wider.
 
     A `global_mean` that runs several times (in a scan, under vmap) is one term, with the mean of the weights. The
-    spread is their relative variance: 0 if they are equal.
+    spread is the relative variance of the weights: 0 if they are equal.
 
-    The terms are found by differentiation: the loss is linear in them, as a rule. So it does not matter where in
+    The terms are found by differentiation: the loss is usually linear in them. So it does not matter where in
     model_fn they are computed, and nothing before them is differentiated.
     """
     size = _USUAL_CALLS
@@ -41,7 +41,7 @@ def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec
         if recorders[-1].count <= size:
             return replaced(spec, loss=parts)
         size = recorders[-1].count
-    spec = call()  # an error of model_fn's own is raised here again
+    spec = call()  # raises again if the error was one of model_fn itself
     _logger.warning(
         "The loss cannot be differentiated by its global_mean (a loop of unknown length, or a callback?), so the batches of "
         "this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, last."

@@ -64,7 +64,7 @@ class ExponentialMovingAverage:
 
 
 class _Update:
-    """A function of the updated variables that gives the same on every shard, so that nothing need be reduced."""
+    """An `after` that returns the same on every shard, so that nothing needs to be reduced."""
 
     same_on_all_shards = True
 

@@ -63,7 +63,7 @@ def train_step(model: Model) -> TrainStep:
 
 
 def _next_step(step: jax.Array) -> jax.Array:
-    """The number of the step after `step`. It stands still at the top of its type: a negative step would be worse."""
+    """`step + 1`, or `step` if it is the largest number of its type, because a negative step would be worse."""
     return jnp.where(step == np.iinfo(step.dtype).max, step, step + 1)
 
 
