@@ -142,8 +142,4 @@ class StackQueue:
         items = [self._current, *self._items]
         self._current = None
         self._items.clear()
-        return [
-            batch
-            for item in items
-            for batch in (item.rest() if isinstance(item, Stack) else [item] if isinstance(item, Batch) else [])
-        ]
+        return [batch for item in items if isinstance(item, Stack | Batch) for batch in item.rest()]

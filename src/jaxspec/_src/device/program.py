@@ -113,9 +113,8 @@ class Program:
         return new_state, spec.loss, replaced(spec, loss=None)
 
 
-def _batch(batches: Stacks, i: Array | int) -> Stacks:
-    batch: Stacks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-    return batch
+def _batch(batches: Stacks, i: Array | int) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
 
 
 def prefers_single_steps(jaxpr: jax.extend.core.Jaxpr | None, devices: Sequence[jax.Device]) -> bool:
