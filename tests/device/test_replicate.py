@@ -176,7 +176,6 @@ def stacked(steps, shards, copies=1):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_loops_of_any_length_and_capacity_are_bitwise_equal(shards):
-    """Slow: stacks of three capacities are three programs, each compiled."""
     devices = jax.devices()[:shards]
     batches = stacked(12, shards)
     results = []
