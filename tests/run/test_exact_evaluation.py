@@ -217,6 +217,7 @@ def check_weighted(model_dir, cases, loss_fn=weighted_loss):
 
 
 def test_the_weighted_loss_is_that_of_the_whole_set_for_every_batch_size_and_number_of_shards(tmp_path):
+    """Slow: seven batch sizes, each with a program for full batches and one or two for the last."""
     check_weighted(tmp_path, [(1, 1), (1, 8), (1, 37), (4, 4), (4, 8), (4, 20), (4, 40)])
 
 
