@@ -59,6 +59,8 @@ js.EvalSpec(list, exporters=3)  # error: arg-type
 js.train_and_evaluate(estimator, js.EvalSpec(list), js.EvalSpec(list))  # error: arg-type
 
 js.create_train_state(model_fn, Net(), 0, LOSS)  # error: arg-type
+js.make_train_step(model_fn)(LOSS, LOSS)  # error: arg-type
+js.make_train_step(model_fn)(1)  # error: arg-type, call-arg
 js.gather(LOSS)  # error: arg-type
 js.shard(LOSS, "8")  # error: arg-type
 
