@@ -37,6 +37,7 @@ js.CrossShardOptimizer(optax.sgd(0.1)).minimize(reduction="max")  # error: arg-t
 js.Scaffold(init_fn=3)  # error: arg-type
 
 js.TPUEstimator("model")  # error: arg-type
+js.TPUEstimator(metric_fn)  # error: arg-type
 js.TPUEstimator(model_fn, Net(), "runs/here")  # error: call-arg
 js.TPUEstimator(model_fn, Net(), config={})  # error: arg-type
 js.TPUEstimator(model_fn, Net(), train_batch_size="8")  # error: arg-type
