@@ -5,9 +5,9 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxspec._src.base.types import Array, Batch, HyperParameters, ModelFn
+from jaxspec._src.base.types import Array, Batch, HyperParameters
 from jaxspec._src.spec.mode import Mode, ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec, replaced
 from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_index
 from jaxspec._src.step.loss_parts import with_parts_of_loss
 from jaxspec._src.step.model import Model

@@ -8,12 +8,12 @@ import jax
 from jaxspec._src.base.callables import argument_names, call_by_name, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.tpu_context import TPUContext
-from jaxspec._src.base.types import Array, Batch, HyperParameters, ModelFn, PyTree, Variables
+from jaxspec._src.base.types import Array, Batch, HyperParameters, PyTree, Variables
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
 from jaxspec._src.spec.mode import Mode, ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec
 from jaxspec._src.step.axis import SHARD_AXIS, shard_axis_is_bound
 from jaxspec._src.step.error_notes import note_model_fn_error
 from jaxspec._src.step.recompilation import RecompilationWatch

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.types import Batch, HyperParameters, ModelFn, Variables
+from jaxspec._src.base.types import Batch, HyperParameters, Variables
 from jaxspec._src.spec.mode import ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec, replaced
 from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_index
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.outputs import marked_if_whole
