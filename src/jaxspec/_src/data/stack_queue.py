@@ -12,7 +12,7 @@ import threading
 
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.stacks import Slice, Stack
-from jaxspec._src.device.gather import empty_stack
+from jaxspec._src.device.shards import empty_stack
 
 QUEUED_ITEMS = 2
 """So many full stacks and ragged batches wait for the devices; the input's thread waits for room then."""

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxspec._src.base.types import AnyFunction, Batch, InitFn, PyTree, Variables
 from jaxspec._src.checkpoint import restore
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.debugging import debugging
