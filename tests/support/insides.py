@@ -11,8 +11,7 @@ def live_state(estimator):
 
 def programs(estimator):
     """The compiled programs of full batches, in the order in which they were made."""
-    made = estimator._engine.programs
-    return [one.program for one in (*made._training.values(), *made._inference.values())]
+    return [made.full for made in estimator._engine.programs._made.values()]
 
 
 def state_on_host(estimator):

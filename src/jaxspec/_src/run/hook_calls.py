@@ -1,8 +1,8 @@
 """Calling the hooks of a session, in their order."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
@@ -46,9 +46,7 @@ class HookCalls:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             self._abort(error)
 
@@ -143,27 +141,18 @@ class HookCalls:
             raise
         return args.fetches
 
-    def _calling(self, hook: SessionRunHook, method: str, session: Session | None = None) -> "_Calling":
-        return _Calling(f"{type(hook).__name__}.{method}", self._where, session)
-
-
-class _Calling:
-    """Around one call of a hook: a signal names it, and an error gets a note. No generator, as above."""
-
-    def __init__(self, call: str, where: str, session: Session | None) -> None:
-        self._call, self._where, self._session = call, where, session
-        self._doing = doing(f"hook {call}")
-
-    def __enter__(self) -> None:
-        self._doing.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._doing.__exit__(None, None, None)
-        if error is not None and not isinstance(error, NanLossDuringTrainingError):  # whatever looked at the loss
-            at = "" if self._session is None else f", at global step {self._session.global_step}"
-            error.add_note(f"raised by {self._call}, {self._where}{at}")
+    @contextlib.contextmanager
+    def _calling(self, hook: SessionRunHook, method: str, session: Session | None = None) -> Iterator[None]:
+        """Around one call of a hook: a signal names it, and an error gets a note."""
+        call = f"{type(hook).__name__}.{method}"
+        try:
+            with doing(f"hook {call}"):
+                yield
+        except BaseException as error:
+            if not isinstance(error, NanLossDuringTrainingError):  # whatever looked at the loss
+                at = "" if session is None else f", at global step {session.global_step}"
+                error.add_note(f"raised by {call}, {self._where}{at}")
+            raise
 
 
 def overrides(hook: SessionRunHook, method: str) -> bool:

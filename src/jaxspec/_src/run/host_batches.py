@@ -1,7 +1,6 @@
 """The batches of an evaluation or prediction through the devices: one host spec for each, exactly the rows there are."""
 
 import collections
-import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,16 +10,15 @@ import numpy as np
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
-from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
+from jaxspec._src.device.program import MAX_IN_FLIGHT
+from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
+from jaxspec._src.run.programs import ModePrograms
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
-
-_logger = logging.getLogger("jaxspec")
 
 
 class HostBatch(NamedTuple):
@@ -43,20 +41,16 @@ def host_batch(groups: Sequence[Group]) -> HostBatch:
     return HostBatch(join_groups([group.spec for group in groups], loss), sum(group.rows for group in groups), sums)
 
 
-def run_batches(
-    state: TrainState, infeed: Infeed, full: Program, tail: RaggedPrograms, capacity: int
-) -> Generator[HostBatch, None, None]:
+def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Generator[HostBatch, None, None]:
     """Yields what came of every batch, in order. A few dispatches run ahead.
 
     Args:
       state: on the devices; must stay alive until the generator is closed.
       infeed: the batches, started.
-      full: the program of full batches.
-      tail: those of ragged batches.
-      capacity: of the stacks.
+      programs: of the mode; `infeed` stacks as many batches as they take.
     """
-    num_shards = len(full.devices)
-    run_tail = tail.on(state)
+    num_shards = len(programs.full.devices)
+    run_ragged = programs.ragged.on(state)
     number = 0
     pace, singles = DispatchLength(), SingleBatches()
     # Generators: they fetch when they are asked.
@@ -68,24 +62,24 @@ def run_batches(
         for one in specs_of_steps(host, item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
             yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
 
-    def fetch_tail(fetch: Callable[[], list[Group]]) -> Iterator[HostBatch]:
+    def fetch_ragged(fetch: Callable[[], list[Group]]) -> Iterator[HostBatch]:
         yield host_batch(fetch())
 
     while True:
         while pending and not infeed.ready():
             # The input may wait for these results.
             yield from pending.popleft()
-        if (item := infeed.take(min(capacity, pace.most), interrupted)) is None:
+        if (item := infeed.take(min(programs.capacity, pace.most), interrupted)) is None:
             raise_if_interrupted()
             break
         if isinstance(item, Batch):
-            pending.append(fetch_tail(run_tail(item.data, number)))
+            pending.append(fetch_ragged(run_ragged(item.data, number)))
             number += 1
         else:
             item = singles.alone(item)
             place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
-            _, spec = full(state, (*item.data, place), item.start, item.stop)
+            _, spec = programs.full(state, (*item.data, place), item.start, item.stop)
             pending.append(fetch_slice(spec, item, began))
             number += item.stop - item.start
         while len(pending) > MAX_IN_FLIGHT - 1:

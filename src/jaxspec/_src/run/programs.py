@@ -1,12 +1,13 @@
-"""The compiled programs of an estimator: one program for each mode and kind of batch."""
+"""The compiled programs of an estimator, for each mode and kind of batch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 
-from jaxspec._src.base.types import Variables
+from jaxspec._src.base.types import AnyFunction, Variables
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
@@ -26,35 +27,24 @@ _OUTPUT_BYTES = 64 << 20
 _MOST_BATCHES_A_STACK = 100
 
 
-class TrainingProgram(NamedTuple):
-    """The training of one kind of batch."""
+class ModePrograms(NamedTuple):
+    """The programs of one mode, for one kind of batch."""
 
-    program: Program
-    capacity: int
-    """The most steps of a dispatch."""
-    spec: TPUEstimatorSpec
-    """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
-
-
-class InferenceProgram(NamedTuple):
-    """The evaluation or prediction of one kind of batch."""
-
-    program: Program
+    full: Program
     """For full batches."""
     ragged: RaggedPrograms
-    """For batches of another size."""
+    """For batches of another size, in evaluation and prediction."""
     capacity: int
-    """The most batches of a dispatch."""
+    """The most batches of a dispatch of `full`."""
     spec: TPUEstimatorSpec
-    """As it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions."""
+    """Of one shard, as it leaves the device, with `jax.ShapeDtypeStruct` leaves; its host functions and hooks."""
 
 
-_P = TypeVar("_P", TrainingProgram, InferenceProgram)
 _Signature = tuple[object, ...]
 
 
 class Programs:
-    """Makes each program once.
+    """Makes the programs of each mode and kind of batch once.
 
     Args:
       model: the model_fn with its hyper-parameters.
@@ -64,58 +54,56 @@ class Programs:
 
     def __init__(self, model: Model, devices: Sequence[jax.Device], *, loop_steps: int | None) -> None:
         self._model, self._devices, self._loop_steps = model, tuple(devices), loop_steps
-        self._training: dict[_Signature, TrainingProgram] = {}
-        self._inference: dict[_Signature, InferenceProgram] = {}
+        self._made: dict[_Signature, ModePrograms] = {}
 
     @jax.transfer_guard("allow")  # a user's guard concerns the user's code: the transfers here are intended
     def training(
         self, infeed: Infeed, variables: Variables, rng: jax.Array, *, trace: bool
-    ) -> tuple[TrainingProgram, TrainOpTrace | None]:
-        """(the program for the batches of `infeed`, what the trace of model_fn showed).
+    ) -> tuple[ModePrograms, TrainOpTrace | None]:
+        """(the programs for the batches of `infeed`, what the trace of model_fn showed).
 
-        model_fn is traced if the program is new, and if it makes hooks: each call gets new hooks.
+        model_fn is traced if the programs are new, and if it makes hooks: each call gets new hooks.
 
         Args:
           variables: arrays, or their shapes.
           rng: the key of the state.
           trace: whether model_fn is traced in any case.
         """
-        key = _signature(ModeKeys.TRAIN, infeed)
-        made = self._training.get(key)
+        made = self._made.get(_signature(ModeKeys.TRAIN, infeed))
         if made is not None and not trace and not made.spec.training_hooks:
             return made, None
         with jax.default_device(self._devices[0]):
             traced = trace_train_op(self._model, variables, rng, *infeed.first_shard())
-        if made is None:
-            single = prefers_single_steps(traced.jaxpr, self._devices)
-            program = Program(train_step(self._model), self._devices, trains=True, single_step=single)
-            capacity = 1 if single else _capacity(infeed, traced.spec, self._loop_steps)
-            made = self._training[key] = TrainingProgram(program, capacity, traced.spec)
-        return _with_hooks_of(traced.spec, made), traced
+        step = train_step(self._model)
+        return self._of_trace(ModeKeys.TRAIN, infeed, step, traced.spec, traced.jaxpr), traced
 
     @jax.transfer_guard("allow")
-    def inference(self, mode: str, infeed: Infeed, state: TrainState) -> InferenceProgram:
-        """The program for the batches of `infeed` on states like `state`. Hooks as in `training`."""
-        key = _signature(mode, infeed)
-        made = self._inference.get(key)
+    def inference(self, mode: str, infeed: Infeed, state: TrainState) -> ModePrograms:
+        """The programs for the batches of `infeed` on states like `state`. Hooks as in `training`."""
+        made = self._made.get(_signature(mode, infeed))
         if made is not None and not (made.spec.evaluation_hooks or made.spec.prediction_hooks):
             return made
         step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
         with jax.default_device(self._devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
-        if made is None:
+        return self._of_trace(mode, infeed, step, spec, jaxpr)
+
+    def _of_trace(
+        self, mode: str, infeed: Infeed, step: AnyFunction, spec: TPUEstimatorSpec, jaxpr: Jaxpr | None
+    ) -> ModePrograms:
+        """New programs for what was traced; or those that were made before, with the hooks of this trace."""
+        key, trains = _signature(mode, infeed), mode == ModeKeys.TRAIN
+        if key not in self._made:
             single = prefers_single_steps(jaxpr, self._devices)
-            program = Program(step, self._devices, trains=False, single_step=single)
-            capacity = 1 if single else _capacity(infeed, spec, _MOST_BATCHES_A_STACK)
-            ragged = RaggedPrograms(step, self._devices, infeed.rows_per_shard)
-            made = self._inference[key] = InferenceProgram(program, ragged, capacity, spec)
-        return _with_hooks_of(spec, made)
-
-
-def _with_hooks_of(spec: TPUEstimatorSpec, made: _P) -> _P:
-    """The program with the hooks that another trace of model_fn has made."""
-    names = ("training_hooks", "evaluation_hooks", "prediction_hooks")
-    return made._replace(spec=replaced(made.spec, **{name: getattr(spec, name) for name in names}))
+            self._made[key] = ModePrograms(
+                full=Program(step, self._devices, trains=trains, single_step=single),
+                ragged=RaggedPrograms(step, self._devices, infeed.rows_per_shard),
+                capacity=1 if single else _capacity(infeed, spec, self._loop_steps if trains else None),
+                spec=spec,
+            )
+        made = self._made[key]
+        hooks = {name: getattr(spec, name) for name in ("training_hooks", "evaluation_hooks", "prediction_hooks")}
+        return made._replace(spec=replaced(made.spec, **hooks))
 
 
 def _signature(mode: str, infeed: Infeed) -> _Signature:

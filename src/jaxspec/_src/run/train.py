@@ -12,13 +12,14 @@ from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
+from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.in_flight import InFlight
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.training_clock import TrainingClock
+from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
-from jaxspec._src.run.training_run import TrainingRun
 from jaxspec._src.run.validate import check_last_step, no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
@@ -94,10 +95,10 @@ def _train_on(
     engine.clock = TrainingClock()
     with noting_verb("train"):
         variables = engine.initial_state.variables(source, infeed)
-        program, trace = engine.programs.training(
+        programs, trace = engine.programs.training(
             infeed, variables, engine.initial_state.rng, trace=source.live is None
         )
-    hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(program.spec.training_hooks or ())), listeners)
+    hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(programs.spec.training_hooks or ())), listeners)
     with (
         run_writer(engine.config, engine.model_dir) as writer,
         HookCalls(hooks, "in training") as calls,
@@ -111,7 +112,7 @@ def _train_on(
             engine.live_state.reinstate(source.live)
         source.close()
         del state, variables, trace  # only the live state keeps arrays alive
-        infeed.start(program.capacity)
+        infeed.start(programs.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
             engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None)
@@ -124,12 +125,13 @@ def _train_on(
             bar=bar,
             clock=engine.clock,
         )
-        in_flight = InFlight(engine, program.spec, report, writer, interrupt, source.step)
-        run = TrainingRun(
-            engine, program, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
+        host_calls = HostCalls(engine, programs.spec, report, writer, interrupt)
+        in_flight = InFlight(engine, host_calls, report, source.step)
+        loops = TrainingLoops(
+            engine, programs, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
         )
         try:
-            run.train()
+            loops.train()
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
         finally:
             # Where none could be written, the state in memory is all there is.

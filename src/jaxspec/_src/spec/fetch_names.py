@@ -52,8 +52,3 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Array) -> None:
                 f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in {other if field == 'loss' else field}, and "
                 f"the argument of its function, or pass {same.get(name, 'the same array in both')}."
             )
-
-
-def fetch_names(spec: TPUEstimatorSpec) -> list[str]:
-    """The fetch names of a spec that has left the device, and `global_step`."""
-    return sorted([*named_outputs(spec), "global_step"])

@@ -1,26 +1,23 @@
-"""One training session: dispatches loops of steps, and calls the hooks between them."""
+"""The loops of one training: dispatches their steps, and calls the hooks between them."""
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
-from jaxspec._src.base.types import Array
-from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.shards import first_shard, stack_of_one
+from jaxspec._src.device.shards import fetch_step, first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
 from jaxspec._src.run.loop_length import LoopLength
-from jaxspec._src.run.programs import TrainingProgram
+from jaxspec._src.run.programs import ModePrograms
 from jaxspec._src.run.session import RunningSession
 from jaxspec._src.run.signals import Interrupted, StopRequest
-from jaxspec._src.run.step_outputs import StepOutputs
-from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
@@ -28,12 +25,12 @@ from jaxspec._src.summary.writer import SummaryWriter
 _logger = logging.getLogger("jaxspec")
 
 
-class TrainingRun(RunningSession):
+class TrainingLoops(RunningSession):
     """Runs the steps of one call of train, and is the session of its hooks (`hooks.TrainingSession`).
 
     Args:
       engine: of the estimator; its live state is the one to train.
-      program: the one to dispatch.
+      programs: of TRAIN; the one of full batches is dispatched.
       in_flight: looks at the outputs.
       infeed: the batches, started.
       hooks: with `begin` called; the checkpoint savers are among them.
@@ -47,7 +44,7 @@ class TrainingRun(RunningSession):
     def __init__(
         self,
         engine: Engine,
-        program: TrainingProgram,
+        programs: ModePrograms,
         in_flight: InFlight,
         infeed: Infeed,
         hooks: HookCalls,
@@ -57,14 +54,10 @@ class TrainingRun(RunningSession):
         interrupt: StopRequest,
         summary_writer: SummaryWriter,
     ) -> None:
-        super().__init__(fetch_names(program.spec))
-        self._live_state, self._program, self._in_flight, self._infeed = (
-            engine.live_state,
-            program.program,
-            in_flight,
-            infeed,
-        )
-        self._hooks, self._stop_step, self._interrupt = hooks, stop_step, interrupt
+        super().__init__(programs.spec)
+        self._live_state, self._program, self._infeed = engine.live_state, programs.full, infeed
+        self._hooks, self._in_flight = hooks, in_flight
+        self._stop_step, self._interrupt = stop_step, interrupt
         self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
         self._singles = SingleBatches()
@@ -77,15 +70,14 @@ class TrainingRun(RunningSession):
             self._run()
         except BaseException as error:
             self._stop_helpers()
-            for saver in self._savers.values():
+            for checkpoint_dir in self._savers:
                 try:
-                    with self._writing():
-                        saver.wait()
+                    self.finish_checkpoint(checkpoint_dir)
                 except Exception as another:  # the first error is the one to raise
                     error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
             raise
         finally:
-            self._in_flight.log_nan_losses(self._step - self.first_step)
+            self._in_flight.losses.warn_of_count(self._step - self.first_step)
         self._stop_helpers()
         for checkpoint_dir in self._savers:
             self.finish_checkpoint(checkpoint_dir)
@@ -120,7 +112,7 @@ class TrainingRun(RunningSession):
                 if self._step == context.first_step:
                     return  # the input has ended: no loop, no after_run
                 context.last_step = self._step - 1
-                finish = self._in_flight.finish_host_calls if self._in_flight.runs_host_calls else None
+                finish = self._in_flight.finish_host_calls if self._in_flight.host_calls else None
                 self._hooks.after_run(context, asked, finish)
             except (SessionStopped, Interrupted):  # the latter: of an evaluation that a hook makes
                 return
@@ -166,17 +158,18 @@ class TrainingRun(RunningSession):
         )
 
     def _dispatch(self, item: Slice | Batch) -> None:
-        item = (
-            Slice(stack_of_one(item.data), 0, 1, item.position)
-            if isinstance(item, Batch)
-            else self._singles.alone(item)
-        )
-        self._in_flight.keep_host_calls_in_step(self._step)
+        if isinstance(item, Batch):
+            item = Slice(stack_of_one(item.data), 0, 1, item.position)
+        else:
+            item = self._singles.alone(item)
+        if self._step > self.first_step:
+            self._in_flight.host_calls.keep_in_step(self._in_flight.drain)
         began = self._in_flight.pace.clock()
         state = self._live_state.take()
         try:
             state, spec = self._program(state, item.data, item.start, item.stop)
             self._in_flight.add(Dispatch(self._step, spec, item.start, item.stop, began))
+            self._step_done(spec, functools.partial(fetch_step, index=item.stop - 1))
             self._step += item.stop - item.start
             self._live_state.put(state, self._step, item.position)
         except BaseException:
@@ -187,7 +180,7 @@ class TrainingRun(RunningSession):
 
     def _stop_helpers(self) -> None:
         """Ends the threads. Those of a run that a signal ends share the time that is left to it."""
-        self._in_flight.close()
+        self._in_flight.host_calls.close()
         if self._interrupt.seconds_left is not None:
             self._infeed.close(self._interrupt.seconds_left)
 
@@ -219,13 +212,9 @@ class TrainingRun(RunningSession):
         lease = self._live_state.lease()
         return None if lease is None else lease.keep()
 
-    @property
-    def _outputs(self) -> StepOutputs | None:
-        return self._in_flight.last
-
-    def _arrays(self) -> Mapping[str, Array]:
+    def _current_state(self) -> TrainState:
         assert self._live_state.state is not None
-        return {name: first_shard(array) for name, array in state_arrays(self._live_state.state).items()}
+        return self._live_state.state
 
     def finish_steps(self) -> None:
         self._in_flight.finish_steps()
@@ -234,10 +223,9 @@ class TrainingRun(RunningSession):
         # A checkpoint waits for the losses of all steps before it: none is written after a NaN.
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
-        assert self._live_state.state is not None
         try:
             with self._writing():
-                self._savers[checkpoint_dir].save(first_shard(self._live_state.state), self._live_state.position)
+                self._savers[checkpoint_dir].save(first_shard(self._current_state()), self._live_state.position)
         except NanLossDuringTrainingError:
             self._live_state.discard()
             raise
