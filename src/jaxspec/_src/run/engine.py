@@ -65,9 +65,9 @@ class Engine:
     ) -> None:
         assert config.model_dir is not None
         assert config.tpu_config is not None
-        self._model_fn, self._init_fn, self._params = model_fn, init_fn, params
+        self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
-        self.use_tpu, self._batch_sizes = use_tpu, batch_sizes
+        self.use_tpu, self.batch_sizes = use_tpu, batch_sizes
         if use_tpu:
             for mode, size in batch_sizes.items():
                 check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
@@ -95,14 +95,13 @@ class Engine:
     @property
     def loop_steps(self) -> int | None:
         """Steps a loop; None if loops last a given time."""
-        steps: int | None = self.tpu_config.loop_steps if self.use_tpu else 1
-        return steps
+        return self.tpu_config.loop_steps if self.use_tpu else 1
 
     @functools.cached_property
     def _model(self) -> Model:
         context = TPUContext(len(self.devices), jax.process_count(), _host=None)
-        params = with_values(self._params, use_tpu=self.use_tpu, context=context)
-        return Model(self._model_fn, params, self.config)
+        params = with_values(self.params, use_tpu=self.use_tpu, context=context)
+        return Model(self.model_fn, params, self.config)
 
     @functools.cached_property
     def programs(self) -> Programs:
@@ -154,13 +153,9 @@ class Engine:
             )
         return self._savers[checkpoint_dir]
 
-    def rows(self, mode: str) -> int | None:
-        """The rows of a global batch, as the user gave them."""
-        return self._batch_sizes[mode]
-
     def batch_size(self, mode: str) -> int | None:
         """The rows of a batch of this process; None if the input decides. ValueError if the verb needs a size."""
-        size, name = self._batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
+        size, name = self.batch_sizes[mode], _BATCH_SIZE_NAMES[mode]
         if not self.use_tpu:
             check_number(name, size, above=0, whole=True)
             return size
@@ -174,8 +169,7 @@ class Engine:
                 f"{name.split('_')[0]} batch size {size} must be divisible by number of replicas {len(self.devices)}. "
                 f"Choose a multiple of {len(self.devices)}, or fewer shards with TPUConfig(num_shards=...)."
             )
-        rows: int = int(size) // jax.process_count()
-        return rows
+        return int(size) // jax.process_count()
 
     def open_input(
         self,
@@ -183,28 +177,31 @@ class Engine:
         mode: str,
         *,
         limit: int | None = None,
-        position: str | None = None,
         resume: bool | None = None,
-        step: int = 0,
-        restarted: bool = False,
+        source: Source | None = None,
     ) -> Infeed:
-        """Calls input_fn, and waits for its first batch. `InputRequest` says what the arguments are."""
+        """Calls input_fn, and waits for its first batch.
+
+        Args:
+          limit, resume: as in `InputRequest`.
+          source: the state that is trained, which the input goes on from.
+        """
         check_input_fn(input_fn)
         batch_size = self.batch_size(mode)
         context = TPUContext(len(self.devices), jax.process_count(), jax.process_index())
         rows = {} if batch_size is None else {"batch_size": batch_size}
         request = InputRequest(
             input_fn,
-            {"params": with_values(self._params, context=context, **rows), "mode": mode, "config": self.config},
+            {"params": with_values(self.params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
             num_shards=len(self.devices) // jax.process_count(),
             batch_size=batch_size if self.use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self.use_tpu,
             limit=limit,
-            position=position,
+            position=None if source is None else source.position(),
             resume=resume,
-            step=step,
-            restarted=restarted,
+            step=0 if source is None else source.step,
+            restarted=source is not None and source.path is not None,
         )
         return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
@@ -220,7 +217,7 @@ class Engine:
             VERBS[mode],
             start=start,
             total=total,
-            batch_size=self._batch_sizes[mode],
+            batch_size=self.batch_sizes[mode],
             enabled=self.config.progress_bar,
         )
         try:

@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Self
 
-import jax
 import numpy as np
 
 from jaxspec._src.base.callables import argument_names
@@ -21,7 +20,6 @@ from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluate import evaluate
 from jaxspec._src.run.predict import predict
-from jaxspec._src.run.sources import Source
 from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
@@ -74,18 +72,16 @@ class TPUEstimator:
         if not isinstance(config, RunConfig):
             raise ValueError(f"`config` must be provided with type `jaxspec.RunConfig`, given: {config!r}")
         check_params(model_fn, params)
-        self._model_dir = choose_model_dir(model_dir, config)
-        self._config = config.replace(model_dir=self._model_dir)
-        self._params = copy_params({} if params is None else params)
-        self._model_fn = model_fn
+        config = config.replace(model_dir=choose_model_dir(model_dir, config))
+        params = copy_params({} if params is None else params)
         if init_fn is not None:
             as_init_fn(init_fn)  # for its checks
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         self._engine = Engine(
             model_fn,
             init_fn,
-            self._params,
-            self._config,
+            params,
+            config,
             use_tpu=use_tpu,
             batch_sizes={
                 ModeKeys.TRAIN: train_batch_size,
@@ -99,64 +95,64 @@ class TPUEstimator:
                 if not isinstance(warm_start_from, str | os.PathLike)
                 else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), which scaffold_fn returns."
             )
-        check_supported(self._config)
+        check_supported(config)
 
     # What it is made of.
 
     @property
     def model_dir(self) -> str:
         """Where checkpoints and event files go."""
-        return self._model_dir
+        return self._engine.model_dir
 
     @property
     def config(self) -> RunConfig:
         """The RunConfig, with `model_dir` filled in."""
-        return self._config
+        return self._engine.config
 
     @property
     def params(self) -> HyperParameters:
         """A copy of the hyper-parameters."""
-        return copy_params(self._params)
+        return copy_params(self._engine.params)
 
     @property
     def model_fn(self) -> AnyFunction:
         """The user's model_fn with the hyper-parameters bound: a function of the other arguments it names."""
-        names, takes_any = argument_names(self._model_fn)
-        if takes_any or "params" in names:
-            return functools.partial(self._model_fn, params=self.params)
-        return self._model_fn
+        model_fn = self._engine.model_fn
+        names, takes_any = argument_names(model_fn)
+        return functools.partial(model_fn, params=self.params) if takes_any or "params" in names else model_fn
 
     def eval_dir(self, name: str | None = None) -> str:
         """The directory of the event files of evaluations: `eval`, or `eval_NAME`."""
-        return os.path.join(self._model_dir, f"eval_{name}" if name else "eval")
+        return os.path.join(self.model_dir, f"eval_{name}" if name else "eval")
 
     def latest_checkpoint(self) -> str | None:
         """The path of the latest checkpoint in model_dir, or None."""
-        return latest.latest_checkpoint(self._model_dir)
+        return latest.latest_checkpoint(self.model_dir)
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
-        with contextlib.closing(self._trained()) as source:
-            return sorted(_arrays(source))
+        with self._trained_arrays() as readers:
+            return sorted(readers)
 
     def get_variable_value(self, name: str) -> np.ndarray:
         """One array of the trained state (the live one, or the latest checkpoint), by its name, on the host."""
-        with contextlib.closing(self._trained()) as source:
-            arrays = _arrays(source)
-            if name not in arrays:
-                raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(arrays)}.")
-            return (
-                np.array(first_shard(arrays[name]))
-                if source.path is None
-                else named_arrays.read_array(source.path, name)
-            )
+        with self._trained_arrays() as readers:
+            if name not in readers:
+                raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(readers)}.")
+            return readers[name]()
 
-    def _trained(self) -> Source:
-        """The live state, or the latest checkpoint."""
-        source = self._engine.source()
-        if source.live is None and source.path is None:
-            raise ValueError(f"Could not find trained model in model_dir: {self._model_dir}.")
-        return source
+    @contextlib.contextmanager
+    def _trained_arrays(self) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
+        """Functions that read the arrays of the live state, or of the latest checkpoint, by name."""
+        with contextlib.closing(self._engine.source()) as source:
+            if source.live is not None:
+                arrays = named_arrays.state_arrays(source.live.state)
+                yield {name: lambda array=array: np.array(first_shard(array)) for name, array in arrays.items()}
+            elif source.path is not None:
+                names = named_arrays.array_names(source.path)
+                yield {name: functools.partial(named_arrays.read_array, source.path, name) for name in names}
+            else:
+                raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
 
     # The verbs.
 
@@ -276,11 +272,3 @@ class TPUEstimator:
             "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, or define "
             "export_saved_model in a class derived from TPUEstimator."
         )
-
-
-def _arrays(source: Source) -> Mapping[str, jax.Array | jax.ShapeDtypeStruct]:
-    """The arrays of a trained state by name: those of the live state, or the shapes and dtypes in a checkpoint."""
-    if source.path is not None:
-        return named_arrays.array_names(source.path)
-    assert source.live is not None
-    return named_arrays.state_arrays(source.live.state)

@@ -41,8 +41,7 @@ def open_run(
     limit: int | None = None,
 ) -> "InferenceRun":
     """A run; what it needs ends with `stack`. No generator: a StopIteration of a hook would become another error."""
-    fresh = source.live is None and source.path is None
-    if fresh:
+    if source.fresh:
         _logger.warning(
             "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
             "check model_dir, or train first.",
@@ -51,7 +50,7 @@ def open_run(
     with noting_verb(VERBS[mode]):
         state = engine.initial_state.for_inference(source, infeed)
         programs = engine.programs.inference(mode, infeed, state)
-        if fresh:
+        if source.fresh:
             state = engine.initial_state.finish_fresh(state, programs.spec)
     spec_hooks = programs.spec.evaluation_hooks if mode == ModeKeys.EVAL else programs.spec.prediction_hooks
     calls = stack.enter_context(HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}"))

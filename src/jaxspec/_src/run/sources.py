@@ -5,7 +5,7 @@ import os
 from typing import NamedTuple
 
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.checkpoint import latest
+from jaxspec._src.checkpoint import latest, restore
 from jaxspec._src.device.live_state import Lease, LiveState
 
 _logger = logging.getLogger("jaxspec")
@@ -19,6 +19,18 @@ class Source(NamedTuple):
     """Of the checkpoint."""
     step: int
     """The number of updates that made the state."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is neither the live state nor a stored one."""
+        return self.live is None and self.path is None
+
+    def position(self) -> str | None:
+        """Where the training input goes on after this state; None: at its beginning."""
+        if self.path is not None:
+            return restore.read_position(self.path)
+        # A state that was lost takes its position with it: a fresh one begins the input again.
+        return None if self.live is None else self.live.position
 
     def close(self) -> None:
         """Ends the lease of a live state."""

@@ -6,7 +6,7 @@ import logging
 import jax
 
 from jaxspec._src.base.types import InputFn
-from jaxspec._src.checkpoint import latest, restore
+from jaxspec._src.checkpoint import latest
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
 from jaxspec._src.hooks.listener import CheckpointSaverListener
@@ -52,34 +52,15 @@ def train(
         engine.announce()
         stop = max_steps if steps is None else source.step + steps
         check_last_step(source.step, stop)
+        limit = None if stop is None else stop - source.step
         # The first batch is fetched before signals are put off: until then there is nothing to save.
-        with (
-            contextlib.closing(_open_input(engine, input_fn, source, stop, resume_input)) as infeed,
-            signals_put_off() as interrupt,
-        ):
-            _train_on(engine, infeed, source, stop, interrupt, hooks, listeners)
-
-
-def _open_input(engine: Engine, input_fn: InputFn, source: Source, stop: int | None, resume: bool | None) -> Infeed:
-    """The input, where the state left it."""
-    if source.path is not None:
-        position = restore.read_position(source.path)
-    else:
-        # A state that was lost takes its position with it: a fresh one begins the input again.
-        position = None if source.live is None else source.live.position
-    infeed = engine.open_input(
-        input_fn,
-        ModeKeys.TRAIN,
-        limit=None if stop is None else stop - source.step,
-        position=position,
-        resume=resume,
-        step=source.step,
-        restarted=source.path is not None,
-    )
-    if infeed.first is None:
-        infeed.close()
-        raise ValueError(no_batch_message(input_fn, "Training"))
-    return infeed
+        with contextlib.closing(
+            engine.open_input(input_fn, ModeKeys.TRAIN, limit=limit, resume=resume_input, source=source)
+        ) as infeed:
+            if infeed.first is None:
+                raise ValueError(no_batch_message(input_fn, "Training"))
+            with signals_put_off() as interrupt:
+                _train_on(engine, infeed, source, stop, interrupt, hooks, listeners)
 
 
 def _train_on(
@@ -121,7 +102,7 @@ def _train_on(
             writer=writer,
             log_every=engine.config.log_step_count_steps,
             summary_every=engine.config.save_summary_steps,
-            batch_size=engine.rows(ModeKeys.TRAIN),
+            batch_size=engine.batch_sizes[ModeKeys.TRAIN],
             bar=bar,
             clock=engine.clock,
         )
