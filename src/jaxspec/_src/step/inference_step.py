@@ -28,7 +28,7 @@ class PlacedStep(Protocol):
     """Evaluation or prediction of one shard's batch, in a run.
 
     `place`, int32[2], is the number of the batch, and the index of the first shard of this call in it: the rows that are
-    left over when a short batch is split run in a call of their own.
+    left over when a short batch is split run in a separate call.
     """
 
     def __call__(
@@ -41,12 +41,12 @@ def make_eval_step(model_fn: ModelFn, params: HyperParameters = None) -> Inferen
 
     The spec holds `loss` (a scalar, averaged over shards) and the tensors of eval_metrics and host_call of this shard.
 
+    `batch` is the number of the batch, an int32 scalar that is folded into `rng`: if model_fn uses `rng`, count the
+    batches, or every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
+
     Args:
       model_fn: as in `TPUEstimator`.
       params: hyper-parameters.
-
-    `batch` is the number of the batch, an int32 scalar that is folded into `rng`: if model_fn uses `rng`, count the
-    batches, or every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
     """
     model = Model(model_fn, params)
 
@@ -55,10 +55,10 @@ def make_eval_step(model_fn: ModelFn, params: HyperParameters = None) -> Inferen
         spec = _infer(ModeKeys.EVAL, model, state, features, labels, batch, shard_index())
         return replaced(spec, loss=mean_over_shards(spec.loss))
 
-    def eval_step(state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0) -> TPUEstimatorSpec:
+    def marked(state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0) -> TPUEstimatorSpec:
         return marked_if_whole(step(state, features, labels, batch))
 
-    return eval_step
+    return marked
 
 
 def make_predict_step(model_fn: ModelFn, params: HyperParameters = None) -> InferenceStep:
@@ -72,12 +72,10 @@ def make_predict_step(model_fn: ModelFn, params: HyperParameters = None) -> Infe
     def step(state: TrainState, features: Batch, batch: Array | int) -> TPUEstimatorSpec:
         return _infer(ModeKeys.PREDICT, model, state, features, None, batch, shard_index())
 
-    def predict_step(
-        state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0
-    ) -> TPUEstimatorSpec:
+    def marked(state: TrainState, features: Batch, labels: Batch = None, batch: Array | int = 0) -> TPUEstimatorSpec:
         return marked_if_whole(step(state, features, batch))
 
-    return predict_step
+    return marked
 
 
 _FIRST = np.zeros(2, np.int32)
