@@ -23,8 +23,6 @@ Metrics: TypeAlias = dict[str, Any]
 
 AnyFunction: TypeAlias = Callable[..., Any]
 """A function whose arguments are known by name only."""
-InitFn: TypeAlias = AnyFunction
-"""Called by keyword with those of `rng`, `features`, `labels`, `params` that it names; returns `Variables`."""
 InputFn: TypeAlias = AnyFunction
 """Called by keyword with those of `params`, `mode`, `config` that it names; returns an iterable of batches."""
 HostFunction: TypeAlias = tuple[AnyFunction, list[PyTree] | tuple[PyTree, ...] | dict[str, PyTree]]

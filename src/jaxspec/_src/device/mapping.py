@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.arrays import is_key
-from jaxspec._src.base.types import PyTree
+from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.step.axis import SHARD_AXIS
 
 Outputs = TypeVar("Outputs", bound=tuple[PyTree, ...])
@@ -60,10 +60,11 @@ def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
 
 
-def broadcast(state: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+def broadcast(state: T, devices: Sequence[jax.Device]) -> T:
     """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
     # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
-    return jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
+    copies: T = jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
+    return copies
 
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:

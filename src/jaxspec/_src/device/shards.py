@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.types import Array, Batch, PyTree
+from jaxspec._src.base.types import Array, Batch
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, WholeBatchSpec, replaced
@@ -24,9 +24,10 @@ from jaxspec._src.step.axis import SHARD_AXIS
 Tree = TypeVar("Tree")
 
 
-def first_shard(state: PyTree) -> PyTree:
+def first_shard(state: Tree) -> Tree:
     """The copy of a broadcast state on its first device. Nothing is copied: it is gone once the state is donated."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+    first: Tree = jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+    return first
 
 
 # Batches to shards.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.hyperparameters import copy_params
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
-from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputFn, Metrics, PyTree
+from jaxspec._src.base.types import AnyFunction, HyperParameters, InputFn, Metrics, PyTree
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.shards import first_shard
@@ -25,7 +25,7 @@ from jaxspec._src.run.validate import check_input_fn, check_params, check_steps,
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
-from jaxspec._src.step.init import as_init_fn
+from jaxspec._src.step.init import InitFn, as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS
 
 
@@ -147,7 +147,7 @@ class TPUEstimator:
         with contextlib.closing(self._engine.source()) as source:
             if source.live is not None:
                 arrays = named_arrays.state_arrays(source.live.state)
-                yield {name: lambda array=array: np.array(first_shard(array)) for name, array in arrays.items()}
+                yield {name: functools.partial(np.array, first_shard(array)) for name, array in arrays.items()}
             elif source.path is not None:
                 names = named_arrays.array_names(source.path)
                 yield {name: functools.partial(named_arrays.read_array, source.path, name) for name in names}

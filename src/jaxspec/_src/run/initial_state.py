@@ -4,12 +4,11 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec._src.base.types import AnyFunction, Batch, InitFn, PyTree, Variables
+from jaxspec._src.base.types import AnyFunction, Batch, PyTree, Variables
 from jaxspec._src.checkpoint import restore
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
@@ -17,20 +16,12 @@ from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.debugging import debugging
-from jaxspec._src.step.init import init_on_one_shard
+from jaxspec._src.step.init import InitFn, init_on_one_shard
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_variables, split_rng
 from jaxspec._src.step.tracing import TrainOpTrace, shapes, trace_train_op
 
 _logger = logging.getLogger("jaxspec")
-
-
-class _Read(NamedTuple):
-    """The last state that was read for evaluate or predict."""
-
-    key: tuple[str, int, int]
-    """Path, inode and time of the checkpoint."""
-    state: TrainState
 
 
 class InitialState:
@@ -45,7 +36,8 @@ class InitialState:
 
     def __init__(self, model: Model, init_fn: InitFn | None, devices: Sequence[jax.Device], *, seed: int) -> None:
         self._model, self._init_fn, self._devices, self._seed = model, init_fn, tuple(devices), seed
-        self._last_read: _Read | None = None
+        self._last_read: dict[tuple[str, int, int], TrainState] = {}
+        """The last state that was read for evaluate or predict, by path, inode and time of its checkpoint."""
         self._opt_state: PyTree = None
         """Shapes and dtypes of the optimizer state, once they are known."""
 
@@ -61,12 +53,11 @@ class InitialState:
 
         Under `jax.disable_jit()` they are arrays in any case.
         """
-        self._last_read = None  # training makes a live state
+        self._last_read.clear()  # training makes a live state
         with jax.default_device(self._devices[0]):
             if source.live is not None:
-                live: Variables = source.live.state.variables
-                structure: Variables = first_shard(live) if debugging() else shapes(live)
-                return structure
+                live = source.live.state.variables
+                return first_shard(live) if debugging() else shapes(live)
             if source.path is None or debugging():
                 return self._fresh_variables(infeed)
             return self._stored_structure(source.path, *infeed.first_shard())
@@ -82,13 +73,11 @@ class InitialState:
         if trace is not None:
             self._opt_state = trace.opt_state
         if source.live is not None:
-            live: TrainState = source.live.state
-            return live
+            return source.live.state
         assert trace is not None
         with jax.default_device(self._devices[0]):
             if source.path is None:
-                fresh: TrainState = broadcast(finish_train_state(trace, variables, self.rng), self._devices)
-                return fresh
+                return broadcast(finish_train_state(trace, variables, self.rng), self._devices)
             like = TrainState(jnp.int32(source.step), variables, trace.opt_state, self.rng)
             restored = restore.read_state(source.path, like, broadcast_sharding(self._devices))
         _logger.info("Restored step %d from %s.", source.step, source.path)
@@ -102,39 +91,35 @@ class InitialState:
         """
         with jax.default_device(self._devices[0]):
             if source.live is not None:
-                live: TrainState = source.live.state
+                live = source.live.state
                 return live if self._model.takes_opt_state else live._replace(opt_state=None)
             if source.path is not None:
                 return self._read(source.path, source.step, *infeed.first_shard())
-            return self._without_optimizer(source.step, self._fresh_variables(infeed))
+            return TrainState(jnp.int32(source.step), self._fresh_variables(infeed), None, self.rng)
 
     @jax.transfer_guard("allow")
     def finish_fresh(self, state: TrainState, spec: TPUEstimatorSpec) -> TrainState:
         """A fresh state of `for_inference` after `Scaffold.init_fn`, on all devices."""
         with jax.default_device(self._devices[0]):
             variables = scaffold_variables(spec, state.variables)
-            finished: TrainState = broadcast(state._replace(variables=variables), self._devices)
-        return finished
-
-    def _without_optimizer(self, step: int, variables: Variables) -> TrainState:
-        return TrainState(jnp.asarray(step, jnp.int32), variables, None, self.rng)
+            return broadcast(state._replace(variables=variables), self._devices)
 
     def _read(self, path: str, step: int, features: Batch, labels: Batch) -> TrainState:
         """The state of a checkpoint, which is read once as long as the calls ask for the same one."""
         found = os.stat(path)
         key = (path, found.st_ino, found.st_mtime_ns)
-        if self._last_read is None or self._last_read.key != key:
-            self._last_read = None  # its memory goes before more is needed
+        if key not in self._last_read:
+            self._last_read.clear()  # its memory goes before more is needed
             like = self._stored_structure(path, features, labels)
             sharding = broadcast_sharding(self._devices)
+            state = TrainState(jnp.int32(step), like, None, self.rng)
             if self._model.takes_opt_state:
-                opt_state = self._opt_state_like(like, features, labels)
-                state = restore.read_state(path, TrainState(jnp.int32(step), like, opt_state, self.rng), sharding)
-                state = state._replace(rng=self.rng)
+                state = state._replace(opt_state=self._opt_state_like(like, features, labels))
+                state = restore.read_state(path, state, sharding)._replace(rng=self.rng)
             else:
-                state = self._without_optimizer(step, restore.read_variables(path, like, sharding))
-            self._last_read = _Read(key, broadcast(state, self._devices))
-        return self._last_read.state
+                state = state._replace(variables=restore.read_variables(path, like, sharding))
+            self._last_read[key] = broadcast(state, self._devices)
+        return self._last_read[key]
 
     def _fresh_variables(self, infeed: Infeed) -> Variables:
         variables: Variables = self._init(self._init_rng, *infeed.first_shard())

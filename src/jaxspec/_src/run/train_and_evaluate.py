@@ -99,7 +99,8 @@ class _EvaluatingListener(CheckpointSaverListener):
         self._at_start = True
 
     def before_save(self, session: Session, global_step: int) -> None:
-        if not self._at_start and not session.interrupted and self._is_due(global_step):
+        is_due = global_step == self._max_steps or self._timer.should_trigger_for_step(global_step)
+        if is_due and not self._at_start and not session.interrupted:
             self._due.note(global_step)
 
     def after_save(self, session: Session, global_step: int) -> None:
@@ -115,9 +116,6 @@ class _EvaluatingListener(CheckpointSaverListener):
     def end(self, session: Session, global_step: int) -> None:
         if not session.interrupted and global_step != self._timer.last_triggered_step():
             self._evaluate(global_step, session)
-
-    def _is_due(self, global_step: int) -> bool:
-        return global_step == self._max_steps or self._timer.should_trigger_for_step(global_step)
 
     def _evaluate(self, global_step: int, session: Session | None = None) -> None:
         self._timer.update_last_triggered_step(global_step)
@@ -150,7 +148,8 @@ class _EvaluatingListener(CheckpointSaverListener):
         self.metrics = metrics
         is_final = self._max_steps is not None and metrics["global_step"] >= self._max_steps
         exports = []
-        for exporter in _exporters(spec):
+        assert isinstance(spec.exporters, tuple)
+        for exporter in spec.exporters:
             if session is not None and session.interrupted:
                 _logger.warning("A signal ended the exports of step %d before that of %r.", global_step, exporter.name)
                 return
@@ -171,8 +170,3 @@ class _EvaluatingListener(CheckpointSaverListener):
         except BaseException as error:
             error.add_note(f"raised by exporter {exporter.name!r} ({type(exporter).__name__})")
             raise
-
-
-def _exporters(spec: EvalSpec) -> tuple[Exporter, ...]:
-    assert isinstance(spec.exporters, tuple)
-    return spec.exporters

@@ -4,13 +4,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import jax
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.callables import call_by_name, describe
-from jaxspec._src.base.types import Batch, HyperParameters, InitFn, PyTree, Variables
+from jaxspec._src.base.types import AnyFunction, Batch, HyperParameters, PyTree, Variables
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.step.axis import bind_shard_axis
 from jaxspec._src.step.error_notes import note_traced_error
@@ -22,14 +22,20 @@ if TYPE_CHECKING:
 INIT_FN_ARGUMENTS = ("rng", "features", "labels", "params")
 
 
-def as_init_fn(init_fn: InitFn) -> InitFn:
+InitFn: TypeAlias = Union["Module", AnyFunction]
+"""A Flax Linen Module, or a function: called by keyword with those of `INIT_FN_ARGUMENTS` that it names; returns `Variables`."""
+
+
+def as_init_fn(init_fn: InitFn) -> AnyFunction:
     """`init_fn` as a function of the keywords rng, features, labels, params that returns the variables.
 
     Args:
       init_fn: a function that names any of these, or a `flax.linen.Module`, which then means
         `module.init({"params": k1, "dropout": k2}, features)`.
     """
-    if _is_linen_module(init_fn):
+    import flax.linen
+
+    if isinstance(init_fn, flax.linen.Module):
         return _module_init(init_fn)
     _refuse_other_modules(init_fn)
     check_arguments(init_fn, role="init_fn", allowed=INIT_FN_ARGUMENTS)
@@ -38,12 +44,6 @@ def as_init_fn(init_fn: InitFn) -> InitFn:
         return _check_variables(call_by_name(init_fn, available), describe(init_fn))
 
     return init
-
-
-def _is_linen_module(value: object) -> "TypeGuard[Module]":
-    import flax.linen
-
-    return isinstance(value, flax.linen.Module)
 
 
 def _refuse_other_modules(init_fn: object) -> None:
@@ -66,7 +66,7 @@ def _refuse_other_modules(init_fn: object) -> None:
         )
 
 
-def _module_init(module: "Module") -> InitFn:
+def _module_init(module: "Module") -> AnyFunction:
     def init(rng: jax.Array, features: Batch, labels: Batch, params: HyperParameters) -> Variables:
         k1, k2 = jax.random.split(rng)
         name = type(module).__name__

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxspec._src.base.types import Array, Batch, HyperParameters, InitFn, PyTree, Variables
-from jaxspec._src.step.init import as_init_fn
+from jaxspec._src.base.types import AnyFunction, Array, Batch, HyperParameters, PyTree, Variables
+from jaxspec._src.step.init import InitFn, as_init_fn
 
 COLLECTION = "ema"
 
@@ -31,7 +31,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.of = (of,) if isinstance(of, str) else tuple(of)
 
-    def init(self, init_fn: InitFn) -> InitFn:
+    def init(self, init_fn: InitFn) -> AnyFunction:
         """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and averages that are equal to it."""
         make = as_init_fn(init_fn)
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import is_key
-from jaxspec._src.base.types import Batch, HyperParameters, InitFn, PyTree, Variables
+from jaxspec._src.base.types import Batch, HyperParameters, PyTree, Variables
 from jaxspec._src.spec.scaffold import call_scaffold_fn
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec
-from jaxspec._src.step.init import init_on_one_shard
+from jaxspec._src.step.init import InitFn, init_on_one_shard
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.tracing import TrainOpTrace, trace_train_op
 from jaxspec._src.step.variables import checked_like
