@@ -26,10 +26,10 @@ from jaxspec._src.run.estimator import TPUEstimator as TPUEstimator
 from jaxspec._src.run.train_and_eval_specs import EvalSpec as EvalSpec
 from jaxspec._src.run.train_and_eval_specs import TrainSpec as TrainSpec
 from jaxspec._src.run.train_and_evaluate import train_and_evaluate as train_and_evaluate
-from jaxspec._src.spec.estimator_spec import EstimatorSpec as EstimatorSpec
 from jaxspec._src.spec.mode import Mode as Mode
 from jaxspec._src.spec.mode import ModeKeys as ModeKeys
 from jaxspec._src.spec.scaffold import Scaffold as Scaffold
+from jaxspec._src.spec.tpu_estimator_spec import EstimatorSpec as EstimatorSpec
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec as TPUEstimatorSpec
 from jaxspec._src.spec.train_op import CrossShardOptimizer as CrossShardOptimizer
 from jaxspec._src.spec.train_op import TrainOp as TrainOp

@@ -11,7 +11,7 @@ from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.host_batches import HostBatch
-from jaxspec._src.run.inference_run import open_run
+from jaxspec._src.run.inference_run import InferenceRun
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import doing
 from jaxspec._src.run.validate import no_batch_message
@@ -46,7 +46,7 @@ def evaluate(
         writer.warn_if_unwritable()
         metrics = MetricsOfBatches(source.step, writer)
         with doing("evaluation"), contextlib.ExitStack() as stack:
-            run = open_run(stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
+            run = InferenceRun(stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
             while run.next_batch(metrics.add) is not None:
                 pass
             run.end()

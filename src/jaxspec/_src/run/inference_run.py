@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,80 +16,65 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
-
-if TYPE_CHECKING:
-    from jaxspec._src.run.progress import ProgressBar
 
 _logger = logging.getLogger("jaxspec")
 
 _SESSION_NAMES = {ModeKeys.EVAL: "evaluation", ModeKeys.PREDICT: "prediction"}
 
 
-def open_run(
-    stack: contextlib.ExitStack,
-    engine: Engine,
-    mode: str,
-    source: Source,
-    infeed: Infeed,
-    hooks: tuple[SessionRunHook, ...],
-    writer: SummaryWriter | None = None,
-    limit: int | None = None,
-) -> "InferenceRun":
-    """A run; what it needs ends with `stack`. No generator: a StopIteration of a hook would become another error."""
-    if source.fresh:
-        _logger.warning(
-            "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
-            "check model_dir, or train first.",
-            engine.model_dir,
-        )
-    with noting_verb(VERBS[mode]):
-        state = engine.initial_state.for_inference(source, infeed)
-        programs = engine.programs.inference(mode, infeed, state)
-        if source.fresh:
-            state = engine.initial_state.finish_fresh(state, programs.spec)
-    spec_hooks = programs.spec.evaluation_hooks if mode == ModeKeys.EVAL else programs.spec.prediction_hooks
-    calls = stack.enter_context(HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}"))
-    infeed.start(programs.capacity)
-    batches = stack.enter_context(contextlib.closing(run_batches(state, infeed, programs)))
-    bar = stack.enter_context(engine.progress(mode, start=0, total=limit))
-    return InferenceRun(programs.spec, batches, calls, source, state, writer, bar, limit)
-
-
 class InferenceRun(RunningSession):
     """Takes batches with the hooks around each, and is the session of these hooks (`hooks.Session`).
 
+    The constructor compiles the programs, and calls `begin` and `after_create_session` of the hooks.
+
     Args:
-      shard: the spec of one shard.
-      batches: what `run_batches` yields.
-      hooks: with `begin` called.
+      stack: the hooks, the programs and the progress bar end with it.
+      engine: of the estimator.
+      mode: EVAL or PREDICT.
       source: of the state.
-      state: that of the source, on the devices.
+      infeed: the batches, not started.
+      hooks: the user's; those of the spec follow them.
       summary_writer: of the event files, for hooks.
-      bar: the progress bar, or None.
       limit: batches to take at most; None: all.
     """
 
     first_step = 0
     interrupted = False  # a signal ends the run by an exception
 
+    # Not a context manager made of a generator: a StopIteration of a hook would become another error.
     def __init__(
         self,
-        shard: TPUEstimatorSpec,
-        batches: Iterator[HostBatch],
-        hooks: HookCalls,
+        stack: contextlib.ExitStack,
+        engine: Engine,
+        mode: str,
         source: Source,
-        state: TrainState,
-        summary_writer: SummaryWriter | None,
-        bar: "ProgressBar | None",
-        limit: int | None,
+        infeed: Infeed,
+        hooks: tuple[SessionRunHook, ...],
+        summary_writer: SummaryWriter | None = None,
+        limit: int | None = None,
     ) -> None:
-        super().__init__(shard)
-        self._batches, self._hooks, self._limit, self._bar = batches, hooks, limit, bar
-        self._source, self._state = source, state
+        if source.fresh:
+            _logger.warning(
+                "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
+                "check model_dir, or train first.",
+                engine.model_dir,
+            )
+        with noting_verb(VERBS[mode]):
+            state = engine.initial_state.for_inference(source, infeed)
+            programs = engine.programs.inference(mode, infeed, state)
+            if source.fresh:
+                state = engine.initial_state.finish_fresh(state, programs.spec)
+        super().__init__(programs.spec)
+        spec_hooks = programs.spec.evaluation_hooks if mode == ModeKeys.EVAL else programs.spec.prediction_hooks
+        calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
+        self._hooks = stack.enter_context(calls)
+        infeed.start(programs.capacity)
+        self._batches = stack.enter_context(contextlib.closing(run_batches(state, infeed, programs)))
+        self._bar = stack.enter_context(engine.progress(mode, start=0, total=limit))
+        self._source, self._state, self._limit = source, state, limit
         self._number, self._stop = 0, False
         self.summary_writer = summary_writer
         self._hooks.after_create_session(self)

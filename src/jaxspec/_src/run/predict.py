@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.run.engine import Engine
-from jaxspec._src.run.inference_run import open_run
+from jaxspec._src.run.inference_run import InferenceRun
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import to_host
@@ -32,7 +32,7 @@ def predict(
     ):
         if infeed.first is None:
             return
-        run = open_run(stack, engine, ModeKeys.PREDICT, source, infeed, hooks)
+        run = InferenceRun(stack, engine, ModeKeys.PREDICT, source, infeed, hooks)
         while (batch := run.next_batch()) is not None:
             chosen = choose_keys(to_host(batch.spec.predictions), predict_keys)
             for example in examples(chosen, single, batch.rows):
@@ -63,26 +63,21 @@ def examples(predictions: PyTree, single: bool, rows: int) -> Iterator[PyTree]:
     if not single:
         yield predictions
         return
-    if not isinstance(predictions, Mapping):
-        _check_length("predictions", len(predictions), rows)
-        yield from predictions
-        return
-    sizes = {key: len(value) for key, value in predictions.items()}
-    length = next(iter(sizes.values()))
+    is_dict = isinstance(predictions, Mapping)
+    named = predictions if is_dict else {"predictions": predictions}
+    sizes = {key: len(value) for key, value in named.items()}
+    first, length = next(iter(sizes.items()))
     for key, size in sizes.items():
         if size != length:
             raise ValueError(
                 f"Batch length of predictions should be same. {key} has different batch length than others: {sizes}. "
                 "Give every prediction a leading batch axis, or use yield_single_examples=False."
             )
-    _check_length(f"predictions[{next(iter(sizes))!r}]", length, rows)
-    for i in range(length):
-        yield {key: value[i] for key, value in predictions.items()}
-
-
-def _check_length(name: str, length: int, rows: int) -> None:
     if length != rows:
+        name = f"predictions[{first!r}]" if is_dict else first
         raise ValueError(
             f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. Give it "
             "a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
         )
+    for i in range(length):
+        yield {key: value[i] for key, value in named.items()} if is_dict else predictions[i]

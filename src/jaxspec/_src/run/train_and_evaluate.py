@@ -99,8 +99,9 @@ class _EvaluatingListener(CheckpointSaverListener):
         self._at_start = True
 
     def before_save(self, session: Session, global_step: int) -> None:
-        is_due = global_step == self._max_steps or self._timer.should_trigger_for_step(global_step)
-        if is_due and not self._at_start and not session.interrupted:
+        if self._at_start or session.interrupted:
+            return
+        if global_step == self._max_steps or self._timer.should_trigger_for_step(global_step):
             self._due.note(global_step)
 
     def after_save(self, session: Session, global_step: int) -> None:

@@ -87,7 +87,7 @@ def minimize(
     if loss is not None:
         instead = "Write a function of the variables, or leave it out to differentiate the spec's own loss."
         check_callable("minimize: loss", loss, instead)
-    return _train_op(optimizer, loss, None, of, reduction, updates, after)
+    return _checked(TrainOp(optimizer, loss, None, _selection(of), reduction, updates, after))
 
 
 @explain_removed_arguments
@@ -118,18 +118,17 @@ def apply_gradients(
         )
     if grads is None:
         raise ValueError("apply_gradients: grads is None; pass the gradients, or use minimize(optimizer).")
-    return _train_op(optimizer, None, grads, of, reduction, updates, after)
+    return _checked(TrainOp(optimizer, None, grads, _selection(of), reduction, updates, after))
 
 
-def _train_op(
-    optimizer: Optimizer,
-    loss: LossFn | None,
-    grads: PyTree,
-    of: SelectionLike,
-    reduction: Reduction,
-    updates: Variables | None,
-    after: After | None,
-) -> TrainOp:
+def _selection(of: SelectionLike) -> Selection:
+    if isinstance(of, str):
+        return (of,)
+    return of if of is None or callable(of) else tuple(of)
+
+
+def _checked(op: TrainOp) -> TrainOp:
+    optimizer, reduction, updates = op.optimizer, op.reduction, op.updates
     if isinstance(optimizer, CrossShardOptimizer):  # the outermost one counts
         optimizer, reduction = optimizer
     if not is_optimizer(optimizer):
@@ -144,11 +143,9 @@ def _train_op(
         if "params" in updates:
             raise ValueError("updates may not hold 'params': the optimizer writes them. Use after= to change them.")
         updates = dict(updates)
-    if after is not None:
-        check_callable("after", after, "Write a function of the updated variables that returns collections.")
-    if of is not None and not callable(of):
-        of = (of,) if isinstance(of, str) else tuple(of)
-    return TrainOp(optimizer, loss, grads, of, reduction, updates, after)
+    if op.after is not None:
+        check_callable("after", op.after, "Write a function of the updated variables that returns collections.")
+    return dataclasses.replace(op, optimizer=optimizer, reduction=reduction, updates=updates)
 
 
 def is_optimizer(value: object) -> TypeGuard[Optimizer]:
