@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
 
 from jaxspec._src.base.types import InputFn, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
@@ -81,7 +80,17 @@ class MetricsOfBatches:
             raise
         self._loss.merge(batch.loss)
         metrics = {name: as_metric(name, value, batch.rows) for name, value in values.items()}
-        _check_metric_names(metrics, self._metrics if self._number else metrics)
+        for name in ("loss", "global_step"):
+            if name in metrics:
+                raise ValueError(
+                    f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
+                    "same name. Choose another name in metric_fn."
+                )
+        if self._number and metrics.keys() != self._metrics.keys():
+            raise ValueError(
+                f"metric_fn returned {sorted(metrics)} for this batch and {sorted(self._metrics)} before; it must return the same "
+                "names for every batch."
+            )
         self._metrics = {
             name: self._metrics[name].merge(metric) if self._number else metric for name, metric in metrics.items()
         }
@@ -99,17 +108,3 @@ class MetricsOfBatches:
             )
         results = {name: metric.compute() for name, metric in self._metrics.items()}
         return {**results, "loss": self._loss.compute(), "global_step": self._step}
-
-
-def _check_metric_names(metrics: Mapping[str, Mergeable], before: Mapping[str, Mergeable]) -> None:
-    for name in ("loss", "global_step"):
-        if name in metrics:
-            raise ValueError(
-                f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
-                "same name. Choose another name in metric_fn."
-            )
-    if metrics.keys() != before.keys():
-        raise ValueError(
-            f"metric_fn returned {sorted(metrics)} for this batch and {sorted(before)} before; it must return the same "
-            "names for every batch."
-        )

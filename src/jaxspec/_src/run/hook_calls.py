@@ -87,11 +87,8 @@ class HookCalls:
             if finish_host_calls is not None and hook.after_host_calls and overrides(hook, "after_run"):
                 finish_host_calls()
             results = None if fetches is None else session.run(fetches)
-            try:
-                with self._calling(hook, "after_run", session):
-                    hook.after_run(context, SessionRunValues(results))
-            except StopIteration:
-                raise SessionStopped from None
+            with self._calling(hook, "after_run", session):
+                hook.after_run(context, SessionRunValues(results))
 
     def end(self, session: Session) -> None:
         """Calls `end` of each hook."""
@@ -123,11 +120,8 @@ class HookCalls:
 
     def _asked(self, hook: SessionRunHook, context: SessionRunContext) -> Fetches | None:
         session: Session = context.session
-        try:
-            with self._calling(hook, "before_run", session):
-                args = hook.before_run(context)
-        except StopIteration:
-            raise SessionStopped from None
+        with self._calling(hook, "before_run", session):
+            args = hook.before_run(context)
         if args is None:
             return None
         if not isinstance(args, SessionRunArgs):
@@ -143,12 +137,14 @@ class HookCalls:
 
     @contextlib.contextmanager
     def _calling(self, hook: SessionRunHook, method: str, session: Session | None = None) -> Iterator[None]:
-        """Around one call of a hook: a signal names it, and an error gets a note."""
+        """Around one call of a hook: a signal names it, an error gets a note, and a StopIteration may end the session."""
         call = f"{type(hook).__name__}.{method}"
         try:
             with doing(f"hook {call}"):
                 yield
         except BaseException as error:
+            if isinstance(error, StopIteration) and method in ("before_run", "after_run"):
+                raise SessionStopped from None
             if not isinstance(error, NanLossDuringTrainingError):  # whatever looked at the loss
                 at = "" if session is None else f", at global step {session.global_step}"
                 error.add_note(f"raised by {call}, {self._where}{at}")

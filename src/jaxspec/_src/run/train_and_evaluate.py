@@ -6,7 +6,6 @@ import time
 
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
-from jaxspec._src.export.exporter import Exporter
 from jaxspec._src.hooks.listener import CheckpointSaverListener
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SecondOrStepTimer
@@ -154,20 +153,17 @@ class _EvaluatingListener(CheckpointSaverListener):
             if session is not None and session.interrupted:
                 _logger.warning("A signal ended the exports of step %d before that of %r.", global_step, exporter.name)
                 return
-            exports.append(self._export(exporter, path, is_final))
+            try:
+                exported = exporter.export(
+                    estimator=self._estimator,
+                    export_path=os.path.join(self._estimator.model_dir, "export", exporter.name),
+                    checkpoint_path=path,
+                    eval_result=metrics,
+                    is_the_final_export=is_final,
+                )
+            except BaseException as error:
+                error.add_note(f"raised by exporter {exporter.name!r} ({type(exporter).__name__})")
+                raise
+            exports.append(exported)
         self.exports = exports
         self._due.done()
-
-    def _export(self, exporter: Exporter, path: str, is_final: bool) -> object:
-        assert self.metrics is not None
-        try:
-            return exporter.export(
-                estimator=self._estimator,
-                export_path=os.path.join(self._estimator.model_dir, "export", exporter.name),
-                checkpoint_path=path,
-                eval_result=self.metrics,
-                is_the_final_export=is_final,
-            )
-        except BaseException as error:
-            error.add_note(f"raised by exporter {exporter.name!r} ({type(exporter).__name__})")
-            raise

@@ -95,7 +95,10 @@ class TrainingLoops(RunningSession):
         except KeyboardInterrupt:
             # Raised by the user's code, or by a second Ctrl-C: the state is good if nothing was being dispatched.
             if self._live_state.state is not None:
-                self._save_in_haste()
+                self._interrupt.hurry()
+                self._in_flight.finish_in_haste()
+                for checkpoint_dir in self._savers:  # whatever hooks would do
+                    self.save_checkpoint(checkpoint_dir)
             raise
         except BaseException as error:
             self._in_flight.settle(error)
@@ -183,13 +186,6 @@ class TrainingLoops(RunningSession):
         self._in_flight.host_calls.close()
         if self._interrupt.seconds_left is not None:
             self._infeed.close(self._interrupt.seconds_left)
-
-    def _save_in_haste(self) -> None:
-        """Saves, whatever hooks would do."""
-        self._interrupt.hurry()
-        self._in_flight.finish_in_haste()
-        for checkpoint_dir in self._savers:
-            self.save_checkpoint(checkpoint_dir)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
