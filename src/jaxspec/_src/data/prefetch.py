@@ -71,7 +71,9 @@ class Infeed:
         self._queue = StackQueue(request.num_shards)
         self._started = threading.Event()
         self._taken = 0
-        self._ended = self._closed = False
+        self.ended = False
+        """Whether `take` has come to the end of the input."""
+        self._closed = False
         self._close_error: BaseException | None = None
         opening: concurrent.futures.Future[Batch | None] = concurrent.futures.Future()
         run = in_callers_context(functools.partial(self._run, opening))
@@ -136,9 +138,9 @@ class Infeed:
         if isinstance(item, End):
             if item.error is not None:
                 raise item.error
-            if not self._ended:
+            if not self.ended:
                 self._warnings.ended(self._taken)
-            self._ended = True
+            self.ended = True
             return None
         self._taken += 1 if isinstance(item, Batch) else item.stop - item.start
         return item
@@ -161,7 +163,7 @@ class Infeed:
             _logger.warning(busy, patience_secs)
             return
         if self._request.training:
-            self._memory.used_up = self._ended
+            self._memory.used_up = self.ended
         self._source.remember(self._queue.left_over())
         if self._close_error is not None:
             error, self._close_error = self._close_error, None

@@ -110,14 +110,14 @@ class InitialState:
         key = (path, found.st_ino, found.st_mtime_ns)
         if key not in self._last_read:
             self._last_read.clear()  # its memory goes before more is needed
-            like = self._stored_structure(path, features, labels)
+            variables = self._stored_structure(path, features, labels)
+            state = TrainState(jnp.int32(step), variables, None, self.rng)
             sharding = broadcast_sharding(self._devices)
-            state = TrainState(jnp.int32(step), like, None, self.rng)
             if self._model.takes_opt_state:
-                state = state._replace(opt_state=self._opt_state_like(like, features, labels))
+                state = state._replace(opt_state=self._opt_state_like(variables, features, labels))
                 state = restore.read_state(path, state, sharding)._replace(rng=self.rng)
             else:
-                state = state._replace(variables=restore.read_variables(path, like, sharding))
+                state = state._replace(variables=restore.read_variables(path, variables, sharding))
             self._last_read[key] = broadcast(state, self._devices)
         return self._last_read[key]
 
@@ -164,5 +164,4 @@ class InitialState:
                 "init_fn is needed to make the variables, or to know their structure: pass TPUEstimator(model_fn, "
                 "init_fn=...), a Flax Module or a function of rng and features."
             )
-        compiled: AnyFunction = jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))
-        return compiled
+        return jax.jit(init_on_one_shard(self._init_fn, self._model.params_for))

@@ -85,8 +85,7 @@ def _train_on(
         HookCalls(hooks, "in training") as calls,
         engine.progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
     ):
-        with noting_verb("train"):
-            state = engine.initial_state.for_training(source, variables, trace)
+        state = engine.initial_state.for_training(source, variables, trace)
         if source.live is None:
             engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
         else:

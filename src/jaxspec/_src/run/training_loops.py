@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.data.batch import Batch
@@ -105,13 +105,12 @@ class TrainingLoops(RunningSession):
             raise
 
     def _run_loops(self) -> None:
-        stop = False
-        while not stop and not self.interrupted and self._step != self._stop_step:
+        while not self.interrupted and self._step != self._stop_step:
             length = self._length.next(self._step, stop=self._stop_step, due=self._hooks.next_step(self._step))
             context = SessionRunContext(self, self._step, self._step + length - 1)
             try:
                 asked = self._hooks.before_run(context)
-                ended = self._run_loop(length)
+                self._run_loop(length)
                 if self._step == context.first_step:
                     return  # the input has ended: no loop, no after_run
                 context.last_step = self._step - 1
@@ -121,44 +120,34 @@ class TrainingLoops(RunningSession):
                 return
             self._in_flight.look_at_ready()
             self._in_flight.raise_if_diverged()
-            stop = ended or context.stop_requested
+            if self._infeed.ended or context.stop_requested:
+                return
 
-    def _run_loop(self, length: int) -> bool:
-        """Dispatches up to `length` steps; returns whether the input has ended."""
-        first, began, ended = self._step, time.monotonic(), False
-        while not ended and self._step < first + length and not self._loop_is_over(first, began):
+    def _run_loop(self, length: int) -> None:
+        """Dispatches `length` steps; fewer if the input ends, a signal comes, or something is due by the clock."""
+        first, began = self._step, time.monotonic()
+
+        def is_cut_short() -> bool:
+            return self.interrupted or (self._step > first and self._hooks.wants_loop_end(self._step))
+
+        while self._step < first + length:
+            if self._step > first and (self._length.is_up(time.monotonic() - began) or is_cut_short()):
+                break
             while self._in_flight and not self._infeed.ready():
                 self._in_flight.look_at_first()  # rather than wait idly
             self._in_flight.raise_if_diverged()
-            cut_short = False
-
-            def give_up() -> bool:
-                nonlocal cut_short
-                cut_short = self.interrupted or (self._step > first and self._hooks.wants_loop_end(self._step))
-                return cut_short
-
             with self._interrupt.doing("the input"):
-                item = self._infeed.take(min(first + length - self._step, self._in_flight.pace.most), give_up)
-            if item is not None:
-                # The first one may compile for long, and has nothing to lose.
-                with self._interrupt.shield() if self._step > self.first_step else contextlib.nullcontext():
-                    self._dispatch(item)
-            elif cut_short:
+                item = self._infeed.take(min(first + length - self._step, self._in_flight.pace.most), is_cut_short)
+            if item is None:
                 break
-            else:
-                ended = True
+            # The first one may compile for long, and has nothing to lose.
+            with self._interrupt.shield() if self._step > self.first_step else contextlib.nullcontext():
+                self._dispatch(item)
         if self._step > first:
             self._in_flight.loop_ended(self._step)
         if self._length.timed:
             self._in_flight.drain()
             self._length.took(self._step - first, time.monotonic() - began)
-        return ended
-
-    def _loop_is_over(self, first: int, began: float) -> bool:
-        """Whether a loop ends before it has all its steps: a signal, its time is up, or something is due by the clock."""
-        return self._step > first and (
-            self.interrupted or self._length.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
-        )
 
     def _dispatch(self, item: Slice | Batch) -> None:
         if isinstance(item, Batch):
@@ -187,12 +176,6 @@ class TrainingLoops(RunningSession):
         if self._interrupt.seconds_left is not None:
             self._infeed.close(self._interrupt.seconds_left)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Around everything that writes: an interrupt in the middle of it would leave a thread that never ends."""
-        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
-            yield
-
     # The session of the hooks: `hooks.TrainingSession` says what each is.
 
     @property
@@ -220,12 +203,13 @@ class TrainingLoops(RunningSession):
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
         try:
-            with self._writing():
+            with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
                 self._savers[checkpoint_dir].save(first_shard(self._current_state()), self._live_state.position)
         except NanLossDuringTrainingError:
             self._live_state.discard()
             raise
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
-        with self._writing():
+        # An interrupt in the middle of this would leave a thread that never ends.
+        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
             self._savers[checkpoint_dir].wait()
