@@ -77,7 +77,7 @@ class _EvaluatingListener(CheckpointSaverListener):
     """Evaluates and exports at checkpoints."""
 
     def __init__(self, estimator: TPUEstimator, spec: EvalSpec, max_steps: int | None, clock: Clock) -> None:
-        self._estimator, self._spec, self._max_steps, self._clock = estimator, spec, max_steps, clock
+        self._estimator, self._spec, self._max_steps = estimator, spec, max_steps
         self.metrics: Metrics | None = None
         self.exports: list[object] | None = None
         self._timer = SecondOrStepTimer(every_secs=spec.throttle_secs, clock=clock)
