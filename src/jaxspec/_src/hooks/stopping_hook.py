@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeAlias
 
 from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.session import Session
@@ -9,6 +10,9 @@ from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")
+
+Reason: TypeAlias = Callable[[Session, int], str | None]
+"""Gives the reason to stop at a global step of a session; None to continue."""
 
 
 class AlignedTimer(LoopTimer):
@@ -46,35 +50,26 @@ class EarlyStoppingHook(SessionRunHook):
     """Ends training when there is a reason to stop.
 
     Args:
-      reason: `(session, global step) -> str`: the reason to stop now; None to continue.
+      reason: gives the reason to stop.
       timer: when to call `reason`.
-      past_reason: `global step -> str`: the reason there was at an earlier step. A session that continues such a run ends
-        before its first step. None: that cannot be known.
+      is_of_past: whether `reason` also knows the reason there was at an earlier step. A session that continues a run which
+        has stopped ends before its first step then.
     """
 
     after_host_calls = False
 
-    def __init__(
-        self,
-        reason: Callable[[Session, int], str | None],
-        timer: AlignedTimer,
-        past_reason: Callable[[int], str | None] | None = None,
-    ) -> None:
-        self._reason, self._timer, self._past_reason = reason, timer, past_reason
+    def __init__(self, reason: Reason, timer: AlignedTimer, *, is_of_past: bool = True) -> None:
+        self._reason, self._timer, self._is_of_past = reason, timer, is_of_past
 
     def after_create_session(self, session: Session, coord: None) -> None:
         self._timer.start(session.global_step)
-        self._at_start = True
+        self._at_start = self._is_of_past
 
     def before_run(self, run_context: SessionRunContext) -> None:
-        if not self._at_start:
-            return
-        self._at_start = False
+        at_start, self._at_start = self._at_start, False
         # A run that has stopped here had its reason at the last step that was due.
         step = self._timer.last_due(run_context.first_step)
-        reason = self._past_reason(step) if self._past_reason is not None and step > 0 else None
-        if reason is not None:
-            _log_stop(run_context.first_step, reason)
+        if at_start and step > 0 and self._stops(run_context.session, step):
             raise StopIteration
 
     def next_step(self, global_step: int) -> int | None:
@@ -82,14 +77,13 @@ class EarlyStoppingHook(SessionRunHook):
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         step = run_context.session.global_step
-        if not self._timer.should_trigger_for_step(step):
-            return
-        self._timer.update_last_triggered_step(step)
-        reason = self._reason(run_context.session, step)
+        if self._timer.should_trigger_for_step(step):
+            self._timer.update_last_triggered_step(step)
+            if self._stops(run_context.session, step):
+                run_context.request_stop()
+
+    def _stops(self, session: Session, step: int) -> bool:
+        reason = self._reason(session, step)
         if reason is not None:
-            _log_stop(step, reason)
-            run_context.request_stop()
-
-
-def _log_stop(step: int, reason: str) -> None:
-    _logger.info("Requesting early stopping at global step %d: %s.", step, reason)
+            _logger.info("Requesting early stopping at global step %d: %s.", session.global_step, reason)
+        return reason is not None
