@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from jaxspec._src.base.types import AnyFunction, Metrics
-from jaxspec._src.base.validate import check_arguments, check_number
+from jaxspec._src.base.validate import check_arguments, check_callable, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
 from jaxspec._src.export.exporter import Exporter
 
@@ -39,18 +39,17 @@ class _SavedModelExporter(Exporter):
         self,
         name: str,
         serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: Mapping[str, str] | None,
-        exports_to_keep: int | None = None,
+        assets_extra: Mapping[str, str] | None = None,
+        as_text: bool = False,
+        exports_to_keep: int | None = 5,
     ) -> None:
         check_number("exports_to_keep", exports_to_keep, whole=True)
         if exports_to_keep is not None and exports_to_keep <= 0:
             raise ValueError(
                 f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
             )
-        self._name = name
-        self._serving_input_receiver_fn = serving_input_receiver_fn
-        self._assets_extra = assets_extra
-        self._exports_to_keep = exports_to_keep
+        self._name, self._exports_to_keep = name, exports_to_keep
+        self._receiver_fn, self._assets_extra = serving_input_receiver_fn, assets_extra
 
     @property
     def name(self) -> str:
@@ -67,10 +66,7 @@ class _SavedModelExporter(Exporter):
         if not self._is_due(export_path, eval_result, is_the_final_export):
             return None
         exported = estimator.export_saved_model(
-            export_path,
-            self._serving_input_receiver_fn,
-            assets_extra=self._assets_extra,
-            checkpoint_path=checkpoint_path,
+            export_path, self._receiver_fn, assets_extra=self._assets_extra, checkpoint_path=checkpoint_path
         )
         self._exported(export_path, eval_result)
         if self._exports_to_keep is not None and os.path.isdir(export_path):
@@ -100,7 +96,7 @@ class FinalExporter(_SavedModelExporter):
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep=None)
 
     def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
         if is_final:
@@ -120,16 +116,6 @@ class LatestExporter(_SavedModelExporter):
     Raises:
       ValueError: if `exports_to_keep` is not positive.
     """
-
-    def __init__(
-        self,
-        name: str,
-        serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: Mapping[str, str] | None = None,
-        as_text: bool = False,
-        exports_to_keep: int | None = 5,
-    ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
 
 
 def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bool:
@@ -178,7 +164,7 @@ class BestExporter(_SavedModelExporter):
         exports_to_keep: int | None = 5,
     ) -> None:
         _check_compare_fn(compare_fn)
-        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, as_text, exports_to_keep)
         self._compare_fn = compare_fn
 
     def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
@@ -198,8 +184,7 @@ def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
     if compare_fn is None:
         raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
-    if not callable(compare_fn):
-        raise TypeError(f"`compare_fn` must be callable, given: {compare_fn!r}. {mend}")
+    check_callable("`compare_fn`", compare_fn, mend)
     check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
 
 

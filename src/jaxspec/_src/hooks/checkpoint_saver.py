@@ -1,12 +1,11 @@
 """CheckpointSaverHook: when checkpoints are written."""
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
+from jaxspec._src.hooks.listener import check_listeners
 from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.hooks.timer import SecondOrStepTimer, check_one_of
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
@@ -65,9 +64,7 @@ class CheckpointSaverHook(SessionRunHook):
 
     def begin(self) -> None:
         self._timer.reset()
-        for listener in self._listeners:
-            with _noted(listener, "begin"):
-                listener.begin()
+        self._call_listeners("begin")
 
     def after_create_session(self, session: TrainingSession, coord: None) -> None:
         if not hasattr(session, "save_checkpoint"):
@@ -83,9 +80,7 @@ class CheckpointSaverHook(SessionRunHook):
         step = session.global_step
         if step != self._timer.last_triggered_step():
             self._save(session)
-        for listener in self._listeners:
-            with _noted(listener, "end"):
-                listener.end(session, step)
+        self._call_listeners("end", session, step)
 
     def next_step(self, global_step: int) -> int | None:
         saved = self._timer.last_triggered_step()
@@ -96,26 +91,22 @@ class CheckpointSaverHook(SessionRunHook):
 
     def _save(self, session: TrainingSession) -> bool:
         """Writes a checkpoint; returns whether a listener asks to stop."""
-        step, stop = session.global_step, False
+        step = session.global_step
         session.finish_steps()
-        for listener in self._listeners:
-            with _noted(listener, "before_save"):
-                listener.before_save(session, step)
+        self._call_listeners("before_save", session, step)
         session.save_checkpoint(self._checkpoint_dir)
         self._timer.update_last_triggered_step(step)
         if self._listeners:
             session.finish_checkpoint(self._checkpoint_dir)
+        return self._call_listeners("after_save", session, step)
+
+    def _call_listeners(self, method: str, *args: object) -> bool:
+        """Calls a method of every listener; returns whether one returned something true. An exception names its listener."""
+        is_true = False
         for listener in self._listeners:
-            with _noted(listener, "after_save"):
-                stop = bool(listener.after_save(session, step)) or stop
-        return stop
-
-
-@contextlib.contextmanager
-def _noted(listener: CheckpointSaverListener, method: str) -> Iterator[None]:
-    """Within it, an exception gets a note that names the listener."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"raised by {type(listener).__name__}.{method}")
-        raise
+            try:
+                is_true = bool(getattr(listener, method)(*args)) or is_true
+            except BaseException as error:
+                error.add_note(f"raised by {type(listener).__name__}.{method}")
+                raise
+        return is_true

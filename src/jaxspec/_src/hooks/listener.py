@@ -34,14 +34,12 @@ def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
         raise TypeError(
             f"saving_listeners must be a list of CheckpointSaverListener, given: {listeners!r}. Write saving_listeners=[...]."
         )
-    checked: list[CheckpointSaverListener] = []
-    for listener in listeners:
+    checked = tuple({id(listener): listener for listener in listeners}.values())
+    for listener in checked:
         if not isinstance(listener, CheckpointSaverListener):
             raise TypeError(
                 f"saving_listeners must be a list of CheckpointSaverListener, given: {listener!r}. Derive it from "
                 "jaxspec.hooks.CheckpointSaverListener and pass an instance."
             )
         check_methods(listener, CheckpointSaverListener)
-        if not any(listener is other for other in checked):
-            checked.append(listener)
-    return tuple(checked)
+    return checked

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.fetches import refuse_arrays
+from jaxspec._src.hooks.fetches import by_tag
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
@@ -56,17 +56,10 @@ class LoggingTensorHook(SessionRunHook):
             )
         if every_n_iter is not None and every_n_iter <= 0:
             raise ValueError(f"invalid every_n_iter={every_n_iter}. It must be positive.")
-        refuse_arrays("LoggingTensorHook: tensors", tensors)
-        self._tensors = (
-            {tag: tensors[tag] for tag in sorted(tensors)}
-            if isinstance(tensors, Mapping)
-            else {name: name for name in ([tensors] if isinstance(tensors, str) else tensors)}
-        )
-        self._timers = (
-            None
-            if neither
-            else SessionTimers(every_n_secs, every_n_iter, names=("every_n_secs", "every_n_iter"), clock=clock)
-        )
+        by_name = by_tag("LoggingTensorHook: tensors", tensors)
+        self._tensors = dict(sorted(by_name.items())) if isinstance(tensors, Mapping) else by_name
+        names = ("every_n_secs", "every_n_iter")
+        self._timers = None if neither else SessionTimers(every_n_secs, every_n_iter, names, clock)
         self._at_end, self._formatter = at_end, formatter
 
     def after_create_session(self, session: Session, coord: None) -> None:

@@ -35,7 +35,7 @@ class ProfilerHook(SessionRunHook):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
+        self._timers = SessionTimers(save_secs, save_steps, ("save_secs", "save_steps"), clock)
         self._output_dir = output_dir
         self._tracing = False
 

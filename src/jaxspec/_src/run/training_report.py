@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.rates import record_rate
+from jaxspec._src.hooks.rates import record_rates
 from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.summary.writer import SummaryWriter
 
@@ -75,11 +75,8 @@ class TrainingReport:
         took = "" if seconds is None else f" ({seconds:.3f} sec)"
         _logger.info("loss = %.6g, step = %d%s", loss, step, took)
         # The first interval, which compiles, is left out.
-        if seconds and steps:
-            writer = None if self._summary_timer is None else self._writer
-            record_rate(writer, "global_step/sec", steps / seconds, step)
-            if self._batch_size is not None:
-                record_rate(writer, "examples/sec", self._batch_size * steps / seconds, step)
+        writer = None if self._summary_timer is None else self._writer
+        record_rates(writer, step, seconds, steps, self._batch_size)
 
 
 def _timer(every: float | None, step: int, clock: Clock) -> LoopTimer | None:

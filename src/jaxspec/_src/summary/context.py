@@ -2,64 +2,57 @@
 
 import contextlib
 import contextvars
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.summary.sink import Sink
+from jaxspec._src.base.types import T
+
+if TYPE_CHECKING:
+    from jaxspec._src.summary.writer import SummaryWriter
 
 Condition: TypeAlias = ArrayLike | Callable[[], ArrayLike]
 """A bool, an array of equal bools, or a function that returns one of these."""
 
 
-class Writer(Sink, Protocol):
-    """What `scalar` and its siblings write to. `summary.writer.SummaryWriter` is one; this module does not import it."""
-
-    logdir: str
-    user_tags: set[str]
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes numbers by tag."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Position:
-    """The position of a run while one of its host functions runs."""
+class Position(NamedTuple):
+    """Where a summary goes: for a host function that runs, its step and the run's own writer."""
 
     step: int
-    writer: Writer
-    """The run's own writer."""
-    in_evaluation: bool
+    writer: "SummaryWriter"
+    in_evaluation: bool = False
 
 
-_default: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
-_position: contextvars.ContextVar[_Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
+_default: contextvars.ContextVar["SummaryWriter | None"] = contextvars.ContextVar(
+    "jaxspec_summary_writer", default=None
+)
+_position: contextvars.ContextVar[Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
 _condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars.ContextVar(
     "jaxspec_summary_record_if", default=True
 )
 
 
 @contextlib.contextmanager
-def default_writer(writer: Writer) -> Iterator[None]:
+def _set_within(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def default_writer(writer: "SummaryWriter") -> contextlib.AbstractContextManager[None]:
     """Within it, summaries go to `writer`."""
-    token = _default.set(writer)
-    try:
-        yield
-    finally:
-        _default.reset(token)
+    return _set_within(_default, writer)
 
 
-@contextlib.contextmanager
-def run_position(step: int, writer: Writer, *, in_evaluation: bool = False) -> Iterator[None]:
+def run_position(
+    step: int, writer: "SummaryWriter", *, in_evaluation: bool = False
+) -> contextlib.AbstractContextManager[None]:
     """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
-    token = _position.set(_Position(step, writer, in_evaluation))
-    try:
-        yield
-    finally:
-        _position.reset(token)
+    return _set_within(_position, Position(step, writer, in_evaluation))
 
 
 @contextlib.contextmanager
@@ -75,11 +68,8 @@ def record_if(condition: Condition) -> Iterator[None]:
     Raises:
       ValueError: if the entries do not agree, or there are none.
     """
-    token = _condition.set(condition if callable(condition) else _holds(condition))
-    try:
+    with _set_within(_condition, condition if callable(condition) else _holds(condition)):
         yield
-    finally:
-        _condition.reset(token)
 
 
 def in_evaluation() -> bool:
@@ -88,8 +78,8 @@ def in_evaluation() -> bool:
     return position is not None and position.in_evaluation
 
 
-def destination(function: str, *names: str, step: ArrayLike | None = None) -> tuple[Writer, int] | None:
-    """The writer and the global step of a summary; None if it is not to be written. The writer notes the tags.
+def destination(function: str, *names: str, step: ArrayLike | None = None) -> Position | None:
+    """The global step and the writer of a summary; None if it is not to be written. The writer notes the tags.
 
     Args:
       function: the name of the public function, for errors.
@@ -123,7 +113,7 @@ def destination(function: str, *names: str, step: ArrayLike | None = None) -> tu
     elif not isinstance(step, int):
         step = int(_one_for_all(f"{call}: step", step))
     writer.user_tags.update(names)
-    return writer, step
+    return Position(step, writer)
 
 
 def _holds(condition: ArrayLike) -> bool:

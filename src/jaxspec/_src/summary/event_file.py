@@ -75,7 +75,9 @@ class EventFile:
             with self._failures_warned():
                 file = self._opened(now)
                 if self._run_start is not None:
-                    file.write(protos.start_event(self._run_start + 1).SerializeToString())
+                    # Here TensorBoard discards what it has read of this step and of later ones.
+                    start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
+                    file.write(start.SerializeToString())
                     self._run_start = None
                 file.write(record)
             self._unflushed += 1
@@ -162,5 +164,5 @@ class EventFile:
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
             self._path = os.path.join(self._logdir, name)
             self._file = RecordWriter(self._path)
-            self._file.write(protos.version_event().SerializeToString())
+            self._file.write(protos.event(file_version="brain.Event:2").SerializeToString())
         return self._file

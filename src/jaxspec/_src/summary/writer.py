@@ -7,17 +7,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.base.paths import absolute_path
-from jaxspec._src.base.types import Clock
+from jaxspec._src.base.types import Clock, T
 from jaxspec._src.summary import protos
 from jaxspec._src.summary.context import default_writer
 from jaxspec._src.summary.event_file import EventFile
 from jaxspec._src.summary.sink import Sink
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 _logger = logging.getLogger("jaxspec")
 _LARGEST_SHOWN = 32
@@ -78,7 +82,7 @@ class SummaryWriter:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes numbers by tag as one event, which costs less than an event for each."""
         if values:
-            event = protos.event(step)
+            event = protos.event(step=step)
             for name, value in values.items():
                 event.summary.value.add(tag=name, simple_value=value)
             self._file.write(event)
@@ -87,10 +91,7 @@ class SummaryWriter:
 
     def text(self, name: str, text: str, step: int) -> None:
         """Writes Markdown at a global step."""
-        event = protos.event(step)
-        protos.add_text(event, name, text)
-        self._file.write(event)
-        self._call_sinks("text", self._prefix + name, text, step)
+        self._write("text", protos.add_text, name, text, step)
 
     def histogram(self, name: str, values: ArrayLike, step: int) -> None:
         """Writes the distribution of the finite values of an array at a global step; nothing if there are none."""
@@ -103,17 +104,11 @@ class SummaryWriter:
                 *(name, step, values.size - finite.size, values.size),
             )
         if finite.size:
-            event = protos.event(step)
-            protos.add_histogram(event, name, finite)
-            self._file.write(event)
-            self._call_sinks("histogram", self._prefix + name, finite, step)
+            self._write("histogram", protos.add_histogram, name, finite, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Writes uint8 pixels `[height, width, channels]` at a global step; ImportError without Pillow."""
-        event = protos.event(step)
-        protos.add_image(event, name, pixels)
-        self._file.write(event)
-        self._call_sinks("image", self._prefix + name, pixels, step)
+        self._write("image", protos.add_image, name, pixels, step)
 
     def array(self, name: str, value: ArrayLike, step: int) -> None:
         """Writes an array in the form that shows it best.
@@ -145,6 +140,12 @@ class SummaryWriter:
         """Within it, summaries go to this writer."""
         with default_writer(self):
             yield self
+
+    def _write(self, method: str, add: Callable[["Event", str, T], None], name: str, value: T, step: int) -> None:
+        event = protos.event(step=step)
+        add(event, name, value)
+        self._file.write(event)
+        self._call_sinks(method, self._prefix + name, value, step)
 
     def _call_sinks(self, method: str, *args: object) -> None:
         """Calls a method of every sink, and then raises the first exception."""
