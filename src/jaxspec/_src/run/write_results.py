@@ -1,9 +1,9 @@
 """The results of an evaluation, logged and written."""
 
-import functools
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,23 +25,16 @@ def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
       path: of the checkpoint that was evaluated; it is written, too, if it exists.
       writer: of the evaluation.
     """
-    try:
-        _write_results(results, path, writer)
-    except Exception as error:
-        warn_not_written(error)
-
-
-def _write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
     step = results["global_step"]
-    names = sorted(results, key=str)
-    shown = ", ".join(f"{name} = {_shown(results[name])}" for name in names)
+    shown = ", ".join(f"{name} = {_shown(results[name])}" for name in sorted(results, key=str))
     _logger.info("Saving dict for global step %d: %s", step, shown)
-    writes: list[Callable[[], None]] = []
+    errors: list[Exception] = []
     for name, value in results.items():
         if name == "global_step":
             continue
         if (array := _numbers(value)) is not None:
-            writes.append(functools.partial(writer.array, str(name), array, step))
+            with _collected(errors):
+                writer.array(str(name), array, step)
         else:
             _logger.warning(
                 "Skipping summary for %s: it is no number and no array of numbers, but %s. It is returned as it is.",
@@ -49,15 +42,19 @@ def _write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
             )
     if os.path.isdir(path):
         _logger.info("Saving 'checkpoint_path' summary for global step %d: %s", step, path)
-        writes.append(functools.partial(writer.text, "checkpoint_path", path, step))
-    errors: list[Exception] = []
-    for write in writes:
-        try:
-            write()
-        except Exception as error:  # the others are written all the same
-            errors.append(error)
+        with _collected(errors):
+            writer.text("checkpoint_path", path, step)
     if errors:
-        raise errors[0]
+        warn_not_written(errors[0])
+
+
+@contextlib.contextmanager
+def _collected(errors: list[Exception]) -> Iterator[None]:
+    """Within it, an error is added to `errors`: the other results are written all the same."""
+    try:
+        yield
+    except Exception as error:
+        errors.append(error)
 
 
 def _numbers(value: object) -> np.ndarray | None:

@@ -2,32 +2,38 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.base.types import T
-
-if TYPE_CHECKING:
-    from jaxspec._src.summary.writer import SummaryWriter
+from jaxspec._src.summary.sink import Sink
 
 Condition: TypeAlias = ArrayLike | Callable[[], ArrayLike]
 """A bool, an array of equal bools, or a function that returns one of these."""
+
+
+class Writer(Sink, Protocol):
+    """What `scalar` and its siblings write to. `summary.writer.SummaryWriter` is one; this module does not import it."""
+
+    logdir: str
+    user_tags: set[str]
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes numbers by tag."""
 
 
 class Position(NamedTuple):
     """Where a summary goes: for a host function that runs, its step and the run's own writer."""
 
     step: int
-    writer: "SummaryWriter"
+    writer: Writer
     in_evaluation: bool = False
 
 
-_default: contextvars.ContextVar["SummaryWriter | None"] = contextvars.ContextVar(
-    "jaxspec_summary_writer", default=None
-)
+_default: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
 _position: contextvars.ContextVar[Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
 _condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars.ContextVar(
     "jaxspec_summary_record_if", default=True
@@ -43,14 +49,12 @@ def _set_within(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]
         variable.reset(token)
 
 
-def default_writer(writer: "SummaryWriter") -> contextlib.AbstractContextManager[None]:
+def default_writer(writer: Writer) -> contextlib.AbstractContextManager[None]:
     """Within it, summaries go to `writer`."""
     return _set_within(_default, writer)
 
 
-def run_position(
-    step: int, writer: "SummaryWriter", *, in_evaluation: bool = False
-) -> contextlib.AbstractContextManager[None]:
+def run_position(step: int, writer: Writer, *, in_evaluation: bool = False) -> contextlib.AbstractContextManager[None]:
     """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
     return _set_within(_position, Position(step, writer, in_evaluation))
 
