@@ -207,10 +207,9 @@ class RunConfig:
         for name in kwargs:
             if name not in names:
                 raise ValueError(f"Replacing {name} is not supported. Allowed properties are {sorted(names)}.")
-        if "save_checkpoints_steps" in kwargs and "save_checkpoints_secs" not in kwargs:
-            kwargs["save_checkpoints_secs"] = None
-        if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
-            kwargs["save_checkpoints_steps"] = None
+        saves = {"save_checkpoints_steps", "save_checkpoints_secs"}
+        if saves & kwargs.keys():
+            kwargs = dict.fromkeys(saves) | kwargs
         return dataclasses.replace(self, **kwargs)
 
 

@@ -118,8 +118,7 @@ def _train_on(
         report = TrainingReport(
             step=source.step,
             writer=writer,
-            log_every=engine.config.log_step_count_steps,
-            summary_every=engine.config.save_summary_steps,
+            config=engine.config,
             batch_size=engine.rows(ModeKeys.TRAIN),
             bar=bar,
             clock=engine.clock,

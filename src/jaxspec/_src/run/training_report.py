@@ -9,6 +9,7 @@ import numpy as np
 from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.rates import record_rates
 from jaxspec._src.hooks.timer import LoopTimer
+from jaxspec._src.run.config import RunConfig
 from jaxspec._src.summary.writer import SummaryWriter
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ class TrainingReport:
     Args:
       step: the global step at which the run begins.
       writer: writes the event files of the run.
-      log_every: steps between two log lines and rates; None: none.
-      summary_every: steps between two summaries of the loss; None or 0: no automatic summaries, of rates neither.
+      config: says after how many steps to log, and to write summaries. Without summaries of the loss there are none of rates.
       batch_size: examples in a global batch; None: unknown.
       bar: the progress bar, or None.
       clock: seconds since some start.
@@ -35,15 +35,14 @@ class TrainingReport:
         *,
         step: int,
         writer: SummaryWriter,
-        log_every: float | None,
-        summary_every: int | None,
+        config: RunConfig,
         batch_size: int | None,
         bar: "ProgressBar | None",
         clock: Clock = time.monotonic,
     ) -> None:
         self._writer, self._batch_size, self._bar = writer, batch_size, bar
-        self._log_timer = _timer(log_every, step, clock)
-        self._summary_timer = _timer(summary_every, step, clock)
+        self._log_timer = _timer(config.log_step_count_steps, step, clock)
+        self._summary_timer = _timer(config.save_summary_steps, step, clock)
 
     def write_losses(self, first: int, losses: np.ndarray) -> None:
         """Writes the losses whose summaries are due. Call it after the host calls of these steps.

@@ -71,21 +71,18 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
 
     Without either it is a temporary directory.
     """
-    if model_dir is not None:
-        model_dir = os.fspath(model_dir)
-        if not model_dir:
-            raise ValueError("model_dir should be non-empty.")
-        if config.model_dir is not None and absolute_path(config.model_dir) != absolute_path(model_dir):
-            raise ValueError(
-                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
-                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
-            )
-        return absolute_path(model_dir)
-    if config.model_dir is not None:
-        return absolute_path(config.model_dir)
-    made = tempfile.mkdtemp()
-    _logger.warning("Using temporary folder as model directory: %s", made)
-    return made
+    paths = [os.fspath(path) for path in (model_dir, config.model_dir) if path is not None]
+    if not all(paths):
+        raise ValueError("model_dir should be non-empty.")
+    if len({absolute_path(path) for path in paths}) > 1:
+        raise ValueError(
+            "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
+            f"'{paths[0]}', in `RunConfig`: '{paths[1]}'. Set one of them."
+        )
+    if not paths:
+        paths.append(tempfile.mkdtemp())
+        _logger.warning("Using temporary folder as model directory: %s", paths[0])
+    return absolute_path(paths[0])
 
 
 def check_supported(config: RunConfig) -> None:

@@ -43,27 +43,15 @@ class EventFile:
     def __init__(self, logdir: str, clock: Clock) -> None:
         self._logdir, self._clock = logdir, clock
         self._lock = threading.RLock()
-        self._flush_secs = _FLUSH_SECS
-        self._max_queue: int | None = None
+        self.run_start: int | None = None
+        """The global step at which a run begins: readers no longer show what an earlier run wrote at later steps."""
+        self.flush_secs, self.max_queue = _FLUSH_SECS, math.inf
+        """Events are flushed after so many seconds, or as soon as so many were written."""
         self._file: RecordWriter | None = None
         self._path = ""
         self._flushed, self._unflushed = clock(), 0
         self._checked = -math.inf
-        self._run_start: int | None = None
         self._failing, self._retry_at = False, -math.inf
-
-    def begin_run(self, step: int) -> None:
-        """Begins a run at a global step: readers no longer show what an earlier run wrote at later steps."""
-        with self._lock:
-            self._run_start = step
-
-    def flush_when(self, max_queue: int | None, flush_millis: float | None) -> None:
-        """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
-        with self._lock:
-            if max_queue is not None:
-                self._max_queue = max_queue
-            if flush_millis is not None:
-                self._flush_secs = flush_millis / 1000
 
     def write(self, event: "Event") -> None:
         """Writes an event, and flushes if that is due."""
@@ -74,15 +62,14 @@ class EventFile:
                 return
             with self._failures_warned():
                 file = self._opened(now)
-                if self._run_start is not None:
+                if self.run_start is not None:
                     # Here TensorBoard discards what it has read of this step and of later ones.
-                    start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
+                    start = protos.event(step=self.run_start + 1, session_log={"status": "START"})
                     file.write(start.SerializeToString())
-                    self._run_start = None
+                    self.run_start = None
                 file.write(record)
             self._unflushed += 1
-            is_full = self._max_queue is not None and self._unflushed >= self._max_queue
-            if is_full or now - self._flushed >= self._flush_secs:
+            if self._unflushed >= self.max_queue or now - self._flushed >= self.flush_secs:
                 self.flush()
 
     def warn_if_unwritable(self) -> None:

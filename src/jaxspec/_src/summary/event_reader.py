@@ -1,10 +1,11 @@
 """Reads the scalars in the event files of a directory."""
 
+import itertools
 import logging
 import math
 import os
 import struct
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -13,12 +14,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("jaxspec")
 _SCALARS_PLUGIN = "scalars"
-
-
-class _Scalar(NamedTuple):
-    step: int
-    tag: str
-    value: float
 
 
 def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None) -> dict[int, dict[str, float]]:
@@ -37,15 +32,14 @@ def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None)
     """
     warned = set() if warned is None else warned
     files = []
-    for name, path in _event_files(os.fspath(logdir), warned):
+    for path in _event_files(os.fspath(logdir), warned):
         begun, scalars, trouble = _read_file(path)
         if trouble is not None:
             _warn_once(warned, path, trouble)
-        files.append((begun, name, scalars))
+        files.append((begun, path, scalars))
     found: dict[int, dict[str, float]] = {}
-    for *_, scalars in sorted(files):
-        for step, tag, value in scalars:
-            found.setdefault(step, {})[tag] = value
+    for step, tag, value in itertools.chain.from_iterable(scalars for *_, scalars in sorted(files)):
+        found.setdefault(step, {})[tag] = value
     return dict(sorted(found.items()))
 
 
@@ -58,26 +52,25 @@ def _warn_once(warned: set[str], path: str, trouble: str) -> None:
         )
 
 
-def _event_files(logdir: str, warned: set[str]) -> list[tuple[str, str]]:
-    """(name, path) of the event files."""
+def _event_files(logdir: str, warned: set[str]) -> list[str]:
+    """The paths of the event files."""
     try:
         with os.scandir(logdir) as entries:
             # As in TensorBoard, which checks no more of a name.
-            return [(entry.name, entry.path) for entry in entries if "tfevents" in entry.name and entry.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+            return [entry.path for entry in entries if "tfevents" in entry.name and entry.is_file()]
     except OSError as error:
-        _warn_once(warned, logdir, f"the directory cannot be read: {error}")
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            _warn_once(warned, logdir, f"the directory cannot be read: {error}")
         return []
 
 
-def _read_file(path: str) -> tuple[float, list[_Scalar], str | None]:
-    """(wall time of the first event in seconds, infinite if there is none; the scalars; what was wrong first, or None)."""
+def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | None]:
+    """(wall time of the first event in seconds, infinite if there is none; the scalars as (step, tag, value); what was wrong first, or None)."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboardX.proto.event_pb2 import Event
 
     begun: float | None = None
-    scalars: list[_Scalar] = []
+    scalars: list[tuple[int, str, float]] = []
     troubles: list[str] = []
     try:
         with open(path, "rb") as file:
@@ -97,7 +90,7 @@ def _read_file(path: str) -> tuple[float, list[_Scalar], str | None]:
                         troubles.append(f"the value of {value.tag!r} at step {event.step} is no scalar: {error}")
                         continue
                     if number is not None:
-                        scalars.append(_Scalar(event.step, value.tag, number))
+                        scalars.append((event.step, value.tag, number))
     except _DamagedError as error:
         troubles.append(str(error))
     except MemoryError:

@@ -65,11 +65,14 @@ class SummaryWriter:
     def begin_run(self, step: int) -> None:
         """Begins a run at a global step: readers of the event file no longer show what an earlier run wrote at later steps."""
         self.user_tags.clear()
-        self._file.begin_run(step)
+        self._file.run_start = step
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
         """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
-        self._file.flush_when(max_queue, flush_millis)
+        if max_queue is not None:
+            self._file.max_queue = max_queue
+        if flush_millis is not None:
+            self._file.flush_secs = flush_millis / 1000
 
     def warn_if_unwritable(self) -> None:
         """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
