@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from jaxspec._src.base.types import AnyFunction, Metrics
-from jaxspec._src.base.validate import check_arguments, check_callable, check_number
+from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
 from jaxspec._src.export.exporter import Exporter
 
@@ -43,11 +43,7 @@ class _SavedModelExporter(Exporter):
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        check_number("exports_to_keep", exports_to_keep, whole=True)
-        if exports_to_keep is not None and exports_to_keep <= 0:
-            raise ValueError(
-                f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
-            )
+        check_number("exports_to_keep", exports_to_keep, above=0, whole=True, instead="None keeps all exports.")
         self._name, self._exports_to_keep = name, exports_to_keep
         self._receiver_fn, self._assets_extra = serving_input_receiver_fn, assets_extra
 
@@ -184,8 +180,7 @@ def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
     if compare_fn is None:
         raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
-    check_callable("`compare_fn`", compare_fn, mend)
-    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
+    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
 
 
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:

@@ -40,7 +40,7 @@ def make_early_stopping_hook(
     """
     check_estimator(estimator)
     instead = "Write a function without arguments that returns whether to stop."
-    check_callable("`should_stop_fn`", should_stop_fn, instead)
+    check_callable("should_stop_fn", should_stop_fn, instead)
     try:
         inspect.signature(should_stop_fn).bind()
     except TypeError as error:

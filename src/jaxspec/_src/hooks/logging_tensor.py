@@ -54,8 +54,6 @@ class LoggingTensorHook(SessionRunHook):
                 "either at_end and/or exactly one of every_n_iter and every_n_secs must be provided. Got "
                 f"every_n_iter={every_n_iter!r}, every_n_secs={every_n_secs!r}, at_end={at_end!r}."
             )
-        if every_n_iter is not None and every_n_iter <= 0:
-            raise ValueError(f"invalid every_n_iter={every_n_iter}. It must be positive.")
         by_name = by_tag("LoggingTensorHook: tensors", tensors)
         self._tensors = dict(sorted(by_name.items())) if isinstance(tensors, Mapping) else by_name
         names = ("every_n_secs", "every_n_iter")

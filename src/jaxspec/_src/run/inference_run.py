@@ -11,7 +11,7 @@ import numpy as np
 from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.gather import first_shard
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.engine import VERBS, Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.host_batches import HostBatch, run_batches
