@@ -159,7 +159,11 @@ class BestExporter(_SavedModelExporter):
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        _check_compare_fn(compare_fn)
+        expected = ("best_eval_result", "current_eval_result")
+        mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
+        if compare_fn is None:
+            raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
+        check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
         super().__init__(name, serving_input_receiver_fn, assets_extra, as_text, exports_to_keep)
         self._compare_fn = compare_fn
 
@@ -173,14 +177,6 @@ class BestExporter(_SavedModelExporter):
     def _exported(self, export_path: str, eval_result: Metrics) -> None:
         # Not before the export: a run that is killed in between exports twice, rather than never.
         write_best_result(export_path, eval_result)
-
-
-def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
-    expected = ("best_eval_result", "current_eval_result")
-    mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
-    if compare_fn is None:
-        raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
-    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
 
 
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:

@@ -9,10 +9,16 @@ from collections.abc import Callable
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable
-from jaxspec._src.hooks.evaluations import EvaluatedMetric, HasEvalDir, check_estimator
 from jaxspec._src.hooks.session import Session
-from jaxspec._src.hooks.stopping_hook import AlignedTimer, EarlyStoppingHook
+from jaxspec._src.hooks.stopping_hook import (
+    AlignedTimer,
+    EarlyStoppingHook,
+    EvaluatedMetric,
+    HasEvalDir,
+    check_estimator,
+)
 from jaxspec._src.spec.hook import SessionRunHook
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 def make_early_stopping_hook(
@@ -159,3 +165,8 @@ def stop_if_no_decrease_hook(
     metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
     reason = metric.not_improved(max_steps_without_decrease, operator.lt, "decrease")
     return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
+
+
+def read_eval_metrics(eval_dir: str | os.PathLike[str]) -> dict[int, dict[str, float]]:
+    """The metrics in the event files of a directory: `{global step: {tag: value}}`, ascending; {} without any."""
+    return read_scalars(eval_dir)

@@ -52,19 +52,16 @@ class ProfilerHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self._tracing:
             _ = run_context.session.loss
-            self._stop()
+            self.abort()
             self._timers.triggered(run_context)
         elif not self._compiled:
             self._timers.triggered(run_context)
             self._compiled = True
 
     def end(self, session: Session) -> None:
-        self._stop()
+        self.abort()
 
     def abort(self) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

@@ -1,7 +1,6 @@
 """What a training run reports while it runs: log lines with loss and rates, automatic summaries, the progress bar."""
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +37,7 @@ class TrainingReport:
         config: RunConfig,
         batch_size: int | None,
         bar: "ProgressBar | None",
-        clock: Clock = time.monotonic,
+        clock: Clock,
     ) -> None:
         self._writer, self._batch_size, self._bar = writer, batch_size, bar
         self._log_timer = _timer(config.log_step_count_steps, step, clock)

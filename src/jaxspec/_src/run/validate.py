@@ -14,9 +14,6 @@ from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 
 _logger = logging.getLogger("jaxspec")
 
-INPUT_FN_ARGUMENTS = ("params", "mode", "config")
-
-
 LAST_STEP = 2**31 - 1
 """The global step is an int32."""
 
@@ -34,7 +31,7 @@ def check_input_fn(input_fn: InputFn) -> None:
     instead = "Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
     if hasattr(input_fn, "__iter__"):
         instead = "Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
-    check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS, instead=instead)
+    check_arguments(input_fn, role="input_fn", allowed=("params", "mode", "config"), instead=instead)
 
 
 def check_last_step(step: int, stop: int | None) -> None:

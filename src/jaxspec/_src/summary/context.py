@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxspec._src.base.arrays import describe_array, is_tracer
 from jaxspec._src.base.types import T
 from jaxspec._src.summary.sink import Sink
 
@@ -82,16 +83,19 @@ def in_evaluation() -> bool:
     return position is not None and position.in_evaluation
 
 
-def destination(function: str, *names: str, step: ArrayLike | None = None) -> Position | None:
+def destination(
+    function: str, *names: str, data: ArrayLike | None = None, step: ArrayLike | None = None
+) -> Position | None:
     """The global step and the writer of a summary; None if it is not to be written. The writer notes the tags.
 
     Args:
       function: the name of the public function, for errors.
       names: the tags.
+      data: what is to be written.
       step: as the user gave it; None: that of the run.
 
     Raises:
-      TypeError: if the name is not a str.
+      TypeError: if a name is not a str, or the data are an array of a model_fn that is being traced.
       ValueError: if there is no writer or no step.
     """
     for name in names:
@@ -99,6 +103,11 @@ def destination(function: str, *names: str, step: ArrayLike | None = None) -> Po
             raise TypeError(
                 f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
             )
+    if is_tracer(data):
+        raise TypeError(
+            f"summary.{function}({names[0]!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
+            "written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or host_call=summary.host_call(...)."
+        )
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
         return None

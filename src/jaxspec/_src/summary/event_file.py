@@ -102,12 +102,11 @@ class EventFile:
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
         with self._lock:
-            if self._file is not None:
-                self.flush()
-            if self._file is not None:  # a flush that failed has closed it
+            self.flush()
+            file, self._file = self._file, None  # a flush that failed has closed it
+            if file is not None:
                 with self._failures_warned():
-                    self._file.close()
-                self._file = None
+                    file.close()
 
     @contextlib.contextmanager
     def _failures_warned(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.base.arrays import describe_array, is_array, is_tracer
+from jaxspec._src.base.arrays import describe_array, is_array
 from jaxspec._src.base.types import HostFunction
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.summary.context import destination, in_evaluation
@@ -23,8 +23,7 @@ def scalar(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
       ValueError: if no step is given and no run is calling, or if there is no writer.
       TypeError: for an array of a model_fn that is being traced.
     """
-    _refuse_tracer("scalar", name, data)
-    if at := destination("scalar", name, step=step):
+    if at := destination("scalar", name, data=data, step=step):
         at.writer.scalar(name, _mean(data), at.step)
 
 
@@ -43,10 +42,9 @@ def image(name: str, data: ArrayLike, step: ArrayLike | None = None, max_outputs
       TypeError: as `scalar`.
       ImportError: without Pillow: `pip install 'jaxspec[images]'`.
     """
-    _refuse_tracer("image", name, data)
     if max_outputs < 1:
         raise ValueError(f"summary.image({name!r}): max_outputs is {max_outputs}; expected 1 or more.")
-    if at := destination("image", name, step=step):
+    if at := destination("image", name, data=data, step=step):
         pixels = _pixels(name, data)[:max_outputs]
         for i, one in enumerate(pixels):
             at.writer.image(name if len(pixels) == 1 else f"{name}/{i}", one, at.step)
@@ -59,8 +57,7 @@ def histogram(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None
 
     Args and errors: as `scalar`.
     """
-    _refuse_tracer("histogram", name, data)
-    if at := destination("histogram", name, step=step):
+    if at := destination("histogram", name, data=data, step=step):
         at.writer.histogram(name, np.asarray(data), at.step)
 
 
@@ -112,14 +109,6 @@ def host_call(**tensors: ArrayLike | None) -> HostFunction:
     # Its names are tags, not fetch names: for hooks, `loss` remains the loss of the spec.
     write_tensors.names_are_tags = True  # type: ignore[attr-defined]
     return write_tensors, given
-
-
-def _refuse_tracer(function: str, name: str, data: object) -> None:
-    if is_tracer(data):
-        raise TypeError(
-            f"summary.{function}({name!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
-            "written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or host_call=summary.host_call(...)."
-        )
 
 
 def _mean(data: ArrayLike) -> float:
