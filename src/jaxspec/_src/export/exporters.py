@@ -1,17 +1,49 @@
-"""FinalExporter, LatestExporter, BestExporter: which evaluations lead to an export, and how many exports are kept."""
+"""Exporters: which evaluations lead to an export of the model, and how many exports are kept."""
 
+import abc
 import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
-from jaxspec._src.export.exporter import Exporter
+
+
+class Exporter(abc.ABC):
+    """Base class of exporters for `EvalSpec(exporters=...)`. `train_and_evaluate` calls `export` after each evaluation."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name of its directory in `MODEL_DIR/export`. Two exporters of one EvalSpec have different names."""
+
+    @abc.abstractmethod
+    def export(
+        self,
+        estimator: Any,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Metrics,
+        is_the_final_export: bool,
+    ) -> object:
+        """Decides whether to export the checkpoint that was evaluated, and exports it.
+
+        Args:
+          estimator: the `TPUEstimator`; its `export_saved_model` writes an export.
+          export_path: `MODEL_DIR/export/NAME`. It may not exist yet.
+          checkpoint_path: the checkpoint that was evaluated.
+          eval_result: what `evaluate` returned.
+          is_the_final_export: whether training has reached max_steps.
+
+        Returns:
+          The path of the export; None if there is none.
+        """
+
 
 _logger = logging.getLogger("jaxspec")
 

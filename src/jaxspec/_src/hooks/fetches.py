@@ -28,10 +28,10 @@ def by_tag(argument: str, fetches: str | Iterable[str] | Mapping[str, str]) -> d
 
     Args:
       argument: the class and its argument, for the message.
-      fetches: what the user passed: a fetch name, a list of them, or a dict from tags to fetch names.
+      fetches: what the user passed: a fetch name, a list of them, or a dict from tags to fetch names, which is sorted.
     """
     refuse_arrays(argument, fetches)
     if isinstance(fetches, Mapping):
-        return dict(fetches)
+        return dict(sorted(fetches.items()))
     names = [fetches] if isinstance(fetches, str) or not isinstance(fetches, Iterable) else fetches
     return {name: name for name in names}

@@ -54,8 +54,7 @@ class LoggingTensorHook(SessionRunHook):
                 "either at_end and/or exactly one of every_n_iter and every_n_secs must be provided. Got "
                 f"every_n_iter={every_n_iter!r}, every_n_secs={every_n_secs!r}, at_end={at_end!r}."
             )
-        by_name = by_tag("LoggingTensorHook: tensors", tensors)
-        self._tensors = dict(sorted(by_name.items())) if isinstance(tensors, Mapping) else by_name
+        self._tensors = by_tag("LoggingTensorHook: tensors", tensors)
         names = ("every_n_secs", "every_n_iter")
         self._timers = None if neither else SessionTimers(every_n_secs, every_n_iter, names, clock)
         self._at_end, self._formatter = at_end, formatter

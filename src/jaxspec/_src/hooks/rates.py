@@ -122,34 +122,31 @@ class ExamplesPerSecondHook(StepCounterHook):
         self._result: Rates | None = None
 
     def begin(self) -> None:
-        self._began: float | None = None
-        self._first_loop: tuple[float, int, int] | None = None  # seconds, number of steps, global step after it
+        self._marks: list[tuple[float, int]] = []
+        """The time and the global step before and after the first loop."""
         self._result = None
 
     def before_run(self, run_context: SessionRunContext) -> None:
-        if self._began is None:
-            self._began = self._clock()
+        if not self._marks:
+            self._marks.append((self._clock(), run_context.first_step))
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        if self._first_loop is None:
+        self._end = run_context.last_step + 1
+        if len(self._marks) == 1:
             _ = run_context.session.loss  # waits for the devices
-            assert self._began is not None
-            end = run_context.last_step + 1
-            self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)
-            self._steady_since = self._clock()
-        self._last_end = run_context.last_step + 1
+            self._marks.append((self._clock(), self._end))
         super().after_run(run_context, run_values)
 
     def end(self, session: Session) -> None:
         super().end(session)
         _ = session.loss
-        if self._first_loop is None:
+        if len(self._marks) < 2:
             return
-        seconds, steps, step = self._first_loop
-        elapsed = self._clock() - self._steady_since
-        if self._last_end > step and elapsed > 0:
-            rate = (self._last_end - step) / elapsed
-            self._result = Rates(rate, rate * self._batch_size, max(0.0, seconds - steps / rate))
+        (began, start), (compiled, step) = self._marks
+        elapsed = self._clock() - compiled
+        if self._end > step and elapsed > 0:
+            rate = (self._end - step) / elapsed
+            self._result = Rates(rate, rate * self._batch_size, max(0.0, compiled - began - (step - start) / rate))
 
     def result(self) -> Rates:
         """The rates of the last session.
