@@ -8,8 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.fetches import by_tag
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Session, by_tag
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.fetches import by_tag
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Session, by_tag
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer

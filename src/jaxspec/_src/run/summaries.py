@@ -14,6 +14,7 @@ from jaxspec._src.run.config import RunConfig
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 
 _logger = logging.getLogger("jaxspec")
+_MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
 
 
 @contextlib.contextmanager
@@ -39,16 +40,13 @@ def run_writer(config: RunConfig, logdir: str) -> Iterator[SummaryWriter]:
     try:
         writer.flush()
     except Exception as error:
-        warn_not_written(error)
+        _warn_not_written(error)
 
 
-def warn_not_written(error: Exception) -> None:
+def _warn_not_written(error: Exception) -> None:
     """Warns that summaries were lost: what was computed is returned although it could not be written down."""
     said = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     _logger.warning("The results are returned, but not all summaries could be written: %s.", said, exc_info=error)
-
-
-_MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
 
 
 def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
@@ -79,7 +77,7 @@ def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
         with _collected(errors):
             writer.text("checkpoint_path", path, step)
     if errors:
-        warn_not_written(errors[0])
+        _warn_not_written(errors[0])
 
 
 @contextlib.contextmanager

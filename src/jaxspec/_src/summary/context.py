@@ -118,10 +118,9 @@ def destination(
     call = f"summary.{function}({', '.join(names)!r})"
     if writer is None:
         raise ValueError(f"{call}: no writer. Write `with summary.create_file_writer(logdir).as_default():` around it.")
-    if step is None and position is None:
-        raise ValueError(f"{call}: no step; outside host_call pass step=.")
     if step is None:
-        assert position is not None
+        if position is None:
+            raise ValueError(f"{call}: no step; outside host_call pass step=.")
         step = position.step
     elif not isinstance(step, int):
         step = int(_one_for_all(f"{call}: step", step))
