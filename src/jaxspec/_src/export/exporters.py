@@ -4,6 +4,7 @@ import abc
 import logging
 import math
 import os
+import pathlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -213,10 +214,11 @@ class BestExporter(_SavedModelExporter):
 
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
     """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
-    with os.scandir(export_path) as entries:
-        exports = sorted(entry.name for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
-    for name in exports[:-exports_to_keep]:
+    exports = sorted(
+        path for path in pathlib.Path(export_path).iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()
+    )
+    for path in exports[:-exports_to_keep]:
         try:
-            shutil.rmtree(os.path.join(export_path, name))
+            shutil.rmtree(path)
         except OSError as error:
-            _logger.warning("Can not delete the old export %s: %s", name, error)
+            _logger.warning("Can not delete the old export %s: %s", path.name, error)

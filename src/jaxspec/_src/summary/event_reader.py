@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -74,8 +75,7 @@ def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | No
     troubles: list[str] = []
     try:
         with open(path, "rb") as file:
-            while (record := _record(file)) is not None:
-                start, data = record
+            for start, data in _records(file):
                 try:
                     event = Event.FromString(data)
                 except DecodeError:
@@ -104,26 +104,27 @@ class _DamagedError(Exception):
     """The file does not continue with a whole record."""
 
 
-def _record(file: BinaryIO) -> tuple[int, bytes] | None:
-    """(start in bytes, data) of the next record of a TFRecord file: length, its checksum, data, their checksum."""
+def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields (start in bytes, data) of the records of a TFRecord file: each is length, its checksum, data, their checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
-    start = file.tell()
-    header = file.read(12)
-    if not header:
-        return None
-    if len(header) == 12:
-        length, checksum = struct.unpack("<QI", header)
-        if checksum != masked_crc32c(header[:8]):
+    while header := file.read(12):
+        start = file.tell() - len(header)
+        data, footer = b"", b""
+        if len(header) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if checksum != masked_crc32c(header[:8]):
+                raise _DamagedError(f"wrong checksum at byte {start}")
+            # Checked before the data are read: a damaged length may be any number.
+            if length <= os.fstat(file.fileno()).st_size - start - 16:
+                data, footer = file.read(length), file.read(4)
+        if len(footer) < 4:
+            raise _DamagedError(
+                f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)"
+            )
+        if struct.unpack("<I", footer)[0] != masked_crc32c(data):
             raise _DamagedError(f"wrong checksum at byte {start}")
-        # Checked before the data are read: a damaged length may be any number.
-        if length <= os.fstat(file.fileno()).st_size - start - 16:
-            data, footer = file.read(length), file.read(4)
-            if len(footer) == 4:
-                if struct.unpack("<I", footer)[0] != masked_crc32c(data):
-                    raise _DamagedError(f"wrong checksum at byte {start}")
-                return start, data
-    raise _DamagedError(f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)")
+        yield start, data
 
 
 # By the number that types.proto gives a dtype: the dtype, and the field of a tensor that holds its values.
