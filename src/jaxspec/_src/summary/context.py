@@ -2,39 +2,27 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.base.arrays import describe_array, is_tracer
-from jaxspec._src.base.types import T
-from jaxspec._src.summary.sink import Sink
+from jaxspec._src.summary.writer import SummaryWriter, default_writer
 
 Condition: TypeAlias = ArrayLike | Callable[[], ArrayLike]
 """A bool, an array of equal bools, or a function that returns one of these."""
-
-
-class Writer(Sink, Protocol):
-    """What `scalar` and its siblings write to. `summary.writer.SummaryWriter` is one; this module does not import it."""
-
-    logdir: str
-    user_tags: set[str]
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes numbers by tag."""
 
 
 class Position(NamedTuple):
     """Where a summary goes: for a host function that runs, its step and the run's own writer."""
 
     step: int
-    writer: Writer
+    writer: SummaryWriter
     in_evaluation: bool = False
 
 
-_default: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
 _position: contextvars.ContextVar[Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
 _condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars.ContextVar(
     "jaxspec_summary_record_if", default=True
@@ -42,22 +30,13 @@ _condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars
 
 
 @contextlib.contextmanager
-def _set_within(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
-    token = variable.set(value)
+def run_position(step: int, writer: SummaryWriter, *, in_evaluation: bool = False) -> Iterator[None]:
+    """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
+    token = _position.set(Position(step, writer, in_evaluation))
     try:
         yield
     finally:
-        variable.reset(token)
-
-
-def default_writer(writer: Writer) -> contextlib.AbstractContextManager[None]:
-    """Within it, summaries go to `writer`."""
-    return _set_within(_default, writer)
-
-
-def run_position(step: int, writer: Writer, *, in_evaluation: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
-    return _set_within(_position, Position(step, writer, in_evaluation))
+        _position.reset(token)
 
 
 @contextlib.contextmanager
@@ -73,8 +52,11 @@ def record_if(condition: Condition) -> Iterator[None]:
     Raises:
       ValueError: if the entries do not agree, or there are none.
     """
-    with _set_within(_condition, condition if callable(condition) else _holds(condition)):
+    token = _condition.set(condition if callable(condition) else _holds(condition))
+    try:
         yield
+    finally:
+        _condition.reset(token)
 
 
 def in_evaluation() -> bool:
@@ -111,7 +93,7 @@ def destination(
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
         return None
-    position, writer = _position.get(), _default.get()
+    position, writer = _position.get(), default_writer.get()
     # Code from TensorFlow opens the writer of model_dir itself. It means the run, whose writer has the sinks, too.
     if position is not None and (writer is None or writer.logdir == position.writer.logdir):
         writer = position.writer

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import contextvars
 import copy
 import logging
 import os
@@ -16,7 +17,6 @@ from numpy.typing import ArrayLike
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Clock, T
 from jaxspec._src.summary import protos
-from jaxspec._src.summary.context import default_writer
 from jaxspec._src.summary.event_file import EventFile
 from jaxspec._src.summary.sink import Sink
 
@@ -141,8 +141,11 @@ class SummaryWriter:
     @contextlib.contextmanager
     def as_default(self) -> Iterator["SummaryWriter"]:
         """Within it, summaries go to this writer."""
-        with default_writer(self):
+        token = default_writer.set(self)
+        try:
             yield self
+        finally:
+            default_writer.reset(token)
 
     def _write(self, method: str, add: Callable[["Event", str, T], None], name: str, value: T, step: int) -> None:
         event = protos.event(step=step)
@@ -168,6 +171,9 @@ def _markdown_table(matrix: np.ndarray) -> str:
     rows += [[f"**{i}**", *(f"{entry:g}" for entry in row)] for i, row in enumerate(matrix)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
+
+default_writer: contextvars.ContextVar[SummaryWriter | None] = contextvars.ContextVar("jaxspec_writer", default=None)
+"""The writer that `as_default` has made that of `summary.scalar` and its siblings."""
 
 # The one cache of the library: two writers of one directory would write two event files.
 _writers: dict[str, SummaryWriter] = {}
