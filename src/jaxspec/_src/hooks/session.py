@@ -120,5 +120,6 @@ def by_tag(argument: str, fetches: str | Iterable[str] | Mapping[str, str]) -> d
     refuse_arrays(argument, fetches)
     if isinstance(fetches, Mapping):
         return dict(sorted(fetches.items()))
-    names = [fetches] if isinstance(fetches, str) or not isinstance(fetches, Iterable) else fetches
-    return {name: name for name in names}
+    if not isinstance(fetches, Iterable):
+        raise TypeError(f"{argument} must be a fetch name, or a list or dict of them, got {fetches!r}; write 'loss'.")
+    return {name: name for name in ([fetches] if isinstance(fetches, str) else fetches)}

@@ -69,12 +69,16 @@ class TPUConfig:
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
         every = self.experimental_host_call_every_n_steps
         check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
-        kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
-        object.__setattr__(self, "per_host_input_for_training", kind)
+        kind = self.per_host_input_for_training
+        if isinstance(kind, bool):
+            kind = InputPipelineConfig.PER_HOST_V1 if kind else InputPipelineConfig.PER_SHARD_V1
+        elif kind not in list(InputPipelineConfig):
+            raise ValueError(f"per_host_input_for_training must be True, False or an InputPipelineConfig; got {kind!r}")
+        object.__setattr__(self, "per_host_input_for_training", InputPipelineConfig(kind))
         dims = self.input_partition_dims
         if dims is not None and len(dims) not in (1, 2):
             raise ValueError("input_partition_dims must be a list/tuple with one or two elements.")
-        if dims is not None and kind is not InputPipelineConfig.PER_HOST_V2:
+        if dims is not None and kind != InputPipelineConfig.PER_HOST_V2:
             raise ValueError("input_partition_dims is only supported in PER_HOST_V2 mode.")
         if dims is not None and cores is None:
             raise ValueError("input_partition_dims requires setting num_cores_per_replica.")
@@ -93,15 +97,6 @@ class TPUConfig:
     def loop_steps(self) -> int | None:
         """The steps of a loop; None where `iterations_per_loop` is a time."""
         return None if self.loop_seconds is not None else int(self.iterations_per_loop)
-
-
-def _pipeline(name: str, value: bool | int | InputPipelineConfig) -> InputPipelineConfig:
-    if isinstance(value, bool):
-        return InputPipelineConfig.PER_HOST_V1 if value else InputPipelineConfig.PER_SHARD_V1
-    try:
-        return InputPipelineConfig(value)
-    except ValueError:
-        raise ValueError(f"{name} must be True, False or an InputPipelineConfig; got {value!r}") from None
 
 
 _UNSET: Any = object()

@@ -43,15 +43,19 @@ class EventFile:
     def __init__(self, logdir: str, clock: Clock) -> None:
         self._logdir, self._clock = logdir, clock
         self._lock = threading.RLock()
-        self.run_start: int | None = None
-        """The global step at which a run begins: readers no longer show what an earlier run wrote at later steps."""
         self.flush_secs, self.max_queue = _FLUSH_SECS, math.inf
         """Events are flushed after so many seconds, or as soon as so many were written."""
         self._file: RecordWriter | None = None
         self._path = ""
         self._flushed, self._unflushed = clock(), 0
         self._checked = -math.inf
+        self._run_start: int | None = None
         self._failing, self._retry_at = False, -math.inf
+
+    def begin_run(self, step: int) -> None:
+        """Begins a run at a global step: readers no longer show what an earlier run wrote at later steps."""
+        with self._lock:
+            self._run_start = step
 
     def write(self, event: "Event") -> None:
         """Writes an event, and flushes if that is due."""
@@ -62,11 +66,11 @@ class EventFile:
                 return
             with self._failures_warned():
                 file = self._opened(now)
-                if self.run_start is not None:
+                if self._run_start is not None:
                     # Here TensorBoard discards what it has read of this step and of later ones.
-                    start = protos.event(step=self.run_start + 1, session_log={"status": "START"})
+                    start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
                     file.write(start.SerializeToString())
-                    self.run_start = None
+                    self._run_start = None
                 file.write(record)
             self._unflushed += 1
             if self._unflushed >= self.max_queue or now - self._flushed >= self.flush_secs:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
 
 _logger = logging.getLogger("jaxspec")
-_SCALARS_PLUGIN = "scalars"
 
 
 def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None) -> dict[int, dict[str, float]]:
@@ -144,7 +143,7 @@ def _number(value: "Summary.Value") -> float | None:
     """
     if value.HasField("simple_value"):
         return float(value.simple_value)
-    if not value.HasField("tensor") or value.metadata.plugin_data.plugin_name != _SCALARS_PLUGIN:
+    if not value.HasField("tensor") or value.metadata.plugin_data.plugin_name != "scalars":
         return None
     tensor = value.tensor
     if tensor.dtype not in _DTYPES:

@@ -65,7 +65,7 @@ class SummaryWriter:
     def begin_run(self, step: int) -> None:
         """Begins a run at a global step: readers of the event file no longer show what an earlier run wrote at later steps."""
         self.user_tags.clear()
-        self._file.run_start = step
+        self._file.begin_run(step)
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
         """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
