@@ -81,13 +81,10 @@ class EventFile:
         place = self._logdir
         while not os.path.lexists(place):
             place = os.path.dirname(place)
-        effective = os.access in os.supports_effective_ids
-        if not os.path.isdir(place):
-            number = errno.ENOTDIR
-        elif not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-            number = errno.EACCES
-        else:
+        is_dir, effective = os.path.isdir(place), os.access in os.supports_effective_ids
+        if is_dir and os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
             return
+        number = errno.EACCES if is_dir else errno.ENOTDIR
         with self._lock:
             self._warn(OSError(number, os.strerror(number), place))
 
