@@ -15,8 +15,8 @@ from jaxspec._src.checkpoint.latest import load_global_step as load_global_step
 from jaxspec._src.device.replicate import replicate as replicate
 from jaxspec._src.device.shards import gather as gather
 from jaxspec._src.device.shards import shard as shard
-from jaxspec._src.export.exporter import Exporter as Exporter
 from jaxspec._src.export.exporters import BestExporter as BestExporter
+from jaxspec._src.export.exporters import Exporter as Exporter
 from jaxspec._src.export.exporters import FinalExporter as FinalExporter
 from jaxspec._src.export.exporters import LatestExporter as LatestExporter
 from jaxspec._src.run.config import InputPipelineConfig as InputPipelineConfig

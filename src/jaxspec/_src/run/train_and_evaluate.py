@@ -6,7 +6,7 @@ import time
 
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
-from jaxspec._src.hooks.listener import CheckpointSaverListener
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator
