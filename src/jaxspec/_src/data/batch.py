@@ -8,8 +8,7 @@ import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.dtypes import narrowed, to_numpy
-from jaxspec._src.data.elements import is_plain_list, split_element
+from jaxspec._src.data.elements import is_plain_list, narrowed, split_element, to_numpy
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.spec.mode import ModeKeys
 
@@ -17,7 +16,7 @@ _logger = logging.getLogger("jaxspec")
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class InputBatch:
     """One checked batch of this process."""
 
     data: tuple[PyTree, PyTree]
@@ -26,11 +25,11 @@ class Batch:
     position: str | None = None
     """The position of the input after this batch, as text; None if the input reports none."""
 
-    def rest(self) -> "list[Batch]":
+    def rest(self) -> "list[InputBatch]":
         """The batches that have not been taken: this one. (Of a `Stack` there may be several.)"""
         return [self]
 
-    def copied(self) -> "Batch":
+    def copied(self) -> "InputBatch":
         """The batch in arrays of its own."""
         return dataclasses.replace(self, data=jax.tree.map(np.array, self.data))
 
@@ -57,7 +56,7 @@ class BatchChecker:
         assert self._reference is not None
         return {name: f"{leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in self._reference.items()}
 
-    def check(self, element: PyTree) -> Batch:
+    def check(self, element: PyTree) -> InputBatch:
         """The batch of an element of the input. In prediction its labels are dropped.
 
         Raises:
@@ -82,7 +81,7 @@ class BatchChecker:
             shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
             raise ValueError(f"{self._where()}: leaves disagree in their leading size, the batch: {shown}.")
         rows = next(iter(sizes.values()))
-        batch = Batch((data["features"], data["labels"]), rows)
+        batch = InputBatch((data["features"], data["labels"]), rows)
         if rows or not self._request.ragged:
             if self._reference is None:
                 self._set_reference(leaves, jax.tree.structure(data), rows)

@@ -6,7 +6,7 @@ The input's thread runs everything but the constructor. An iterator that the cal
 from collections.abc import Iterator
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.batch import Batch, BatchChecker
+from jaxspec._src.data.batch import BatchChecker, InputBatch
 from jaxspec._src.data.elements import call_input_fn, elements, is_endless
 from jaxspec._src.data.fingerprint import input_identity
 from jaxspec._src.data.input_request import InputRequest
@@ -34,14 +34,14 @@ class InputSource:
         self._held: Holder[Iterator[PyTree]] = Holder(iter(()))
         self._positions: Positions | None = None
         """None: the input reports no position, or nobody trains on it."""
-        self._unused: list[Batch] = []
+        self._unused: list[InputBatch] = []
         self._start_over()
 
     def _start_over(self) -> None:
         self.checker = BatchChecker(self._request)
         self._fetched = 0
 
-    def open(self) -> Batch | None:
+    def open(self) -> InputBatch | None:
         """Calls input_fn, goes to the position, and fetches the first batch: None if there is none."""
         saved, self.position = self.position, None
         recalled = self._make()
@@ -69,7 +69,7 @@ class InputSource:
         self._start_over()
         return self.fetch()
 
-    def fetch(self) -> Batch | None:
+    def fetch(self) -> InputBatch | None:
         """The next batch; None at the end of the input and at the limit."""
         if self._fetched == self._request.limit:
             return None
@@ -92,7 +92,7 @@ class InputSource:
                 position = self._positions.after(self.checker, has_rows=counts)
             if counts:
                 self._fetched += 1
-                return Batch(batch.data, batch.rows, position)
+                return InputBatch(batch.data, batch.rows, position)
 
     def close(self) -> BaseException | None:
         """Closes the iterator, unless it is lent; returns the error that this raised, or None."""
@@ -107,7 +107,7 @@ class InputSource:
             return error
         return None
 
-    def remember(self, unused: list[Batch]) -> None:
+    def remember(self, unused: list[InputBatch]) -> None:
         """Keeps the batches that were fetched from a lent iterator and not used, for the next call."""
         if self.lent:
             identity = None if self._positions is None else self._positions.identity

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.types import Clock, PyTree
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.callers_context import in_callers_context
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.input_source import InputSource
@@ -63,7 +63,7 @@ class Infeed:
         check_interrupt: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.first: Batch | None = None
+        self.first: InputBatch | None = None
         self._request = request
         self._memory = InputMemory() if memory is None else memory
         self._warnings = InputWarnings(request, clock)
@@ -73,7 +73,7 @@ class Infeed:
         self._taken = 0
         self._ended = self._closed = False
         self._close_error: BaseException | None = None
-        opening: concurrent.futures.Future[Batch | None] = concurrent.futures.Future()
+        opening: concurrent.futures.Future[InputBatch | None] = concurrent.futures.Future()
         run = in_callers_context(functools.partial(self._run, opening))
         self._thread = threading.Thread(target=run, name="jaxspec-infeed", daemon=True)
         try:
@@ -118,7 +118,7 @@ class Infeed:
         self._warnings.starts()
         self._started.set()
 
-    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> Slice | Batch | None:
+    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> Slice | InputBatch | None:
         """Up to `most` full batches of one stack; or one ragged batch; or None at the end of the input.
 
         Waits for the input, but only until `give_up()` is true; it returns None then, too. An exception of the input is
@@ -140,7 +140,7 @@ class Infeed:
                 self._warnings.ended(self._taken)
             self._ended = True
             return None
-        self._taken += 1 if isinstance(item, Batch) else item.stop - item.start
+        self._taken += 1 if isinstance(item, InputBatch) else item.stop - item.start
         return item
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
@@ -171,7 +171,7 @@ class Infeed:
                 exc_info=error,
             )
 
-    def _run(self, opening: "concurrent.futures.Future[Batch | None]") -> None:
+    def _run(self, opening: "concurrent.futures.Future[InputBatch | None]") -> None:
         """The body of the thread. `opening` gets the first batch, or the error before it."""
         failure, batch = None, None
         try:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.device.shards import batch_of_stack, capacity_of, copy_into_stack
 
 _WORTH_A_PROGRAM = 3
@@ -27,7 +27,7 @@ class Stack:
         """How many batches have been added."""
         return len(self.positions)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: InputBatch) -> None:
         """Copies a batch into the next place."""
         copy_into_stack(self.data, self.count, batch.data)
         self.positions.append(batch.position)
@@ -38,12 +38,12 @@ class Stack:
         self.taken = stop
         return Slice(self.data, start, stop, self.positions[stop - 1])
 
-    def rest(self) -> list[Batch]:
+    def rest(self) -> list[InputBatch]:
         """The batches that have not been taken, as they came."""
         batches = []
         for i in range(self.taken, self.count):
             data = batch_of_stack(self.data, i)
-            batches.append(Batch(data, jax.tree.leaves(data)[0].shape[0], self.positions[i]))
+            batches.append(InputBatch(data, jax.tree.leaves(data)[0].shape[0], self.positions[i]))
         return batches
 
 

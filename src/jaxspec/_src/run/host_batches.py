@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
@@ -78,7 +78,7 @@ def run_batches(
         if (item := infeed.take(min(capacity, pace.most), interrupted)) is None:
             raise_if_interrupted()
             break
-        if isinstance(item, Batch):
+        if isinstance(item, InputBatch):
             pending.append(fetch_tail(run_tail(item.data, number)))
             number += 1
         else:

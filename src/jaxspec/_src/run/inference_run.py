@@ -22,7 +22,7 @@ from jaxspec._src.run.sources import Source
 from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
@@ -38,7 +38,7 @@ _SESSION_NAMES = {ModeKeys.EVAL: "evaluation", ModeKeys.PREDICT: "prediction"}
 def open_run(
     stack: contextlib.ExitStack,
     engine: Engine,
-    mode: str,
+    mode: Mode,
     source: Source,
     infeed: Infeed,
     hooks: tuple[SessionRunHook, ...],

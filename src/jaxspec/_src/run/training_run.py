@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
 from jaxspec._src.device.shards import first_shard, stack_of_one
@@ -165,10 +165,10 @@ class TrainingRun(RunningSession):
             self.interrupted or self._length.is_up(time.monotonic() - began) or self._hooks.wants_loop_end(self._step)
         )
 
-    def _dispatch(self, item: Slice | Batch) -> None:
+    def _dispatch(self, item: Slice | InputBatch) -> None:
         item = (
             Slice(stack_of_one(item.data), 0, 1, item.position)
-            if isinstance(item, Batch)
+            if isinstance(item, InputBatch)
             else self._singles.alone(item)
         )
         self._in_flight.keep_host_calls_in_step(self._step)

@@ -7,7 +7,7 @@ from typing import ParamSpec
 import jax
 
 from jaxspec._src.base.types import PyTree, T
-from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.jaxprs import debugging
 
 _logger = logging.getLogger("jaxspec")
 P = ParamSpec("P")

@@ -11,12 +11,10 @@ import optax
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.spec.train_op import Reduction, Selection, TrainOp
-from jaxspec._src.step.closure_conversion import Converted, convert_closure
-from jaxspec._src.step.dead_code import without_callbacks
 from jaxspec._src.step.gradients import Loss, ModelCall, own_loss, spec_loss, value_fn
+from jaxspec._src.step.jaxprs import Converted, convert_closure, without_callbacks
 from jaxspec._src.step.replication import varying
-from jaxspec._src.step.trainable import merge, select
-from jaxspec._src.step.variables import checked_collections
+from jaxspec._src.step.variables import checked_collections, merge, select
 
 
 @functools.partial(
