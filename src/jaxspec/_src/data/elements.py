@@ -1,6 +1,5 @@
 """What input_fn returns: an iterator of elements, each (features, labels), whose leaves become NumPy arrays."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -39,11 +38,6 @@ def elements(source: object) -> Iterator[PyTree]:
             "or a (features, labels) tuple)."
         )
     return iter([source])
-
-
-def is_endless(iterator: Iterator[PyTree]) -> bool:
-    """Whether an iterator is known to have another element always."""
-    return isinstance(iterator, itertools.cycle) or getattr(iterator, "endless", False) is True
 
 
 def split_element(element: PyTree) -> tuple[PyTree, PyTree]:

@@ -3,17 +3,16 @@
 The input's thread runs everything but the constructor. An iterator that the caller holds, too, is not closed.
 """
 
+import itertools
 from collections.abc import Iterator
 
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import BatchChecker, InputBatch
-from jaxspec._src.data.elements import call_input_fn, elements, is_endless
-from jaxspec._src.data.fingerprint import input_identity
-from jaxspec._src.data.input_request import InputRequest
-from jaxspec._src.data.input_warnings import warn_of_repeated_input, warn_of_used_up_input
+from jaxspec._src.data.elements import call_input_fn, elements
+from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
 from jaxspec._src.data.position import is_checkpointable
-from jaxspec._src.data.resume import Positions
+from jaxspec._src.data.resume import Positions, input_identity
 from jaxspec._src.spec.mode import ModeKeys
 
 
@@ -74,13 +73,12 @@ class InputSource:
         if self._fetched == self._request.limit:
             return None
         while True:
-            element, position = None, None
             try:
                 if self._unused:
                     left = self._unused.pop(0)
                     element, position = left.data, left.position
                 else:
-                    element = next(self._held.value)
+                    element, position = next(self._held.value), None
             except StopIteration:
                 return None
             except BaseException as error:
@@ -119,7 +117,8 @@ class InputSource:
         self._held = Holder(elements(call_input_fn(self._request.input_fn, self._request.arguments)))
         self.lent = not self._held.is_alone()
         iterator = self._held.value
-        if self._request.mode == ModeKeys.EVAL and self._request.limit is None and is_endless(iterator):
+        endless = isinstance(iterator, itertools.cycle) or getattr(iterator, "endless", False) is True
+        if endless and self._request.mode == ModeKeys.EVAL and self._request.limit is None:
             raise ValueError(
                 f"evaluate would never end: the input of input_fn ({self._request.name}) repeats for ever, and steps=None "
                 "takes all of it. Pass steps=..., or an input of one epoch, as numpy_input_fn(x, y, num_epochs=1)."

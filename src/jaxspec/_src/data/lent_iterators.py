@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import InputBatch
-from jaxspec._src.data.fingerprint import Identity
+from jaxspec._src.data.resume import Identity
 
 T = TypeVar("T")
 

@@ -53,19 +53,18 @@ def encode_position(state: PositionState, identity: Mapping[str, object] | None 
 
 def decode_position(text: str) -> PositionState:
     """The value for `set_state`: the inverse of `encode_position`."""
-    value = json.loads(text)
-    return _decode(value["__state__"] if _is_identified(value) else value)
+    return _decode(_identity_and_state(text)[1])
 
 
 def position_identity(text: str) -> Mapping[str, object] | None:
     """The identity of the input that the position came from; None if it was not recorded."""
+    return _identity_and_state(text)[0]
+
+
+def _identity_and_state(text: str) -> tuple[Mapping[str, object] | None, Json]:
     value = json.loads(text)
-    identity: Mapping[str, object] | None = value["__input__"] if _is_identified(value) else None
-    return identity
-
-
-def _is_identified(value: Json) -> bool:
-    return isinstance(value, dict) and set(value) == {"__input__", "__state__"}
+    identified = isinstance(value, dict) and set(value) == {"__input__", "__state__"}
+    return (value["__input__"], value["__state__"]) if identified else (None, value)
 
 
 # A value of a type that JSON lacks becomes an object with one key, which begins with two underscores.

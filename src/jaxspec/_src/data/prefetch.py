@@ -18,12 +18,11 @@ import numpy as np
 from jaxspec._src.base.types import Clock, PyTree
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.callers_context import in_callers_context
-from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.input_request import InputRequest, InputWarnings
 from jaxspec._src.data.input_source import InputSource
-from jaxspec._src.data.input_warnings import InputWarnings
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.stack_queue import End, StackQueue
-from jaxspec._src.data.stacks import Slice
+from jaxspec._src.data.stacks import SingleBatches, Slice
 
 _logger = logging.getLogger("jaxspec")
 _CHECK_SECS = 0.1
@@ -70,6 +69,7 @@ class Infeed:
         self._source = InputSource(request, self._memory)
         self._queue = StackQueue(request.num_shards)
         self._started = threading.Event()
+        self._singles = SingleBatches()
         self._taken = 0
         self._ended = self._closed = False
         self._close_error: BaseException | None = None
@@ -140,8 +140,11 @@ class Infeed:
                 self._warnings.ended(self._taken)
             self._ended = True
             return None
-        self._taken += 1 if isinstance(item, InputBatch) else item.stop - item.start
-        return item
+        if isinstance(item, InputBatch):
+            self._taken += 1
+            return item
+        self._taken += item.stop - item.start
+        return self._singles.alone(item)
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
         """Stops the thread, which closes the input. Batches that were not taken are lost, but for a lent iterator.
@@ -163,8 +166,7 @@ class Infeed:
         if self._request.training:
             self._memory.used_up = self._ended
         self._source.remember(self._queue.left_over())
-        if self._close_error is not None:
-            error, self._close_error = self._close_error, None
+        if (error := self._close_error) is not None:
             _logger.warning(
                 "input_fn (%s): closing the input failed: %s: %s",
                 *(self._request.name, type(error).__name__, error),

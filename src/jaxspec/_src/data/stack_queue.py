@@ -10,6 +10,9 @@ import dataclasses
 import math
 import threading
 
+import jax
+import numpy as np
+
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.stacks import Slice, Stack
 from jaxspec._src.device.shards import empty_stack
@@ -50,7 +53,8 @@ class StackQueue:
         """Copies a batch into the queue, and waits for room if that fills a stack, or if the batch is not full."""
         if not full:
             self.flush()
-            self._put(batch.copied())  # the input may write to its arrays again
+            # In arrays of its own: the input may write to its arrays again.
+            self._put(dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data)))
             return
         with self._changed:
             stack, self._filling = self._filling, None

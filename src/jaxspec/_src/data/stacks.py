@@ -1,6 +1,7 @@
 """Stacks of full batches: one goes to the devices in one transfer, and one dispatch takes a slice of it."""
 
 import dataclasses
+import math
 
 import jax
 
@@ -40,11 +41,9 @@ class Stack:
 
     def rest(self) -> list[InputBatch]:
         """The batches that have not been taken, as they came."""
-        batches = []
-        for i in range(self.taken, self.count):
-            data = batch_of_stack(self.data, i)
-            batches.append(InputBatch(data, jax.tree.leaves(data)[0].shape[0], self.positions[i]))
-        return batches
+        rows = math.prod(jax.tree.leaves(self.data)[0].shape[1:3])
+        indices = range(self.taken, self.count)
+        return [InputBatch(batch_of_stack(self.data, i), rows, self.positions[i]) for i in indices]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +75,8 @@ class SingleBatches:
 
     def alone(self, item: Slice) -> Slice:
         """The slice; or, if it is a single batch, a slice of a stack that holds nothing else."""
-        if item.stop - item.start > 1 or item.capacity == 1:
-            return item
-        self._seen += 1
-        if self._seen <= _WORTH_A_PROGRAM:
-            return item
-        return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+        if item.stop - item.start == 1 < item.capacity:
+            self._seen += 1
+            if self._seen > _WORTH_A_PROGRAM:
+                return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+        return item

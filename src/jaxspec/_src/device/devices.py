@@ -20,8 +20,7 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
 
 def describe_devices(devices: Sequence[jax.Device], *, use_tpu: bool = True) -> str:
     """A description for logs, such as `8 x TPU v5 lite, 1 process`."""
-    kind = devices[0].device_kind
-    processes = len({device.process_index for device in devices})
     if devices[0].platform == "cpu":
         return f"{len(devices)} x cpu ({'no accelerator found' if use_tpu else 'use_tpu=False'})"
-    return f"{len(devices)} x {kind}, {processes} process{'es' if processes > 1 else ''}"
+    processes = len({device.process_index for device in devices})
+    return f"{len(devices)} x {devices[0].device_kind}, {processes} process{'es' if processes > 1 else ''}"

@@ -33,8 +33,8 @@ def map_over_devices(
     mesh = _mesh(devices)
 
     def one_shard(*args: PyTree) -> tuple[PyTree, ...]:
-        out = fn(*map(_without_axis, args, in_axes))
-        return tuple(map(_with_axis, out, out_axes))
+        out = fn(*(_on_axis(jax.lax.squeeze, *pair) for pair in zip(args, in_axes, strict=True)))
+        return tuple(_on_axis(jax.lax.expand_dims, *pair) for pair in zip(out, out_axes, strict=True))
 
     in_specs, out_specs = tuple(map(_partition, in_axes)), tuple(map(_partition, out_axes))
     # A step makes its own outputs the same on all devices, as under pmap.
@@ -48,12 +48,8 @@ def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
 
 
-def _without_axis(tree: PyTree, axis: int | None) -> PyTree:
-    return tree if axis is None else jax.tree.map(lambda x: jax.lax.squeeze(x, [axis]), tree)
-
-
-def _with_axis(tree: PyTree, axis: int | None) -> PyTree:
-    return tree if axis is None else jax.tree.map(lambda x: jax.lax.expand_dims(x, [axis]), tree)
+def _on_axis(fn: Callable[[jax.Array, list[int]], jax.Array], tree: PyTree, axis: int | None) -> PyTree:
+    return tree if axis is None else jax.tree.map(lambda x: fn(x, [axis]), tree)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
@@ -58,7 +58,7 @@ def run_batches(
     num_shards = len(full.devices)
     run_tail = tail.on(state)
     number = 0
-    pace, singles = DispatchLength(), SingleBatches()
+    pace = DispatchLength()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
@@ -82,7 +82,6 @@ def run_batches(
             pending.append(fetch_tail(run_tail(item.data, number)))
             number += 1
         else:
-            item = singles.alone(item)
             place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = full(state, (*item.data, place), item.start, item.stop)

@@ -10,7 +10,7 @@ from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.shards import first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
@@ -67,7 +67,6 @@ class TrainingRun(RunningSession):
         self._hooks, self._stop_step, self._interrupt = hooks, stop_step, interrupt
         self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
-        self._singles = SingleBatches()
         self._step = self.first_step = step
         self.summary_writer = summary_writer
 
@@ -166,11 +165,8 @@ class TrainingRun(RunningSession):
         )
 
     def _dispatch(self, item: Slice | InputBatch) -> None:
-        item = (
-            Slice(stack_of_one(item.data), 0, 1, item.position)
-            if isinstance(item, InputBatch)
-            else self._singles.alone(item)
-        )
+        if isinstance(item, InputBatch):
+            item = Slice(stack_of_one(item.data), 0, 1, item.position)
         self._in_flight.keep_host_calls_in_step(self._step)
         began = self._in_flight.pace.clock()
         state = self._live_state.take()

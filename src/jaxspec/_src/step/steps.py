@@ -11,11 +11,9 @@ from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.types import Array, Batch, HyperParameters, Variables
 from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec, replaced
-from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_index
+from jaxspec._src.step.axis import bind_shard_axis, mean_over_shards, shard_index, varying
 from jaxspec._src.step.global_mean import with_parts_of_loss
-from jaxspec._src.step.model import Model
-from jaxspec._src.step.outputs import marked_if_whole, outputs_of
-from jaxspec._src.step.replication import varying
+from jaxspec._src.step.model import Model, marked_if_whole, outputs_of
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.step.update import apply_train_ops
 from jaxspec._src.step.variables import strong_arrays
@@ -54,7 +52,9 @@ def train_step(model: Model) -> TrainStep:
             return model(ModeKeys.TRAIN, variables, features, labels, step=state.step, rng=rng)
 
         variables, opt_state, spec = apply_train_ops(call, state.variables, state.opt_state)
-        new_state = _checked(state, TrainState(_next_step(state.step), variables, opt_state, state.rng))
+        # The largest number stays, because a negative step would be worse.
+        step = jnp.where(state.step == np.iinfo(state.step.dtype).max, state.step, state.step + 1)
+        new_state = _checked(state, TrainState(step, variables, opt_state, state.rng))
         return new_state, replaced(spec, loss=mean_over_shards(spec.loss))
 
     def step(state: TrainState, features: Batch, labels: Batch = None) -> tuple[TrainState, TPUEstimatorSpec]:
@@ -62,11 +62,6 @@ def train_step(model: Model) -> TrainStep:
         return new_state, marked_if_whole(spec)
 
     return step
-
-
-def _next_step(step: jax.Array) -> jax.Array:
-    """`step + 1`, or `step` if it is the largest number of its type, because a negative step would be worse."""
-    return jnp.where(step == np.iinfo(step.dtype).max, step, step + 1)
 
 
 def _checked(old: TrainState, new: TrainState) -> TrainState:

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
-from jaxspec._src.base.dtype_fits import fits
+from jaxspec._src.base.arrays import describe_array, fits, named_leaves, path_name
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.spec.train_op import Selection
 
@@ -28,20 +27,19 @@ def checked_like(expected: PyTree, got: PyTree, what: str, *, same_dtypes: bool 
     problems = [f"{name}: missing, expected {describe_array(want[name])}" for name in want if name not in have]
     problems += [f"{name}: unexpected, got {describe_array(have[name])}" for name in have if name not in want]
     mend = "Keep names and shapes as they are."
-    for name in want:
-        if name not in have:
+    both = {name: (have[name], leaf) for name, leaf in want.items() if name in have}
+    for name, (x, leaf) in both.items():
+        same_shape = jnp.shape(x) == jnp.shape(leaf)
+        if same_shape and fits(x, leaf.dtype, exactly=same_dtypes):
             continue
-        same_shape = jnp.shape(have[name]) == jnp.shape(want[name])
-        if same_shape and fits(have[name], want[name].dtype, exactly=same_dtypes):
-            continue
-        problems.append(f"{name}: got {describe_array(have[name])}, expected {describe_array(want[name])}")
+        problems.append(f"{name}: got {describe_array(x)}, expected {describe_array(leaf)}")
         if same_shape:
-            mend = f"Write x.astype({want[name].dtype.name!r}) where that is meant, or let init_fn make the leaf with the other dtype."
+            mend = f"Write x.astype({leaf.dtype.name!r}) where that is meant, or let init_fn make the leaf with the other dtype."
     if problems:
         raise ValueError(f"{what}: " + "; ".join(problems) + f". {mend}")
     leaves = [
         x if isinstance(x, jax.Array) and x.dtype == leaf.dtype else jnp.asarray(x, leaf.dtype)
-        for x, leaf in ((have[name], leaf) for name, leaf in want.items())
+        for x, leaf in both.values()
     ]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
