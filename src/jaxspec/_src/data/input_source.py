@@ -138,5 +138,4 @@ class InputSource:
         if not request.training or not request.step or expected or memory.warned:
             return
         memory.warned = True
-        kind = type(self._held.value).__name__
-        warn_of_repeated_input(request, kind, reports_position=self._positions is not None)
+        warn_of_repeated_input(request, type(self._held.value).__name__, reports_position=self._positions is not None)

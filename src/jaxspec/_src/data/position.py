@@ -109,9 +109,8 @@ def _decode(value: Json) -> PositionState:
 
 def _array(encoded: Json) -> np.ndarray:
     dtype, shape, data = encoded
-    count = math.prod(shape)
     # A copy: an array over a buffer is read-only.
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype), count if count else 0).reshape(shape).copy()
+    return np.frombuffer(base64.b64decode(data), np.dtype(dtype), math.prod(shape)).reshape(shape).copy()
 
 
 _DECODERS: dict[str, Callable[[Json], PositionState]] = {

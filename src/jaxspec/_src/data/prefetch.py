@@ -62,7 +62,6 @@ class Infeed:
         check_interrupt: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.first: InputBatch | None = None
         self._request = request
         self._memory = InputMemory() if memory is None else memory
         self._warnings = InputWarnings(request, clock)
@@ -84,16 +83,10 @@ class Infeed:
         except BaseException:
             self.close(_INTERRUPTED_JOIN_SECS)
             raise
-
-    @property
-    def position(self) -> str | None:
+        self.position = self._source.position
         """Where the input goes on; None: at its beginning, or where it stands."""
-        return self._source.position
-
-    @property
-    def batch_size(self) -> int | None:
-        """The rows of a full batch of this process; None before the first."""
-        return self._source.checker.batch_size
+        self.batch_size = self._source.checker.batch_size
+        """The rows of a full batch of this process; None if there is no batch that says so."""
 
     @property
     def rows_per_shard(self) -> int:

@@ -79,10 +79,8 @@ def difference(saved: Mapping[str, object] | None, here: Mapping[str, object]) -
     """In words, how the input here differs from the saved identity; None if it does not, or if none was saved."""
     if saved is None:
         return None
-    for key, value in here.items():
-        if (text := _difference(saved.get(key), value)) is not None:
-            return f"{key}{text}"
-    return None
+    texts = ((key, _difference(saved.get(key), value)) for key, value in here.items())
+    return next((f"{key}{text}" for key, text in texts if text is not None), None)
 
 
 def _difference(was: object, value: object) -> str | None:

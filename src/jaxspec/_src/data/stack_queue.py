@@ -127,8 +127,7 @@ class StackQueue:
                     self._current = item
                 else:
                     self._current, self._filling = self._filling, None
-            stack = self._current
-            if stack is None:
+            if (stack := self._current) is None:
                 return None
             part = stack.take(most)
             if part.stop == stack.count:

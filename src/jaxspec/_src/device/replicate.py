@@ -56,7 +56,8 @@ def replicate(
 
     def replicated(state: PyTree, *batch: PyTree) -> Result:
         _check_sharded(batch, len(devices))
-        if not _is_broadcast(state, devices):
+        sharding = next((x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)), None)
+        if not isinstance(sharding, jax.sharding.NamedSharding) or tuple(sharding.mesh.devices.flat) != devices:
             # As a mapped program would return it: otherwise the second call would compile another program.
             state = broadcast(state, devices)
         new_state, loss, spec = program(len(batch))(state, *batch)
@@ -69,12 +70,6 @@ def replicate(
         return result
 
     return replicated
-
-
-def _is_broadcast(state: PyTree, devices: tuple[jax.Device, ...]) -> bool:
-    leaf = next((x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)), None)
-    sharding = None if leaf is None else leaf.sharding
-    return isinstance(sharding, jax.sharding.NamedSharding) and tuple(sharding.mesh.devices.flat) == devices
 
 
 def _check_sharded(batch: tuple[PyTree, ...], num_shards: int) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import is_key
-from jaxspec._src.base.types import PyTree, T
+from jaxspec._src.base.types import AnyFunction, PyTree, T
 from jaxspec._src.step.jaxprs import debugging
 
 _logger = logging.getLogger("jaxspec")
@@ -51,8 +51,6 @@ def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
     `jax.disable_jit()` the axis is bound only if `fn` uses it, because a mapping hides the values from `fn`.
     """
 
-    bare: Callable[..., T] = fn
-
     def bound(*args: P.args, **kwargs: P.kwargs) -> T:
         if shard_axis_is_bound():
             return fn(*args, **kwargs)
@@ -69,10 +67,9 @@ def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
                 )
 
         # Both by position: vmap maps what it is given by keyword, whatever in_axes says.
-        def call(args: tuple[object, ...], kwargs: dict[str, object]) -> T:
-            return bare(*args, **kwargs)
-
-        mapped = jax.vmap(call, in_axes=None, axis_name=SHARD_AXIS, axis_size=1)
+        mapped: AnyFunction = jax.vmap(
+            lambda args, kwargs: fn(*args, **kwargs), in_axes=None, axis_name=SHARD_AXIS, axis_size=1
+        )
         result: T = jax.tree.map(lambda x: x[0], mapped(args, kwargs))
         return result
 
@@ -88,11 +85,11 @@ def same_on_all_shards(tree: PyTree, *, keep_equal: bool = False) -> PyTree:
     """
 
     def one(x: jax.Array) -> PyTree:
-        if jnp.issubdtype(x.dtype, jnp.inexact) and not keep_equal:
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return of_shard_0(x)
+        if not keep_equal:
             return mean_over_shards(x)
         first = of_shard_0(x)
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            return first
         return first + mean_over_shards(x - first)
 
     return jax.tree.map(one, tree)

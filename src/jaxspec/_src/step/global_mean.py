@@ -57,9 +57,7 @@ def global_mean(values: Array, weights: Array | None = None) -> jax.Array:
     dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else jnp.dtype(jnp.float32)
     accumulated = at_least_float32(dtype)
     values = values.astype(accumulated)
-    if weights is None:
-        weights = jnp.ones_like(values)
-    weights = jnp.asarray(weights).astype(accumulated)
+    weights = jnp.asarray(1 if weights is None else weights).astype(accumulated)
     try:
         weights = jnp.broadcast_to(weights, values.shape)
     except ValueError as error:

@@ -30,6 +30,9 @@ class Model:
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
         self.takes_opt_state = "opt_state" in names
+        self._requires_opt_state = any(
+            p.name == "opt_state" and p.default is p.empty for p in open_parameters(model_fn)
+        )
         self.takes_variables = takes_any or "variables" in names
         self.model_fn = model_fn
         self.params = params
@@ -60,8 +63,11 @@ class Model:
         Args:
           opt_state: model_fn gets it in EVAL and PREDICT; in TRAIN it gets None, because it makes the optimizer.
         """
-        if mode != ModeKeys.TRAIN and opt_state is None:
-            self._check_can_do_without_opt_state(mode)
+        if mode != ModeKeys.TRAIN and opt_state is None and self._requires_opt_state:
+            raise ValueError(
+                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
+                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
+            )
         if mode == ModeKeys.PREDICT:
             labels = None
         elif labels is not None and not self._takes_labels:
@@ -105,13 +111,6 @@ class Model:
             )
         check_fetch_names(spec, step)
         return spec
-
-    def _check_can_do_without_opt_state(self, mode: str) -> None:
-        if any(p.name == "opt_state" and p.default is p.empty for p in open_parameters(self.model_fn)):
-            raise ValueError(
-                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
-                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
-            )
 
 
 _APPLIED = TrainOp(optax.identity(), None, None, (), "mean", None, None)

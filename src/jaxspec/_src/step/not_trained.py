@@ -142,11 +142,9 @@ def warn_of_stale_collections(
 def _are_averages(variables: Variables) -> bool:
     """Whether the collection of averages is what `ExponentialMovingAverage.init` makes: a copy of other collections."""
     averages = variables[COLLECTION]
-    return (
-        isinstance(averages, dict)
-        and bool(averages)
-        and all(
-            name in variables and set(named_leaves(part)) == set(named_leaves(variables[name]))
-            for name, part in averages.items()
-        )
+    if not isinstance(averages, dict) or not averages:
+        return False
+    return all(
+        name in variables and named_leaves(part).keys() == named_leaves(variables[name]).keys()
+        for name, part in averages.items()
     )
