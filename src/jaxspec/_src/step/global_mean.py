@@ -104,7 +104,8 @@ def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec
     spec = call()  # raises again if the error was one of model_fn itself
     _logger.warning(
         "The loss cannot be differentiated by its global_mean (a loop of unknown length, or a callback?), so the batches of "
-        "this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, last."
+        "this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, last. Under "
+        "jax.disable_jit(), write float(jax.lax.stop_gradient(loss)) for float(loss)."
     )
     return replaced(spec, loss=mean_over_shards(_accumulated_loss(spec))[None])
 

@@ -93,7 +93,7 @@ class PlacedStep(Protocol):
     """Evaluation or prediction of one shard's batch, in a run.
 
     `place`, int32[2], is the number of the batch, and the index of the first shard of this call in it: the rows that are
-    left over when a short batch is split run in a call of their own.
+    left over when a short batch is split run in a separate call.
     """
 
     def __call__(
@@ -106,12 +106,12 @@ def make_eval_step(model_fn: ModelFn, params: HyperParameters = None) -> Inferen
 
     The spec holds `loss` (a scalar, averaged over shards) and the tensors of eval_metrics and host_call of this shard.
 
+    `batch` is the number of the batch, an int32 scalar that is folded into `rng`: if model_fn uses `rng`, count the
+    batches, or every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
+
     Args:
       model_fn: as in `TPUEstimator`.
       params: hyper-parameters.
-
-    `batch` is the number of the batch, an int32 scalar that is folded into `rng`: if model_fn uses `rng`, count the
-    batches, or every batch gets the same random numbers. (With `replicate`: `numpy.full(num_shards, number)`.)
     """
     return _inference_step(ModeKeys.EVAL, Model(model_fn, params))
 
