@@ -8,6 +8,10 @@ from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock, InputFn
 from jaxspec._src.spec.mode import ModeKeys
 
+_logger = logging.getLogger("jaxspec")
+_LONG_SECS = 60
+"""An evaluation of the whole input logs once that it is still running, after this time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InputRequest:
@@ -45,11 +49,6 @@ class InputRequest:
     def training(self) -> bool:
         """Whether the batches are trained on. Positions count then, and no other time."""
         return self.mode == ModeKeys.TRAIN
-
-
-_logger = logging.getLogger("jaxspec")
-_LONG_SECS = 60
-"""An evaluation of the whole input logs once that it is still running, after this time."""
 
 
 class InputWarnings:

@@ -87,7 +87,7 @@ def _encode(value: PositionState, path: str) -> Json:
     if kind is bytes:
         return {"__bytes__": base64.b64encode(value).decode()}
     if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biufcSUmM":
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        data = base64.b64encode(value.tobytes()).decode()
         return {"__array__" if kind is np.ndarray else "__scalar__": [value.dtype.str, list(value.shape), data]}
     shown = f"{kind.__name__} of dtype {value.dtype}" if isinstance(value, np.ndarray) else kind.__name__
     raise TypeError(

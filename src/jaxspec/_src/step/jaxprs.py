@@ -10,6 +10,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxspec._src.base.arrays import is_tracer
 from jaxspec._src.base.types import AnyFunction, PyTree, T
 
+P = ParamSpec("P")
+Converted: TypeAlias = jax.tree_util.Partial
+"""A function as a pytree: its leaves are the arrays that it had captured."""
+
 
 def debugging() -> bool:
     """Whether `jax.disable_jit()` is in force, under which model_fn sees values.
@@ -18,10 +22,6 @@ def debugging() -> bool:
     is the value itself.
     """
     return bool(getattr(jax.config, "jax_disable_jit", False))  # JAX does not declare its type
-
-
-Converted: TypeAlias = jax.tree_util.Partial
-"""A function as a pytree: its leaves are the arrays that it had captured."""
 
 
 def convert_closure(fn: AnyFunction, *args: PyTree) -> Converted:
@@ -43,18 +43,14 @@ def convert_closure(fn: AnyFunction, *args: PyTree) -> Converted:
     jaxpr, treedef = closed.jaxpr, jax.tree.structure(out)
     # `call` must not hold tracers itself.
     constants = [None if is_tracer(x) else x for x in closed.consts]
-    is_captured = [is_tracer(x) for x in closed.consts]
 
     def call(captured: list[jax.Array], *args: PyTree) -> PyTree:
         values = iter(captured)
-        consts = [next(values) if yes else x for x, yes in zip(constants, is_captured, strict=True)]
+        consts = [next(values) if x is None else x for x in constants]
         flat = jax.extend.core.jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
         return jax.tree.unflatten(treedef, flat)
 
     return Converted(call, [x for x in closed.consts if is_tracer(x)])
-
-
-P = ParamSpec("P")
 
 
 def without_callbacks(fn: Callable[P, T]) -> Callable[P, T]:

@@ -30,9 +30,8 @@ class Model:
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
         self.takes_opt_state = "opt_state" in names
-        self._requires_opt_state = any(
-            p.name == "opt_state" and p.default is p.empty for p in open_parameters(model_fn)
-        )
+        required = [p.name for p in open_parameters(model_fn) if p.default is p.empty]
+        self._requires_opt_state = "opt_state" in required
         self.takes_variables = takes_any or "variables" in names
         self.model_fn = model_fn
         self.params = params

@@ -13,6 +13,7 @@ from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.step.moving_average import COLLECTION
 
+_logger = logging.getLogger("jaxspec")
 Value: TypeAlias = int
 """The number of a value."""
 
@@ -74,9 +75,6 @@ class Dependence:
             if not found.isdisjoint(ins):
                 found.update(number for number, out in outs if (out.shape, out.dtype) == (aval.shape, aval.dtype))
         return bool(found - used - {source})
-
-
-_logger = logging.getLogger("jaxspec")
 
 
 def warn_of_losses_without_gradient(

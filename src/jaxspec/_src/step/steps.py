@@ -18,6 +18,10 @@ from jaxspec._src.step.state import TrainState
 from jaxspec._src.step.update import apply_train_ops
 from jaxspec._src.step.variables import strong_arrays
 
+_FIRST = np.zeros(2, np.int32)
+# No numbers of steps: training folds in its step alone, and a step is no larger than an int32.
+_RNG_OF_MODE = {ModeKeys.EVAL: np.uint32(2**32 - 1), ModeKeys.PREDICT: np.uint32(2**32 - 2)}
+
 
 class TrainStep(Protocol):
     """One update on one shard's batch."""
@@ -138,9 +142,6 @@ def _inference_step(mode: Mode, model: Model) -> InferenceStep:
     return step
 
 
-_FIRST = np.zeros(2, np.int32)
-
-
 def placed_step(mode: Mode, model: Model) -> PlacedStep:
     """The step of `evaluate` or `predict`. In EVAL its loss is split into parts, see `with_parts_of_loss`."""
 
@@ -150,10 +151,6 @@ def placed_step(mode: Mode, model: Model) -> PlacedStep:
         return with_parts_of_loss(infer) if mode == ModeKeys.EVAL else infer()
 
     return step
-
-
-# No numbers of steps: training folds in its step alone, and a step is no larger than an int32.
-_RNG_OF_MODE = {ModeKeys.EVAL: np.uint32(2**32 - 1), ModeKeys.PREDICT: np.uint32(2**32 - 2)}
 
 
 def _infer(

@@ -79,8 +79,7 @@ def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features:
 
     def compute(variables: Variables) -> PyTree:
         # Only what the optimizer needs: the callbacks of model_fn belong to steps.
-        count = len(jax.tree.leaves(opt_state))
-        closed = ClosedJaxpr(needed_part(jaxpr, count), program.jaxpr.consts)
+        closed = ClosedJaxpr(needed_part(jaxpr, len(jax.tree.leaves(opt_state))), program.jaxpr.consts)
         flat = jax.jit(jax.extend.core.jaxpr_as_fun(closed))(*jax.tree.leaves((variables, rng, features, labels)))
         return jax.tree.unflatten(jax.tree.structure(opt_state), flat)
 
