@@ -10,7 +10,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, data, run_config
 
 import jaxspec as js
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.position import decode_position, encode_position
 from jaxspec._src.data.prefetch import Infeed
@@ -33,7 +33,7 @@ def everything(feed, most=100):
     out = []
     try:
         while (item := feed.take(most)) is not None:
-            if isinstance(item, Batch):
+            if isinstance(item, InputBatch):
                 out.append(item.data)
             else:
                 for i in range(item.start, item.stop):

@@ -9,8 +9,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
-from jaxspec._src.data.fingerprint import arrays_fingerprint
 from jaxspec._src.data.position import decode_position, encode_position
+from jaxspec._src.data.resume import arrays_fingerprint
 
 ROWS = 4
 

@@ -6,19 +6,19 @@ import time
 import numpy as np
 import pytest
 
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.stack_queue import QUEUED_ITEMS, End, StackQueue
 
 ROWS, SOON, LONG = 4, 0.0, 20
 
 
 def batch(number, rows=ROWS):
-    return Batch((np.full(rows, number), None), rows, f"after {number}")
+    return InputBatch((np.full(rows, number), None), rows, f"after {number}")
 
 
 def numbers(item):
     """The numbers of the batches in what `take` gave."""
-    if isinstance(item, Batch):
+    if isinstance(item, InputBatch):
         return [item.data[0][0]]
     return list(item.data[0][item.start : item.stop, 0, 0])
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxspec._src.device.devices import choose_devices, describe_devices
+from jaxspec._src.device.mapping import choose_devices, describe_devices
 
 
 def test_choosing_devices():

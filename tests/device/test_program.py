@@ -27,9 +27,8 @@ from tiny_models import (
 import jaxspec as js
 from jaxspec._src.device.mapping import broadcast, map_over_devices
 from jaxspec._src.device.program import Program
-from jaxspec._src.step.inference_step import eval_step
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.train_step import train_step
+from jaxspec._src.step.steps import placed_step, train_step
 
 KEY = jax.random.key(0)
 X, Y = data(rows=16)
@@ -84,7 +83,7 @@ def test_a_program_traces_model_fn_once_and_compiles_once():
 
 def test_the_state_of_a_training_program_is_donated_and_that_of_others_is_not():
     state = broadcast(fresh(), jax.devices())
-    Program(eval_step(Model(net_model_fn, {})), jax.devices(), trains=False)(
+    Program(placed_step(js.ModeKeys.EVAL, Model(net_model_fn, {})), jax.devices(), trains=False)(
         state, (*stacked(1, 4), np.zeros((1, 4, 2), np.int32)), 0, 1
     )
     assert not state.variables["params"]["Dense_0"]["kernel"].is_deleted()

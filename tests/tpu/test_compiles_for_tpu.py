@@ -18,10 +18,9 @@ from jax.experimental import topologies
 
 import jaxspec as js
 from jaxspec._src.device.program import Program
-from jaxspec._src.step.inference_step import eval_step, predict_step
 from jaxspec._src.step.model import Model
+from jaxspec._src.step.steps import placed_step, train_step
 from jaxspec._src.step.tracing import shapes
-from jaxspec._src.step.train_step import train_step
 
 ROWS = 16
 CAPACITY = 4
@@ -117,7 +116,7 @@ def test_the_number_of_steps_is_no_part_of_the_program(training):
 
 
 def test_evaluation_compiles(devices, state):
-    loop = Program(eval_step(MODEL), devices, trains=False)
+    loop = Program(placed_step(js.ModeKeys.EVAL, MODEL), devices, trains=False)
     program = compiled(loop, state, batches(len(devices), place=True))
     groups = replica_groups(program.as_text(), "all-reduce")  # of the loss
     assert groups
@@ -127,6 +126,6 @@ def test_evaluation_compiles(devices, state):
 
 
 def test_prediction_compiles_and_asks_no_other_replica(devices, state):
-    loop = Program(predict_step(MODEL), devices, trains=False)
+    loop = Program(placed_step(js.ModeKeys.PREDICT, MODEL), devices, trains=False)
     program = compiled(loop, state, batches(len(devices), place=True))
     assert not re.findall(r" (?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())

@@ -17,10 +17,6 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def check_number(
     name: str,
     value: object,
@@ -42,7 +38,8 @@ def check_number(
     """
     if value is None and not required:
         return
-    if not _is_number(value) or (whole and not is_integer(value)):
+    kinds = int | np.integer if whole else int | float | np.number
+    if not isinstance(value, kinds) or isinstance(value, bool):
         kind = "a whole number" if whole else "a number"
         raise TypeError(f"{name} should be {kind}, got {value!r} ({type(value).__name__}). {instead}".rstrip(" ."))
     bounds = ((">=", minimum, operator.ge), (">", above, operator.gt), ("<=", maximum, operator.le))

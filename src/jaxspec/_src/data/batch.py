@@ -6,10 +6,9 @@ import logging
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.base.arrays import describe_array, describe_leaves, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.dtypes import narrowed, to_numpy
-from jaxspec._src.data.elements import is_plain_list, split_element
+from jaxspec._src.data.elements import is_plain_list, narrowed, split_element, to_numpy
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.spec.mode import ModeKeys
 
@@ -17,7 +16,7 @@ _logger = logging.getLogger("jaxspec")
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class InputBatch:
     """One checked batch of this process."""
 
     data: tuple[PyTree, PyTree]
@@ -26,13 +25,9 @@ class Batch:
     position: str | None = None
     """The position of the input after this batch, as text; None if the input reports none."""
 
-    def rest(self) -> "list[Batch]":
+    def rest(self) -> "list[InputBatch]":
         """The batches that have not been taken: this one. (Of a `Stack` there may be several.)"""
         return [self]
-
-    def copied(self) -> "Batch":
-        """The batch in arrays of its own."""
-        return dataclasses.replace(self, data=jax.tree.map(np.array, self.data))
 
 
 class BatchChecker:
@@ -57,7 +52,7 @@ class BatchChecker:
         assert self._reference is not None
         return {name: f"{leaf.dtype}{list(leaf.shape[1:])}" for name, leaf in self._reference.items()}
 
-    def check(self, element: PyTree) -> Batch:
+    def check(self, element: PyTree) -> InputBatch:
         """The batch of an element of the input. In prediction its labels are dropped.
 
         Raises:
@@ -77,38 +72,27 @@ class BatchChecker:
         leaves = named_leaves(data)
         if not leaves:
             raise ValueError(f"{self._where()}: no array in it; yield features, or (features, labels).")
-        sizes = {name: leaf.shape[0] for name, leaf in leaves.items()}
-        if len(set(sizes.values())) != 1:
-            shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
-            raise ValueError(f"{self._where()}: leaves disagree in their leading size, the batch: {shown}.")
-        rows = next(iter(sizes.values()))
-        batch = Batch((data["features"], data["labels"]), rows)
+        rows, *others = {leaf.shape[0] for leaf in leaves.values()}
+        if others:
+            raise ValueError(
+                f"{self._where()}: leaves disagree in their leading size, the batch: {describe_leaves(leaves)}."
+            )
+        batch = InputBatch((data["features"], data["labels"]), rows)
         if rows or not self._request.ragged:
+            structure = jax.tree.structure(data)
             if self._reference is None:
-                self._set_reference(leaves, jax.tree.structure(data), rows)
-            else:
-                self._compare(leaves, jax.tree.structure(data))
-            if rows != self.batch_size:
-                self._check_size(rows)
+                self._reference, self._structure = leaves, structure
+            self._compare(self._reference, leaves, structure)
+            self._check_size(rows, next(iter(leaves)))
         self.number += 1
         return batch
 
     def _where(self) -> str:
         return f"batch {self.number} of input_fn (counted from 0)"
 
-    def _set_reference(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef, rows: int) -> None:
-        self._reference, self._structure = leaves, structure
-        if self.batch_size is None:
-            self.batch_size = rows
-        if self.batch_size % self._num_shards:
-            raise ValueError(
-                f"{self._where()} has {rows} rows, which {self._num_shards} shards do not divide. Yield a multiple of "
-                f"{self._num_shards} rows."
-            )
-
-    def _compare(self, leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef) -> None:
-        assert self._reference is not None
-        first = self._reference
+    def _compare(
+        self, first: dict[str, np.ndarray], leaves: dict[str, np.ndarray], structure: jax.tree_util.PyTreeDef
+    ) -> None:
         changed = {
             name: leaf
             for name, leaf in leaves.items()
@@ -126,20 +110,24 @@ class BatchChecker:
                 f"{self._where()} differs from the first batch: {'; '.join(problems)}. All batches must have the same "
                 "leaves, shapes and dtypes, but for the number of rows in evaluation and prediction."
             )
-            shapes = [(leaf.shape[1:], first[name].shape[1:]) for name, leaf in changed.items()]
-            if any(now != was and len(now) == len(was) for now, was in shapes):
+            if any(leaf.ndim == first[k].ndim and leaf.shape[1:] != first[k].shape[1:] for k, leaf in changed.items()):
                 error.add_note(
                     "Sequences of several lengths: pad them to one length in input_fn. There is one program for one shape."
                 )
             raise error
 
-    def _check_size(self, rows: int) -> None:
-        assert self.batch_size is not None
-        assert self._reference is not None
-        if not self._request.ragged:
+    def _check_size(self, rows: int, leaf: str) -> None:
+        if self.batch_size is None:
+            self.batch_size = rows
+        if self.batch_size % self._num_shards:
+            raise ValueError(
+                f"{self._where()} has {rows} rows, which {self._num_shards} shards do not divide. Yield a multiple of "
+                f"{self._num_shards} rows."
+            )
+        if rows != self.batch_size and not self._request.ragged:
             is_one_shards = self._num_shards > 1 and rows * self._num_shards == self.batch_size
             raise ValueError(
-                f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {next(iter(self._reference))}). In "
+                f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {leaf}). In "
                 "training every batch must have params['batch_size'] rows: leave out a short last batch "
                 "(drop_remainder), as numpy_input_fn does."
                 + f" These are the rows of one of the {self._num_shards} shards: yield the rows of all of them in one batch."

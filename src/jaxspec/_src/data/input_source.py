@@ -3,17 +3,16 @@
 The input's thread runs everything but the constructor. An iterator that the caller holds, too, is not closed.
 """
 
+import itertools
 from collections.abc import Iterator
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.batch import Batch, BatchChecker
-from jaxspec._src.data.elements import call_input_fn, elements, is_endless
-from jaxspec._src.data.fingerprint import input_identity
-from jaxspec._src.data.input_request import InputRequest
-from jaxspec._src.data.input_warnings import warn_of_repeated_input, warn_of_used_up_input
+from jaxspec._src.data.batch import BatchChecker, InputBatch
+from jaxspec._src.data.elements import call_input_fn, elements
+from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
 from jaxspec._src.data.position import is_checkpointable
-from jaxspec._src.data.resume import Positions
+from jaxspec._src.data.resume import Positions, input_identity
 from jaxspec._src.spec.mode import ModeKeys
 
 
@@ -34,14 +33,14 @@ class InputSource:
         self._held: Holder[Iterator[PyTree]] = Holder(iter(()))
         self._positions: Positions | None = None
         """None: the input reports no position, or nobody trains on it."""
-        self._unused: list[Batch] = []
+        self._unused: list[InputBatch] = []
         self._start_over()
 
     def _start_over(self) -> None:
         self.checker = BatchChecker(self._request)
         self._fetched = 0
 
-    def open(self) -> Batch | None:
+    def open(self) -> InputBatch | None:
         """Calls input_fn, goes to the position, and fetches the first batch: None if there is none."""
         saved, self.position = self.position, None
         recalled = self._make()
@@ -69,18 +68,17 @@ class InputSource:
         self._start_over()
         return self.fetch()
 
-    def fetch(self) -> Batch | None:
+    def fetch(self) -> InputBatch | None:
         """The next batch; None at the end of the input and at the limit."""
         if self._fetched == self._request.limit:
             return None
         while True:
-            element, position = None, None
             try:
                 if self._unused:
                     left = self._unused.pop(0)
                     element, position = left.data, left.position
                 else:
-                    element = next(self._held.value)
+                    element, position = next(self._held.value), None
             except StopIteration:
                 return None
             except BaseException as error:
@@ -92,7 +90,7 @@ class InputSource:
                 position = self._positions.after(self.checker, has_rows=counts)
             if counts:
                 self._fetched += 1
-                return Batch(batch.data, batch.rows, position)
+                return InputBatch(batch.data, batch.rows, position)
 
     def close(self) -> BaseException | None:
         """Closes the iterator, unless it is lent; returns the error that this raised, or None."""
@@ -107,7 +105,7 @@ class InputSource:
             return error
         return None
 
-    def remember(self, unused: list[Batch]) -> None:
+    def remember(self, unused: list[InputBatch]) -> None:
         """Keeps the batches that were fetched from a lent iterator and not used, for the next call."""
         if self.lent:
             identity = None if self._positions is None else self._positions.identity
@@ -119,7 +117,8 @@ class InputSource:
         self._held = Holder(elements(call_input_fn(self._request.input_fn, self._request.arguments)))
         self.lent = not self._held.is_alone()
         iterator = self._held.value
-        if self._request.mode == ModeKeys.EVAL and self._request.limit is None and is_endless(iterator):
+        endless = isinstance(iterator, itertools.cycle) or getattr(iterator, "endless", False) is True
+        if endless and self._request.mode == ModeKeys.EVAL and self._request.limit is None:
             raise ValueError(
                 f"evaluate would never end: the input of input_fn ({self._request.name}) repeats for ever, and steps=None "
                 "takes all of it. Pass steps=..., or an input of one epoch, as numpy_input_fn(x, y, num_epochs=1)."
@@ -139,5 +138,4 @@ class InputSource:
         if not request.training or not request.step or expected or memory.warned:
             return
         memory.warned = True
-        kind = type(self._held.value).__name__
-        warn_of_repeated_input(request, kind, reports_position=self._positions is not None)
+        warn_of_repeated_input(request, type(self._held.value).__name__, reports_position=self._positions is not None)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.batch import Batch
-from jaxspec._src.data.fingerprint import Identity
+from jaxspec._src.data.batch import InputBatch
+from jaxspec._src.data.resume import Identity
 
 T = TypeVar("T")
 
@@ -25,9 +25,9 @@ class InputMemory:
         """Whether a warning has said that the input begins again."""
         self._iterator: Callable[[], object] = lambda: None
         self._identity: Identity | None = None
-        self._unused: list[Batch] = []
+        self._unused: list[InputBatch] = []
 
-    def remember(self, iterator: Iterator[PyTree], identity: Identity | None, unused: list[Batch]) -> None:
+    def remember(self, iterator: Iterator[PyTree], identity: Identity | None, unused: list[InputBatch]) -> None:
         """Keeps the batches that were read from a lent iterator and not used. The iterator itself is not kept alive."""
         try:
             self._iterator = weakref.ref(iterator)
@@ -35,7 +35,7 @@ class InputMemory:
             self._iterator = lambda: iterator
         self._identity, self._unused = identity, unused
 
-    def recall(self, iterator: Iterator[PyTree]) -> tuple[Identity | None, list[Batch]] | None:
+    def recall(self, iterator: Iterator[PyTree]) -> tuple[Identity | None, list[InputBatch]] | None:
         """(identity, unused batches) of this iterator; None if it is another one. The batches are given once."""
         if iterator is not self._iterator():
             return None

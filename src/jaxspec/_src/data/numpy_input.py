@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.arrays import describe_leaves, named_leaves
 from jaxspec._src.base.hyperparameters import value_of
 from jaxspec._src.base.types import HyperParameters, PyTree
-from jaxspec._src.data.fingerprint import arrays_fingerprint
 from jaxspec._src.data.position import PositionState
+from jaxspec._src.data.resume import arrays_fingerprint
 from jaxspec._src.spec.mode import ModeKeys
 
 
@@ -40,10 +40,12 @@ def numpy_input_fn(
       may change.
     """
     x, y = jax.tree.map(np.asarray, (x, y))
-    sizes = {name: np.shape(leaf)[:1] for name, leaf in named_leaves((x, y)).items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in named_leaves((x, y)).items())
+    leaves = named_leaves((x, y))
+    sizes = {leaf.shape[:1] for leaf in leaves.values()}
+    if len(sizes) != 1 or () in sizes:
+        shown = describe_leaves(leaves)
         raise ValueError(f"numpy_input_fn: x and y must be arrays with the same number of examples, got {shown}.")
+    ((examples,),) = sizes
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
 
@@ -53,7 +55,6 @@ def numpy_input_fn(
             raise ValueError(
                 "numpy_input_fn: no batch size: pass batch_size=, or give the estimator the batch size of this mode."
             )
-        examples = next(iter(sizes.values()))[0]
         drop = mode == ModeKeys.TRAIN
         if drop and num_epochs is not None and 0 < num_epochs * examples < size:
             raise ValueError(

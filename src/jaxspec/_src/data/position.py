@@ -53,19 +53,18 @@ def encode_position(state: PositionState, identity: Mapping[str, object] | None 
 
 def decode_position(text: str) -> PositionState:
     """The value for `set_state`: the inverse of `encode_position`."""
-    value = json.loads(text)
-    return _decode(value["__state__"] if _is_identified(value) else value)
+    return _decode(_identity_and_state(text)[1])
 
 
 def position_identity(text: str) -> Mapping[str, object] | None:
     """The identity of the input that the position came from; None if it was not recorded."""
+    return _identity_and_state(text)[0]
+
+
+def _identity_and_state(text: str) -> tuple[Mapping[str, object] | None, Json]:
     value = json.loads(text)
-    identity: Mapping[str, object] | None = value["__input__"] if _is_identified(value) else None
-    return identity
-
-
-def _is_identified(value: Json) -> bool:
-    return isinstance(value, dict) and set(value) == {"__input__", "__state__"}
+    identified = isinstance(value, dict) and set(value) == {"__input__", "__state__"}
+    return (value["__input__"], value["__state__"]) if identified else (None, value)
 
 
 # A value of a type that JSON lacks becomes an object with one key, which begins with two underscores.
@@ -88,7 +87,7 @@ def _encode(value: PositionState, path: str) -> Json:
     if kind is bytes:
         return {"__bytes__": base64.b64encode(value).decode()}
     if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biufcSUmM":
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        data = base64.b64encode(value.tobytes()).decode()
         return {"__array__" if kind is np.ndarray else "__scalar__": [value.dtype.str, list(value.shape), data]}
     shown = f"{kind.__name__} of dtype {value.dtype}" if isinstance(value, np.ndarray) else kind.__name__
     raise TypeError(
@@ -110,9 +109,8 @@ def _decode(value: Json) -> PositionState:
 
 def _array(encoded: Json) -> np.ndarray:
     dtype, shape, data = encoded
-    count = math.prod(shape)
     # A copy: an array over a buffer is read-only.
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype), count if count else 0).reshape(shape).copy()
+    return np.frombuffer(base64.b64decode(data), np.dtype(dtype), math.prod(shape)).reshape(shape).copy()
 
 
 _DECODERS: dict[str, Callable[[Json], PositionState]] = {

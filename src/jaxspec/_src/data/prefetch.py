@@ -16,14 +16,13 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.types import Clock, PyTree
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.callers_context import in_callers_context
-from jaxspec._src.data.input_request import InputRequest
+from jaxspec._src.data.input_request import InputRequest, InputWarnings
 from jaxspec._src.data.input_source import InputSource
-from jaxspec._src.data.input_warnings import InputWarnings
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.stack_queue import End, StackQueue
-from jaxspec._src.data.stacks import Slice
+from jaxspec._src.data.stacks import SingleBatches, Slice
 
 _logger = logging.getLogger("jaxspec")
 _CHECK_SECS = 0.1
@@ -63,19 +62,19 @@ class Infeed:
         check_interrupt: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.first: Batch | None = None
         self._request = request
         self._memory = InputMemory() if memory is None else memory
         self._warnings = InputWarnings(request, clock)
         self._source = InputSource(request, self._memory)
         self._queue = StackQueue(request.num_shards)
         self._started = threading.Event()
+        self._singles = SingleBatches()
         self._taken = 0
         self.ended = False
         """Whether `take` has come to the end of the input."""
         self._closed = False
         self._close_error: BaseException | None = None
-        opening: concurrent.futures.Future[Batch | None] = concurrent.futures.Future()
+        opening: concurrent.futures.Future[InputBatch | None] = concurrent.futures.Future()
         run = in_callers_context(functools.partial(self._run, opening))
         self._thread = threading.Thread(target=run, name="jaxspec-infeed", daemon=True)
         try:
@@ -86,16 +85,10 @@ class Infeed:
         except BaseException:
             self.close(_INTERRUPTED_JOIN_SECS)
             raise
-
-    @property
-    def position(self) -> str | None:
+        self.position = self._source.position
         """Where the input goes on; None: at its beginning, or where it stands."""
-        return self._source.position
-
-    @property
-    def batch_size(self) -> int | None:
-        """The rows of a full batch of this process; None before the first."""
-        return self._source.checker.batch_size
+        self.batch_size = self._source.checker.batch_size
+        """The rows of a full batch of this process; None if there is no batch that says so."""
 
     @property
     def rows_per_shard(self) -> int:
@@ -120,7 +113,7 @@ class Infeed:
         self._warnings.starts()
         self._started.set()
 
-    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> Slice | Batch | None:
+    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> Slice | InputBatch | None:
         """Up to `most` full batches of one stack; or one ragged batch; or None at the end of the input.
 
         Waits for the input, but only until `give_up()` is true; it returns None then, too. An exception of the input is
@@ -142,8 +135,11 @@ class Infeed:
                 self._warnings.ended(self._taken)
             self.ended = True
             return None
-        self._taken += 1 if isinstance(item, Batch) else item.stop - item.start
-        return item
+        if isinstance(item, InputBatch):
+            self._taken += 1
+            return item
+        self._taken += item.stop - item.start
+        return self._singles.alone(item)
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
         """Stops the thread, which closes the input. Batches that were not taken are lost, but for a lent iterator.
@@ -165,15 +161,14 @@ class Infeed:
         if self._request.training:
             self._memory.used_up = self.ended
         self._source.remember(self._queue.left_over())
-        if self._close_error is not None:
-            error, self._close_error = self._close_error, None
+        if (error := self._close_error) is not None:
             _logger.warning(
                 "input_fn (%s): closing the input failed: %s: %s",
                 *(self._request.name, type(error).__name__, error),
                 exc_info=error,
             )
 
-    def _run(self, opening: "concurrent.futures.Future[Batch | None]") -> None:
+    def _run(self, opening: "concurrent.futures.Future[InputBatch | None]") -> None:
         """The body of the thread. `opening` gets the first batch, or the error before it."""
         failure, batch = None, None
         try:

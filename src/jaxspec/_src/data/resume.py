@@ -1,12 +1,18 @@
-"""Where the saved position goes back into the input, and where the position of each batch comes from."""
+"""How an input is recognised when training goes on, and how it goes to its saved position."""
 
-from collections.abc import Mapping
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
-from jaxspec._src.base.types import PyTree
+import crc32c
+import numpy as np
+
+from jaxspec._src.base.arrays import named_leaves
+from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.data.batch import BatchChecker
-from jaxspec._src.data.fingerprint import Identity, difference
-from jaxspec._src.data.input_request import InputRequest
-from jaxspec._src.data.input_warnings import warn_of_other_input
+from jaxspec._src.data.input_request import InputRequest, warn_of_other_input
 from jaxspec._src.data.position import (
     CheckpointableIterator,
     PositionState,
@@ -14,6 +20,75 @@ from jaxspec._src.data.position import (
     encode_position,
     position_identity,
 )
+
+Identity: TypeAlias = dict[str, object]
+"""What an input is recognised by, as `input_identity` makes it. JSON values."""
+_WHOLE_BYTES = 2**20
+"""An array of so many bytes or fewer is read whole for its fingerprint."""
+_SAMPLED_ROWS = 1024
+_ITEMS = 100
+"""So many items of a container are looked at: it may be a vocabulary."""
+
+
+def input_identity(iterator: Iterator[PyTree], input_fn: InputFn) -> Identity:
+    """The identity of an input: what it is recognised by when it is made again.
+
+    It holds the type of the iterator and what its method `fingerprint` returns; if it has none, the name of input_fn and
+    a checksum of the arrays that are attributes of the iterator.
+    """
+    kind = f"{type(iterator).__module__}.{type(iterator).__qualname__}"
+    fingerprint = getattr(iterator, "fingerprint", None)
+    if callable(fingerprint):
+        # Through JSON, as it will be compared with what comes out of a checkpoint.
+        return {"iterator": kind, "fingerprint": json.loads(encode_position(fingerprint()))}
+    while isinstance(input_fn, functools.partial):
+        input_fn = input_fn.func
+    name = getattr(input_fn, "__qualname__", None) or type(input_fn).__qualname__
+    return {"iterator": kind, "input_fn": name, "arrays": arrays_fingerprint(_held_arrays(iterator))}
+
+
+def _held_arrays(iterator: Iterator[PyTree]) -> dict[str, np.ndarray]:
+    """The arrays that are attributes of an iterator, or items of a dict, list or tuple that is one."""
+    held = {}
+    for name, value in getattr(iterator, "__dict__", {}).items():
+        items = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
+        for key, item in (("", value), *itertools.islice(items, _ITEMS)):
+            if type(item) is np.ndarray:
+                held[f"{name}[{key!r}]" if key != "" else name] = item
+    return held
+
+
+def arrays_fingerprint(tree: PyTree) -> dict[str, str]:
+    """A checksum (CRC-32C), dtype and shape of each NumPy array in `tree`, by its path.
+
+    An array of more than 1 MiB is sampled: 1,024 rows spread evenly over the whole, the first and the last among them.
+    So the time does not grow with the data; two large arrays that differ in other rows only have the same fingerprint.
+    """
+    out = {}
+    for name, leaf in named_leaves(tree).items():
+        rows = leaf
+        if leaf.nbytes > _WHOLE_BYTES:
+            rows = leaf[np.linspace(0, leaf.shape[0] - 1, min(_SAMPLED_ROWS, leaf.shape[0])).astype(np.int64)]
+        checksum = 0 if leaf.dtype.hasobject else crc32c.crc32c(rows.tobytes())
+        out[name] = f"{leaf.dtype}{list(leaf.shape)} {checksum:08x}"
+    return out
+
+
+def difference(saved: Mapping[str, object] | None, here: Mapping[str, object]) -> str | None:
+    """In words, how the input here differs from the saved identity; None if it does not, or if none was saved."""
+    if saved is None:
+        return None
+    texts = ((key, _difference(saved.get(key), value)) for key, value in here.items())
+    return next((f"{key}{text}" for key, text in texts if text is not None), None)
+
+
+def _difference(was: object, value: object) -> str | None:
+    if was == value:
+        return None
+    if isinstance(value, dict) and isinstance(was, dict):
+        inner = {key: _difference(was.get(key), value.get(key)) for key in (*value, *was)}
+        return next(f"/{key}{text}" for key, text in inner.items() if text is not None)
+    return f": {value}, was {was}"
 
 
 class Positions:

@@ -10,7 +10,10 @@ import dataclasses
 import math
 import threading
 
-from jaxspec._src.data.batch import Batch
+import jax
+import numpy as np
+
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.stacks import Slice, Stack
 from jaxspec._src.device.shards import empty_stack
 
@@ -38,7 +41,7 @@ class StackQueue:
         """How many batches a stack has room for. Set before the first batch is put."""
         self.stopped = False
         self._num_shards = num_shards
-        self._items: collections.deque[Stack | Batch | End] = collections.deque()
+        self._items: collections.deque[Stack | InputBatch | End] = collections.deque()
         self._filling: Stack | None = None
         self._current: Stack | None = None
         self._asked: float = math.inf
@@ -46,11 +49,12 @@ class StackQueue:
 
     # The input's thread calls these.
 
-    def put(self, batch: Batch, *, full: bool) -> None:
+    def put(self, batch: InputBatch, *, full: bool) -> None:
         """Copies a batch into the queue, and waits for room if that fills a stack, or if the batch is not full."""
         if not full:
             self.flush()
-            self._put(batch.copied())  # the input may write to its arrays again
+            # In arrays of its own: the input may write to its arrays again.
+            self._put(dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data)))
             return
         with self._changed:
             stack, self._filling = self._filling, None
@@ -87,7 +91,7 @@ class StackQueue:
             self._changed.wait_for(lambda: self.stopped or self._asked >= count)
             return not self.stopped
 
-    def _put(self, item: Stack | Batch | End) -> None:
+    def _put(self, item: Stack | InputBatch | End) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self.stopped or len(self._items) < QUEUED_ITEMS)
             self._items.append(item)
@@ -105,7 +109,7 @@ class StackQueue:
         """Whether `take` would answer at once."""
         return self._current is not None or bool(self._items)
 
-    def take(self, most: int, patience_secs: float) -> Slice | Batch | End | None:
+    def take(self, most: int, patience_secs: float) -> Slice | InputBatch | End | None:
         """Up to `most` full batches of one stack; or one ragged batch; or the end, again and again.
 
         Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. None: there is nothing.
@@ -118,13 +122,12 @@ class StackQueue:
                         return item
                     self._items.popleft()
                     self._changed.notify_all()
-                    if isinstance(item, Batch):
+                    if isinstance(item, InputBatch):
                         return item
                     self._current = item
                 else:
                     self._current, self._filling = self._filling, None
-            stack = self._current
-            if stack is None:
+            if (stack := self._current) is None:
                 return None
             part = stack.take(most)
             if part.stop == stack.count:
@@ -137,9 +140,9 @@ class StackQueue:
             self.stopped = True
             self._changed.notify_all()
 
-    def left_over(self) -> list[Batch]:
+    def left_over(self) -> list[InputBatch]:
         """The batches that were put and not taken, in order; the queue is empty then. For after the thread has ended."""
         items = [self._current, *self._items]
         self._current = None
         self._items.clear()
-        return [batch for item in items if isinstance(item, Stack | Batch) for batch in item.rest()]
+        return [batch for item in items if isinstance(item, Stack | InputBatch) for batch in item.rest()]

@@ -1,11 +1,12 @@
 """Stacks of full batches: one goes to the devices in one transfer, and one dispatch takes a slice of it."""
 
 import dataclasses
+import math
 
 import jax
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.device.shards import batch_of_stack, capacity_of, copy_into_stack
 
 _WORTH_A_PROGRAM = 3
@@ -27,7 +28,7 @@ class Stack:
         """How many batches have been added."""
         return len(self.positions)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: InputBatch) -> None:
         """Copies a batch into the next place."""
         copy_into_stack(self.data, self.count, batch.data)
         self.positions.append(batch.position)
@@ -38,13 +39,11 @@ class Stack:
         self.taken = stop
         return Slice(self.data, start, stop, self.positions[stop - 1])
 
-    def rest(self) -> list[Batch]:
+    def rest(self) -> list[InputBatch]:
         """The batches that have not been taken, as they came."""
-        batches = []
-        for i in range(self.taken, self.count):
-            data = batch_of_stack(self.data, i)
-            batches.append(Batch(data, jax.tree.leaves(data)[0].shape[0], self.positions[i]))
-        return batches
+        rows = math.prod(jax.tree.leaves(self.data)[0].shape[1:3])
+        indices = range(self.taken, self.count)
+        return [InputBatch(batch_of_stack(self.data, i), rows, self.positions[i]) for i in indices]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +75,8 @@ class SingleBatches:
 
     def alone(self, item: Slice) -> Slice:
         """The slice; or, if it is a single batch, a slice of a stack that holds nothing else."""
-        if item.stop - item.start > 1 or item.capacity == 1:
-            return item
-        self._seen += 1
-        if self._seen <= _WORTH_A_PROGRAM:
-            return item
-        return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+        if item.stop - item.start == 1 < item.capacity:
+            self._seen += 1
+            if self._seen > _WORTH_A_PROGRAM:
+                return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+        return item

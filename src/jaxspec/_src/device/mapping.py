@@ -1,4 +1,4 @@
-"""A function mapped over devices, and a state broadcast to them. The only file that says shard_map."""
+"""Which devices a step is mapped over, and how: the only file that says shard_map."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,6 +10,28 @@ import numpy as np
 from jaxspec._src.base.arrays import is_key
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.step.axis import SHARD_AXIS
+
+
+def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:
+    """The devices that an estimator maps over: `num_shards` (None: all) of `jax.devices()`, or one CPU device."""
+    if not use_tpu:
+        return (jax.local_devices(backend="cpu")[0],)
+    devices = jax.devices()
+    if num_shards is not None and num_shards > len(devices):
+        raise ValueError(
+            f"TPUConfig.num_shards is {num_shards}, but there are only {describe_devices(devices)}. Lower it, or leave it as "
+            "None to use all. (On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual devices.)"
+        )
+    return tuple(devices[:num_shards])
+
+
+def describe_devices(devices: Sequence[jax.Device], *, use_tpu: bool = True) -> str:
+    """A description for logs, such as `8 x TPU v5 lite, 1 process`."""
+    if devices[0].platform == "cpu":
+        return f"{len(devices)} x cpu ({'no accelerator found' if use_tpu else 'use_tpu=False'})"
+    processes = len({device.process_index for device in devices})
+    return f"{len(devices)} x {devices[0].device_kind}, {processes} process{'es' if processes > 1 else ''}"
+
 
 Outputs = TypeVar("Outputs", bound=tuple[PyTree, ...])
 
@@ -33,8 +55,8 @@ def map_over_devices(
     mesh = _mesh(devices)
 
     def one_shard(*args: PyTree) -> tuple[PyTree, ...]:
-        out = fn(*map(_without_axis, args, in_axes))
-        return tuple(map(_with_axis, out, out_axes))
+        out = fn(*(_on_axis(jax.lax.squeeze, *pair) for pair in zip(args, in_axes, strict=True)))
+        return tuple(_on_axis(jax.lax.expand_dims, *pair) for pair in zip(out, out_axes, strict=True))
 
     in_specs, out_specs = tuple(map(_partition, in_axes)), tuple(map(_partition, out_axes))
     # A step makes its own outputs the same on all devices, as under pmap.
@@ -48,12 +70,8 @@ def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
 
 
-def _without_axis(tree: PyTree, axis: int | None) -> PyTree:
-    return tree if axis is None else jax.tree.map(lambda x: jax.lax.squeeze(x, [axis]), tree)
-
-
-def _with_axis(tree: PyTree, axis: int | None) -> PyTree:
-    return tree if axis is None else jax.tree.map(lambda x: jax.lax.expand_dims(x, [axis]), tree)
+def _on_axis(fn: Callable[[jax.Array, list[int]], jax.Array], tree: PyTree, axis: int | None) -> PyTree:
+    return tree if axis is None else jax.tree.map(lambda x: fn(x, [axis]), tree)
 
 
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:

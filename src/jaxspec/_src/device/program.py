@@ -17,7 +17,7 @@ from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.device.mapping import map_over_devices
 from jaxspec._src.device.shards import capacity_of, outputs_of_steps
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
-from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.state import TrainState
 
 Stacks: TypeAlias = tuple[PyTree, ...]

@@ -63,12 +63,9 @@ class RaggedPrograms:
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
                 pending.append((spec, stop - start, shards))
 
-            def fetch() -> list[Group]:
-                return [
-                    Group(next(specs_of_steps(jax.device_get(spec), 0, 1, rows // shards)), rows)
-                    for spec, rows, shards in pending
-                ]
-
-            return fetch
+            return lambda: [
+                Group(next(specs_of_steps(jax.device_get(spec), 0, 1, rows // shards)), rows)
+                for spec, rows, shards in pending
+            ]
 
         return dispatch

@@ -1,6 +1,7 @@
 """replicate: a step mapped over devices, for a training loop that you write yourself."""
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -45,23 +46,21 @@ def replicate(
         new_state, spec = (None, out) if isinstance(out, TPUEstimatorSpec) else out
         return new_state, spec.loss, replaced(spec, loss=None)
 
-    programs: dict[int, Callable[..., tuple[PyTree, PyTree, TPUEstimatorSpec]]] = {}
+    @functools.cache
+    def program(arguments: int) -> Callable[..., tuple[PyTree, PyTree, TPUEstimatorSpec]]:
+        in_axes = (None, *[0] * arguments)
+        donate = (0,) if donate_state else ()
+        return map_over_devices(mapped, devices, in_axes=in_axes, out_axes=(None, None, 0), donate_argnums=donate)
+
     in_flight: collections.deque[list[jax.Array]] = collections.deque()
 
     def replicated(state: PyTree, *batch: PyTree) -> Result:
-        if len(batch) not in programs:
-            programs[len(batch)] = map_over_devices(
-                mapped,
-                devices,
-                in_axes=(None, *(0 for _ in batch)),
-                out_axes=(None, None, 0),
-                donate_argnums=(0,) if donate_state else (),
-            )
         _check_sharded(batch, len(devices))
-        if not _is_broadcast(state, devices):
+        sharding = next((x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)), None)
+        if not isinstance(sharding, jax.sharding.NamedSharding) or tuple(sharding.mesh.devices.flat) != devices:
             # As a mapped program would return it: otherwise the second call would compile another program.
             state = broadcast(state, devices)
-        new_state, loss, spec = programs[len(batch)](state, *batch)
+        new_state, loss, spec = program(len(batch))(state, *batch)
         spec = replaced(spec, loss=loss)
         in_flight.append(jax.tree.leaves(spec))
         if len(in_flight) > MAX_IN_FLIGHT:
@@ -71,12 +70,6 @@ def replicate(
         return result
 
     return replicated
-
-
-def _is_broadcast(state: PyTree, devices: tuple[jax.Device, ...]) -> bool:
-    leaf = next((x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)), None)
-    sharding = None if leaf is None else leaf.sharding
-    return isinstance(sharding, jax.sharding.NamedSharding) and tuple(sharding.mesh.devices.flat) == devices
 
 
 def _check_sharded(batch: tuple[PyTree, ...], num_shards: int) -> None:

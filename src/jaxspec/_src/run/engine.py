@@ -17,8 +17,8 @@ from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.devices import choose_devices, describe_devices
 from jaxspec._src.device.live_state import LiveState
+from jaxspec._src.device.mapping import choose_devices, describe_devices
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.programs import Programs

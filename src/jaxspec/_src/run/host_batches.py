@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
@@ -52,7 +52,7 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
     num_shards = len(programs.full.devices)
     run_ragged = programs.ragged.on(state)
     number = 0
-    pace, singles = DispatchLength(), SingleBatches()
+    pace = DispatchLength()
     # Generators: they fetch when they are asked.
     pending: collections.deque[Iterator[HostBatch]] = collections.deque()
 
@@ -72,11 +72,10 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
         if (item := infeed.take(min(programs.capacity, pace.most), interrupted)) is None:
             raise_if_interrupted()
             break
-        if isinstance(item, Batch):
+        if isinstance(item, InputBatch):
             pending.append(fetch_ragged(run_ragged(item.data, number)))
             number += 1
         else:
-            item = singles.alone(item)
             place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
             began = pace.clock()
             _, spec = programs.full(state, (*item.data, place), item.start, item.stop)

@@ -15,7 +15,7 @@ from jaxspec._src.run.session import RunningSession
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
@@ -49,7 +49,7 @@ class InferenceRun(RunningSession):
         self,
         stack: contextlib.ExitStack,
         engine: Engine,
-        mode: str,
+        mode: Mode,
         source: Source,
         infeed: Infeed,
         hooks: tuple[SessionRunHook, ...],

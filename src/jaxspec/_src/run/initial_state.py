@@ -15,8 +15,8 @@ from jaxspec._src.device.mapping import broadcast, broadcast_sharding
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
-from jaxspec._src.step.debugging import debugging
 from jaxspec._src.step.init import InitFn, init_on_one_shard
+from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_variables, split_rng
 from jaxspec._src.step.tracing import TrainOpTrace, shapes, trace_train_op

@@ -11,14 +11,13 @@ from jaxspec._src.base.types import AnyFunction, Variables
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
-from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
-from jaxspec._src.step.debugging import debugging
-from jaxspec._src.step.inference_step import eval_step, predict_step
+from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.state import TrainState
+from jaxspec._src.step.steps import placed_step, train_step
 from jaxspec._src.step.tracing import TrainOpTrace, trace_spec, trace_train_op
-from jaxspec._src.step.train_step import train_step
 
 _STACK_BYTES = 4 << 20
 """Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
@@ -78,12 +77,12 @@ class Programs:
         return self._of_trace(ModeKeys.TRAIN, infeed, step, traced.spec, traced.jaxpr), traced
 
     @jax.transfer_guard("allow")
-    def inference(self, mode: str, infeed: Infeed, state: TrainState) -> ModePrograms:
+    def inference(self, mode: Mode, infeed: Infeed, state: TrainState) -> ModePrograms:
         """The programs for the batches of `infeed` on states like `state`. Hooks as in `training`."""
         made = self._made.get(_signature(mode, infeed))
         if made is not None and not (made.spec.evaluation_hooks or made.spec.prediction_hooks):
             return made
-        step = (eval_step if mode == ModeKeys.EVAL else predict_step)(self._model)
+        step = placed_step(mode, self._model)
         with jax.default_device(self._devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
         return self._of_trace(mode, infeed, step, spec, jaxpr)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
-from jaxspec._src.data.batch import Batch
+from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.shards import fetch_step, first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
@@ -60,7 +60,6 @@ class TrainingLoops(RunningSession):
         self._stop_step, self._interrupt = stop_step, interrupt
         self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
-        self._singles = SingleBatches()
         self._step = self.first_step = step
         self.summary_writer = summary_writer
 
@@ -149,11 +148,9 @@ class TrainingLoops(RunningSession):
             self._in_flight.drain()
             self._length.took(self._step - first, time.monotonic() - began)
 
-    def _dispatch(self, item: Slice | Batch) -> None:
-        if isinstance(item, Batch):
+    def _dispatch(self, item: Slice | InputBatch) -> None:
+        if isinstance(item, InputBatch):
             item = Slice(stack_of_one(item.data), 0, 1, item.position)
-        else:
-            item = self._singles.alone(item)
         if self._step > self.first_step:
             self._in_flight.host_calls.keep_in_step(self._in_flight.drain)
         began = self._in_flight.pace.clock()

@@ -2,28 +2,24 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxspec._src.base.callables import argument_names
+from jaxspec._src.base.callables import call_by_name
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.spec.train_op import Reduction, Selection, TrainOp
-from jaxspec._src.step.closure_conversion import Converted, convert_closure
-from jaxspec._src.step.dead_code import without_callbacks
+from jaxspec._src.step.axis import varying
 from jaxspec._src.step.gradients import Loss, ModelCall, own_loss, spec_loss, value_fn
-from jaxspec._src.step.replication import varying
-from jaxspec._src.step.trainable import merge, select
-from jaxspec._src.step.variables import checked_collections
+from jaxspec._src.step.jaxprs import Converted, convert_closure, without_callbacks
+from jaxspec._src.step.variables import checked_collections, merge, select
+
+_STATIC = {"static": True}
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["grads", "updates", "loss", "update", "value_loss", "after"],
-    meta_fields=["of", "reduction", "after_is_same"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DetachedOp:
     """A TrainOp as a pytree: the arrays that its functions have captured are leaves."""
@@ -40,9 +36,9 @@ class DetachedOp:
     """The `Loss` that the optimizer evaluates itself, as a line search does. It captures this shard's batch."""
     after: Converted | None
     """`variables -> collections`."""
-    of: Selection
-    reduction: Reduction
-    after_is_same: bool
+    of: Selection = dataclasses.field(metadata=_STATIC)
+    reduction: Reduction = dataclasses.field(metadata=_STATIC)
+    after_is_same: bool = dataclasses.field(metadata=_STATIC)
     """Whether `after` returns the same on all shards, so that nothing needs to be reduced."""
 
 
@@ -56,9 +52,8 @@ def detach(op: TrainOp, call: ModelCall, loss: jax.Array, variables: Variables, 
     """
     params = variables["params"]
     grads = None if op.grads is None else select(params, op.of, _embedded(op.grads, op.of, params))
-    update, value_loss = _detach_update(
-        op, call, loss, select(params, op.of) if grads is None else grads, opt_state, variables
-    )
+    target = select(params, op.of) if grads is None else grads
+    update, value_loss = _detach_update(op, call, loss, target, opt_state, variables)
     after = op.after
     return DetachedOp(
         grads,
@@ -108,12 +103,6 @@ def _update(
     """(params, optimizer state) after one update."""
     params = variables["params"]
     target = select(params, op.of)
-    extra: dict[str, PyTree | Callable[[PyTree], jax.Array]] = {
-        "value": value,
-        "grad": grads,
-        "value_fn": value_fn(loss_of, variables, op.reduction),
-    }
-    names, takes_any = argument_names(op.optimizer.update)
-    extra = {name: x for name, x in extra.items() if takes_any or name in names}
-    changes, opt_state = op.optimizer.update(grads, opt_state, target, **extra)
+    extra = {"value": value, "grad": grads, "value_fn": value_fn(loss_of, variables, op.reduction)}
+    changes, opt_state = call_by_name(functools.partial(op.optimizer.update, grads, opt_state, target), extra)
     return merge(params, optax.apply_updates(target, changes)), opt_state

@@ -10,10 +10,9 @@ from jaxspec._src.base.arrays import describe_array
 from jaxspec._src.base.types import PyTree, T, Variables
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import Reduction
-from jaxspec._src.step.axis import mean_over_shards, sum_over_shards
-from jaxspec._src.step.dead_code import without_callbacks
-from jaxspec._src.step.replication import of_shard_0, varying
-from jaxspec._src.step.trainable import merge
+from jaxspec._src.step.axis import mean_over_shards, of_shard_0, sum_over_shards, varying
+from jaxspec._src.step.jaxprs import without_callbacks
+from jaxspec._src.step.variables import merge
 
 ModelCall: TypeAlias = Callable[[Variables], TPUEstimatorSpec]
 """model_fn on this shard's batch, as a function of the variables alone."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import jax
 
-from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.arrays import describe_array, describe_leaves, named_leaves
 from jaxspec._src.base.callables import call_by_name, describe
 from jaxspec._src.base.types import AnyFunction, Batch, HyperParameters, PyTree, Variables
 from jaxspec._src.base.validate import check_arguments
@@ -33,9 +33,9 @@ def as_init_fn(init_fn: InitFn) -> AnyFunction:
       init_fn: a function that names any of these, or a `flax.linen.Module`, which then means
         `module.init({"params": k1, "dropout": k2}, features)`.
     """
-    import flax.linen
+    from flax import linen
 
-    if isinstance(init_fn, flax.linen.Module):
+    if isinstance(init_fn, linen.Module):
         return _module_init(init_fn)
     _refuse_other_modules(init_fn)
     check_arguments(init_fn, role="init_fn", allowed=INIT_FN_ARGUMENTS)
@@ -87,6 +87,7 @@ def _module_init(module: "Module") -> AnyFunction:
 
 def _check_variables(variables: object, source: str) -> Variables:
     from flax.core import unfreeze
+    from flax.linen import Partitioned
 
     if isinstance(variables, Mapping):
         variables = unfreeze(dict(variables))
@@ -96,21 +97,16 @@ def _check_variables(variables: object, source: str) -> Variables:
             f"init_fn ({source}) must return a dict of collections with 'params' among them, got {got}. "
             'Write return {"params": ...}: what is in "params" is trained, other collections are not.'
         )
-    unpartitioned: Variables = _unpartitioned(dict(variables))
-    return unpartitioned
-
-
-def _unpartitioned(variables: PyTree) -> PyTree:
-    """The variables without `flax.linen.with_partitioning`'s boxes.
-
-    Every device holds all variables. With the boxes, Flax would look up the axes that they name in any mesh that is set.
-    """
-    from flax.linen import Partitioned
 
     def is_box(x: object) -> bool:
         return isinstance(x, Partitioned)
 
-    return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, variables, is_leaf=is_box)
+    # Every device holds all variables. With the boxes of `with_partitioning`, Flax would look up the axes that they name
+    # in any mesh that is set.
+    unboxed: Variables = jax.tree.map(
+        lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, variables, is_leaf=is_box
+    )
+    return unboxed
 
 
 def init_on_one_shard(
@@ -158,5 +154,4 @@ def _describe(tree: PyTree) -> str:
     leaves = named_leaves(tree)
     if list(leaves) == [""]:
         return describe_array(leaves[""])
-    shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
-    return f"a {type(tree).__name__} of {shown}" if leaves else repr(tree)
+    return f"a {type(tree).__name__} of {describe_leaves(leaves)}" if leaves else repr(tree)

@@ -1,11 +1,11 @@
-"""Calls model_fn, and checks what it returns."""
+"""Calls model_fn, checks what it returns, and chooses what a step returns of that."""
 
 import copy
-import inspect
 
 import jax
+import optax
 
-from jaxspec._src.base.callables import argument_names, call_by_name, describe
+from jaxspec._src.base.callables import argument_names, call_by_name, describe, open_parameters
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.tpu_context import TPUContext
 from jaxspec._src.base.types import Array, Batch, HyperParameters, PyTree, Variables
@@ -13,7 +13,8 @@ from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
 from jaxspec._src.spec.mode import Mode, ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec, WholeBatchSpec, replaced
+from jaxspec._src.spec.train_op import TrainOp
 from jaxspec._src.step.axis import SHARD_AXIS, shard_axis_is_bound
 from jaxspec._src.step.error_notes import note_model_fn_error
 from jaxspec._src.step.recompilation import RecompilationWatch
@@ -29,6 +30,8 @@ class Model:
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
         self.takes_opt_state = "opt_state" in names
+        required = [p.name for p in open_parameters(model_fn) if p.default is p.empty]
+        self._requires_opt_state = "opt_state" in required
         self.takes_variables = takes_any or "variables" in names
         self.model_fn = model_fn
         self.params = params
@@ -59,8 +62,11 @@ class Model:
         Args:
           opt_state: model_fn gets it in EVAL and PREDICT; in TRAIN it gets None, because it makes the optimizer.
         """
-        if mode != ModeKeys.TRAIN and opt_state is None:
-            self._check_can_do_without_opt_state(mode)
+        if mode != ModeKeys.TRAIN and opt_state is None and self._requires_opt_state:
+            raise ValueError(
+                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
+                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
+            )
         if mode == ModeKeys.PREDICT:
             labels = None
         elif labels is not None and not self._takes_labels:
@@ -105,11 +111,28 @@ class Model:
         check_fetch_names(spec, step)
         return spec
 
-    def _check_can_do_without_opt_state(self, mode: str) -> None:
-        if not self.takes_opt_state:
-            return
-        if inspect.signature(self.model_fn).parameters["opt_state"].default is inspect.Parameter.empty:
-            raise ValueError(
-                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
-                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
-            )
+
+_APPLIED = TrainOp(optax.identity(), None, None, (), "mean", None, None)
+
+
+def outputs_of(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+    """The spec without the arrays that its mode does not send to the host.
+
+    TRAIN keeps loss and host_call's tensors, EVAL also those of eval_metrics, PREDICT predictions alone. The train_op
+    has been applied: a placeholder takes its place, so that nothing of the trace stays alive.
+    """
+    predict = spec.mode == ModeKeys.PREDICT
+    return replaced(
+        spec,
+        predictions=spec.predictions if predict else {},
+        loss=None if predict else spec.loss,
+        train_op=_APPLIED if spec.mode == ModeKeys.TRAIN else None,
+        eval_metrics=spec.eval_metrics if spec.mode == ModeKeys.EVAL else None,
+        export_outputs=None,
+        host_call=None if predict else spec.host_call,
+    )
+
+
+def marked_if_whole(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+    """The spec, as a `WholeBatchSpec` if no mapping of the caller has split the batch."""
+    return spec if shard_axis_is_bound() else WholeBatchSpec._make(spec)

@@ -56,15 +56,12 @@ def create_train_state(
     return state
 
 
-@jax.jit
-def _copied(state: TrainState) -> TrainState:
-    """A copy of the state whose leaves share no buffers: each is an output of a program, which has a buffer of its own.
+_copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+"""A copy of the state whose leaves share no buffers: each is an output of a program, which has a buffer of its own.
 
-    One array may be several leaves, and an optimizer may keep the parameters themselves. Donating a buffer twice ends the
-    process.
-    """
-    copy: TrainState = jax.tree.map(jnp.copy, state)
-    return copy
+One array may be several leaves, and an optimizer may keep the parameters themselves. Donating a buffer twice ends the
+process.
+"""
 
 
 def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,15 +13,11 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import Selection, TrainOp, as_train_ops
 from jaxspec._src.step.axis import bind_shard_axis
-from jaxspec._src.step.dead_code import needed_part
-from jaxspec._src.step.debugging import debugging
-from jaxspec._src.step.dependence import Dependence
 from jaxspec._src.step.gradients import own_loss
-from jaxspec._src.step.model import Model
-from jaxspec._src.step.outputs import outputs_of
-from jaxspec._src.step.trainable import select
-from jaxspec._src.step.training_warnings import warn_of_losses_without_gradient, warn_of_stale_collections
-from jaxspec._src.step.variables import checked_collections, strong_arrays
+from jaxspec._src.step.jaxprs import debugging, needed_part
+from jaxspec._src.step.model import Model, outputs_of
+from jaxspec._src.step.not_trained import Dependence, warn_of_losses_without_gradient, warn_of_stale_collections
+from jaxspec._src.step.variables import checked_collections, select, strong_arrays
 
 
 class TrainOpTrace(NamedTuple):
@@ -83,8 +79,7 @@ def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features:
 
     def compute(variables: Variables) -> PyTree:
         # Only what the optimizer needs: the callbacks of model_fn belong to steps.
-        count = len(jax.tree.leaves(opt_state))
-        closed = ClosedJaxpr(needed_part(jaxpr, count), program.jaxpr.consts)
+        closed = ClosedJaxpr(needed_part(jaxpr, len(jax.tree.leaves(opt_state))), program.jaxpr.consts)
         flat = jax.jit(jax.extend.core.jaxpr_as_fun(closed))(*jax.tree.leaves((variables, rng, features, labels)))
         return jax.tree.unflatten(jax.tree.structure(opt_state), flat)
 

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import as_train_ops
-from jaxspec._src.step.debugging import debugging
+from jaxspec._src.step.axis import same_on_all_shards, unvarying, varying, varying_as
 from jaxspec._src.step.detached_op import DetachedOp, detach
 from jaxspec._src.step.gradients import ModelCall, pull_back_one, reduced, spec_loss, value_and_grad
-from jaxspec._src.step.outputs import outputs_of
-from jaxspec._src.step.replication import same_on_all_shards, unvarying, varying, varying_as
-from jaxspec._src.step.trainable import merge, select
-from jaxspec._src.step.variables import checked_collections
+from jaxspec._src.step.jaxprs import debugging
+from jaxspec._src.step.model import outputs_of
+from jaxspec._src.step.variables import checked_collections, merge, select
 
 
 def apply_train_ops(
@@ -30,12 +29,10 @@ def apply_train_ops(
     Returns:
       (variables, optimizer state, what the step returns of the spec): the first two are the same on all shards.
     """
-    if debugging():
-        with contextlib.suppress(jax.errors.UnexpectedTracerError):
-            return _apply(call, variables, opt_state, differentiate=True)
-        # A function of a TrainOp has captured an array that is being differentiated. Then model_fn runs twice.
-        return _apply(call, variables, opt_state, differentiate=False)
-    return _apply(call, variables, opt_state, differentiate=True)
+    with contextlib.suppress(*[jax.errors.UnexpectedTracerError] if debugging() else []):
+        return _apply(call, variables, opt_state, differentiate=True)
+    # A function of a TrainOp has captured an array that is being differentiated. Then model_fn runs twice.
+    return _apply(call, variables, opt_state, differentiate=False)
 
 
 def _apply(

@@ -1,13 +1,14 @@
-"""New values of variables: checked against the old ones, and converted to their dtypes."""
+"""New values of variables, and which of them a TrainOp trains."""
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.dtype_fits import fits
+from jaxspec._src.base.arrays import describe_array, fits, named_leaves, path_name
 from jaxspec._src.base.types import PyTree, Variables
+from jaxspec._src.spec.train_op import Selection
 
 
 def checked_like(expected: PyTree, got: PyTree, what: str, *, same_dtypes: bool = False) -> PyTree:
@@ -26,20 +27,19 @@ def checked_like(expected: PyTree, got: PyTree, what: str, *, same_dtypes: bool 
     problems = [f"{name}: missing, expected {describe_array(want[name])}" for name in want if name not in have]
     problems += [f"{name}: unexpected, got {describe_array(have[name])}" for name in have if name not in want]
     mend = "Keep names and shapes as they are."
-    for name in want:
-        if name not in have:
+    both = {name: (have[name], leaf) for name, leaf in want.items() if name in have}
+    for name, (x, leaf) in both.items():
+        same_shape = jnp.shape(x) == jnp.shape(leaf)
+        if same_shape and fits(x, leaf.dtype, exactly=same_dtypes):
             continue
-        same_shape = jnp.shape(have[name]) == jnp.shape(want[name])
-        if same_shape and fits(have[name], want[name].dtype, exactly=same_dtypes):
-            continue
-        problems.append(f"{name}: got {describe_array(have[name])}, expected {describe_array(want[name])}")
+        problems.append(f"{name}: got {describe_array(x)}, expected {describe_array(leaf)}")
         if same_shape:
-            mend = f"Write x.astype({want[name].dtype.name!r}) where that is meant, or let init_fn make the leaf with the other dtype."
+            mend = f"Write x.astype({leaf.dtype.name!r}) where that is meant, or let init_fn make the leaf with the other dtype."
     if problems:
         raise ValueError(f"{what}: " + "; ".join(problems) + f". {mend}")
     leaves = [
         x if isinstance(x, jax.Array) and x.dtype == leaf.dtype else jnp.asarray(x, leaf.dtype)
-        for x, leaf in ((have[name], leaf) for name, leaf in want.items())
+        for x, leaf in both.values()
     ]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
@@ -76,3 +76,48 @@ def strong_arrays(tree: PyTree) -> PyTree:
         return jax.lax.convert_element_type(array, array.dtype)
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def select(params: PyTree, of: Selection, tree: PyTree = None) -> PyTree:
+    """The leaves that are trained, in the structure of `params`, with an `optax.MaskedNode` for each other leaf.
+
+    Leaves that cannot be differentiated (integers, keys) are never trained.
+
+    Args:
+      params: `variables["params"]`.
+      of: a tuple of keys of `params`, a predicate on the path inside it, or None for all.
+      tree: takes the leaves from this tree, of the structure of `params`, instead.
+    """
+    mask = _mask(params, of)
+    values = params if tree is None else tree
+    if all(jax.tree.leaves(mask)):
+        return values
+    return jax.tree.map(lambda trained, value: value if trained else optax.MaskedNode(), mask, values)
+
+
+def merge(params: PyTree, selected: PyTree) -> PyTree:
+    """`params` with the selected leaves replaced: the inverse of `select`."""
+    return jax.tree.map(lambda old, new: old if isinstance(new, optax.MaskedNode) else new, params, selected)
+
+
+def _mask(params: PyTree, of: Selection) -> PyTree:
+    """The tree of `params`, with a bool for each leaf: whether it is trained."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    differentiable = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for _, leaf in paths]
+    structure = jax.tree.structure(params)
+    if of is None:
+        return jax.tree.unflatten(structure, differentiable)
+    if callable(of):
+        chosen = [bool(of(path_name(path))) for path, _ in paths]
+        known = f"The paths are {[path_name(path) for path, _ in paths]}."
+    else:
+        keys = [path_name(path[:1]) for path, _ in paths]
+        known = f"The keys are {sorted(set(keys))}."
+        unknown = [key for key in of if key not in keys]
+        if unknown:
+            raise ValueError(f"of={list(of)}: variables['params'] has no {unknown[0]!r}. {known}")
+        chosen = [key in of for key in keys]
+    mask = [a and b for a, b in zip(chosen, differentiable, strict=True)]
+    if not any(mask):
+        raise ValueError(f"of={of!r} selects nothing of variables['params']. {known}")
+    return jax.tree.unflatten(structure, mask)

@@ -1,16 +1,56 @@
-"""A traced function without the parts that its results do not need, callbacks among them."""
+"""Functions as jaxprs: callable after their trace has ended, or without what their results do not need."""
 
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeAlias
 
 import jax
 import jax.extend
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from jaxspec._src.base.types import T
-from jaxspec._src.step.debugging import debugging
+from jaxspec._src.base.arrays import is_tracer
+from jaxspec._src.base.types import AnyFunction, PyTree, T
 
 P = ParamSpec("P")
+Converted: TypeAlias = jax.tree_util.Partial
+"""A function as a pytree: its leaves are the arrays that it had captured."""
+
+
+def debugging() -> bool:
+    """Whether `jax.disable_jit()` is in force, under which model_fn sees values.
+
+    What is being differentiated is a tracer even then. It shows its value when it is printed; `jax.lax.stop_gradient(x)`
+    is the value itself.
+    """
+    return bool(getattr(jax.config, "jax_disable_jit", False))  # JAX does not declare its type
+
+
+def convert_closure(fn: AnyFunction, *args: PyTree) -> Converted:
+    """`fn` as a pytree of the traced arrays that it has captured.
+
+    While model_fn is differentiated, its arrays exist only in the trace of that differentiation. A function that it
+    returns (an optimizer, a loss, an `after`) may have captured such arrays, at any depth. This traces the function
+    while they still exist, and turns them into leaves of a pytree, which JAX carries out of the trace as any other result.
+
+    `jax.closure_convert` captures only those that are being differentiated. Under `jax.disable_jit()` nothing is traced,
+    so that `fn` sees values, and nothing is captured.
+
+    Args:
+      args: arrays of the shapes and dtypes that `fn` will be called with.
+    """
+    if debugging():
+        return Converted(fn)
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    jaxpr, treedef = closed.jaxpr, jax.tree.structure(out)
+    # `call` must not hold tracers itself.
+    constants = [None if is_tracer(x) else x for x in closed.consts]
+
+    def call(captured: list[jax.Array], *args: PyTree) -> PyTree:
+        values = iter(captured)
+        consts = [next(values) if x is None else x for x in constants]
+        flat = jax.extend.core.jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(treedef, flat)
+
+    return Converted(call, [x for x in closed.consts if is_tracer(x)])
 
 
 def without_callbacks(fn: Callable[P, T]) -> Callable[P, T]:
