@@ -5,8 +5,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, labels_and_predictions, values_and_weights
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import mean_of, mean_or_zero, sums_of
+from jaxspec._src.metrics.metric import Metric, mean_of, mean_or_zero, sums_of
 
 
 def mean(values: ArrayLike, weights: Weights = None) -> Metric[float]:
