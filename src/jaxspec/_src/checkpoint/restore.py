@@ -1,18 +1,19 @@
 """A state, or its variables alone, read from a checkpoint into the structure that the model has."""
 
+import functools
+import operator
 from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
-from jax.tree_util import DictKey, KeyPath
+from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.escaped_names import escaped_path, unescape
-from jaxspec._src.checkpoint.parts import stored_form
-from jaxspec._src.checkpoint.random_keys import default_key_impl, key_impl, keys_like, with_key_impls
+from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
+from jaxspec._src.checkpoint.parts import default_key_impl, key_impl, keys_like, stored_form, with_key_impls
 from jaxspec._src.checkpoint.stored import StoredCheckpoint, on_one_device
 from jaxspec._src.step.state import TrainState
 
@@ -48,13 +49,10 @@ def stored_variables(path: str) -> PyTree | None:
     stored = StoredCheckpoint(path)
     if not stored.meta["variables_are_plain"]:
         return None
-    impls = {tuple(names): impl for names, impl in stored.meta["keys"]["variables"]}
-
-    def typed(key_path: KeyPath[DictKey], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        impl = impls.get(tuple(key.key for key in key_path))
-        return leaf if impl is None else keys_like(leaf.shape[:-1], impl)
-
-    return unescape(jax.tree_util.tree_map_with_path(typed, stored.parts["variables"]))
+    variables = stored.parts["variables"]
+    for names, impl in stored.meta["keys"]["variables"]:
+        put(variables, names, keys_like(_leaf(variables, names).shape[:-1], impl))
+    return unescape(variables)
 
 
 def read_position(path: str) -> str | None:
@@ -94,23 +92,23 @@ def _restored(like: PyTree, loaded: PyTree, sharding: Sharding) -> PyTree:
     def restored(path: KeyPath[Hashable], leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         if 0 in leaf.shape:
             return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
-        found = loaded
-        for name in escaped_path(path):
-            found = found[name]
-        array: jax.Array = found
+        array: jax.Array = _leaf(loaded, escaped_path(path))
         return jax.random.wrap_key_data(array, impl=key_impl(leaf)) if is_key(leaf) else array
 
     return jax.tree_util.tree_map_with_path(restored, like)
 
 
+def _leaf(tree: PyTree, names: list[str]) -> PyTree:
+    return functools.reduce(operator.getitem, names, tree)
+
+
 def _differences(form: PyTree, stored: PyTree, part: str) -> list[str]:
     """What differs in names, shapes and dtypes between the model and the checkpoint, one sentence for each leaf."""
     where = "" if part == "variables" else f"{part}/"
-    want, have = named_leaves(unescape(form)), named_leaves(unescape(stored))
+    want, have = (
+        {name: describe_array(leaf) for name, leaf in named_leaves(unescape(tree)).items()} for tree in (form, stored)
+    )
     out = [f"{where}{name} is not in the checkpoint" for name in want if name not in have]
     out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
-    for name in want:
-        if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
-            kinds = describe_array(have[name]), describe_array(want[name])
-            out.append(f"{where}{name} is {kinds[0]} in the checkpoint, {kinds[1]} in the model")
-    return out
+    differing = [name for name in want if name in have and have[name] != want[name]]
+    return out + [f"{where}{name} is {have[name]} in the checkpoint, {want[name]} in the model" for name in differing]

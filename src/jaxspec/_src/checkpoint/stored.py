@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
-from jax.tree_util import DictKey, KeyPath
 
-from jaxspec._src.base.types import PyTree, T
+from jaxspec._src.base.types import Array, PyTree, T
 from jaxspec._src.checkpoint import backend, checksums
+from jaxspec._src.checkpoint.escaped_names import put
 from jaxspec._src.checkpoint.latest import checkpoint_step
-from jaxspec._src.checkpoint.parts import FORMAT, Meta, with_empty, without_empty
+from jaxspec._src.checkpoint.parts import FORMAT, Meta, without_empty
 
 
 class StoredCheckpoint:
@@ -43,26 +43,27 @@ class StoredCheckpoint:
             for part in ("variables", "opt_state", "step", "input")
         }
         for part, leaves in self.meta["empty"].items():
-            with_empty(self.parts[part], leaves)
+            for names, shape, dtype in leaves:
+                put(self.parts[part], names, jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype)))
 
     def load(self, parts: Mapping[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
-        """Arrays of the given shapes, as nested dicts by part; those without elements are left out."""
+        """Arrays of the shapes of `parts`, as nested dicts by part; those without elements are left out."""
 
-        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        def placed(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         likes = {part: jax.tree.map(placed, like) for part, tree in parts.items() if (like := without_empty(tree))}
         return self._undamaged(lambda: backend.load(self._path, likes))
 
-    def load_on_host(self, part: str, key_path: KeyPath[DictKey]) -> np.ndarray:
-        """One array, on the host."""
-        tree = leaf = self.parts[part]
-        for key in key_path:
-            leaf = leaf[key.key]
-        if 0 in leaf.shape:
-            return np.zeros(leaf.shape, leaf.dtype)
-        like = without_empty(tree)
-        return np.array(self._undamaged(lambda: backend.load_leaf(self._path, part, like, key_path, on_one_device())))
+    def load_on_host(self, array: jax.ShapeDtypeStruct) -> np.ndarray:
+        """One array, on the host: the one that this leaf of `parts` stands for."""
+        if 0 in array.shape:
+            return np.zeros(array.shape, array.dtype)
+        part = next(part for part, tree in self.parts.items() if any(leaf is array for leaf in jax.tree.leaves(tree)))
+        placed = array.update(sharding=on_one_device())
+        like = jax.tree.map(lambda leaf: placed if leaf is array else backend.NOT_READ, without_empty(self.parts[part]))
+        found = self._undamaged(lambda: backend.load(self._path, {part: like}))[part]
+        return next(np.array(leaf) for leaf in jax.tree.leaves(found) if leaf is not backend.NOT_READ)
 
     def _undamaged(self, read: Callable[[], T]) -> T:
         """What `read` returns, after the checksums of all files were compared. Errors name the checkpoint."""
