@@ -99,7 +99,7 @@ class BackgroundWrite:
 def _short_error(path: str, error: Exception) -> OSError:
     """An error of a few lines: for a full disk, that of orbax has hundreds."""
     # The text holds the causes and the parts of a group of errors, too.
-    numbers = re.findall(r"^\W*\w*Error: \[Errno (\d+)\]", "".join(traceback.format_exception(error)), re.MULTILINE)
+    numbers = re.findall(r"Error: \[Errno (\d+)\]", "".join(traceback.format_exception(error)))
     in_tensorstore = re.findall(r"os_error_code='(\d+)'", str(error))[:1]  # so tensorstore, below orbax, gives it
     number = next(map(int, in_tensorstore + numbers[::-1]), None)
     if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):

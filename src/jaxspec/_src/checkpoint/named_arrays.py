@@ -9,7 +9,7 @@ from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.parts import stored_form
-from jaxspec._src.checkpoint.stored import StoredCheckpoint
+from jaxspec._src.checkpoint.restore import StoredCheckpoint
 from jaxspec._src.step.state import TrainState
 
 

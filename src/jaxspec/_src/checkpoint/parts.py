@@ -55,8 +55,7 @@ def parts_of(state: TrainState, position: str | None) -> dict[str, PyTree]:
     }
     # As bytes: orbax merges the files of array parts only, and warns about any other part.
     input_part = {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)}
-    parts = {**{part: without_empty(tree) for part, tree in stored.items()}, "input": input_part, "meta": meta}
-    return {name: part for name, part in parts.items() if part}
+    return {**without_empty(stored), "input": input_part, "meta": meta}
 
 
 def stored_form(tree: PyTree) -> dict[str, PyTree]:

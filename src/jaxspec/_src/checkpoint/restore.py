@@ -1,21 +1,88 @@
-"""A state, or its variables alone, read from a checkpoint into the structure that the model has."""
+"""Reading a checkpoint: its parts, or the state, or the variables alone, in the structure that the model has.
+
+Damage is noticed, and a newer format refused, before arrays are read.
+"""
 
 import functools
 import operator
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
-from jaxspec._src.base.types import PyTree
+from jaxspec._src.base.types import PyTree, T
+from jaxspec._src.checkpoint import backend, checksums, parts
 from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
-from jaxspec._src.checkpoint.parts import default_key_impl, key_impl, keys_like, stored_form, with_key_impls
-from jaxspec._src.checkpoint.stored import StoredCheckpoint, on_one_device
+from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.step.state import TrainState
+
+
+class StoredCheckpoint:
+    """The shapes and dtypes of a checkpoint, and the reading of its arrays.
+
+    Args:
+      path: of its directory.
+
+    Attributes:
+      parts: by name, nested dicts of `jax.ShapeDtypeStruct` under escaped names.
+      meta: the part `meta`.
+
+    Raises (each method, too):
+      DamagedCheckpointError: if a file is not as it was written.
+      FileNotFoundError: if the checkpoint was removed.
+      ValueError: if a newer version of the library wrote it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.meta: parts.Meta = self._undamaged(lambda: backend.load(path, {"meta": None}))["meta"]
+        if self.meta["format"] > parts.FORMAT:
+            raise ValueError(
+                f"the checkpoint {path} has format {self.meta['format']}: a newer version of jaxspec wrote it, and "
+                f"this version reads formats up to {parts.FORMAT}. Install the newer version, or use another model_dir."
+            )
+        found = self._undamaged(lambda: backend.shapes(path))
+        self.parts = {
+            part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.get(part) or {})
+            for part in ("variables", "opt_state", "step", "input")
+        }
+        for part, leaves in self.meta["empty"].items():
+            for names, shape, dtype in leaves:
+                put(self.parts[part], names, jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)))
+
+    def load(self, forms: Mapping[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
+        """Arrays of the shapes of `forms`, as nested dicts by part; those without elements are left out."""
+        likes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts.without_empty(forms)
+        )
+        return self._undamaged(lambda: backend.load(self._path, likes))
+
+    def load_on_host(self, array: jax.ShapeDtypeStruct) -> np.ndarray:
+        """One array, on the host: the one that this leaf of `parts` stands for."""
+        if 0 in array.shape:
+            return np.zeros(array.shape, array.dtype)
+        part = next(part for part, tree in self.parts.items() if any(leaf is array for leaf in jax.tree.leaves(tree)))
+        placed = array.update(sharding=SingleDeviceSharding(jax.local_devices()[0]))
+        tree = parts.without_empty({part: self.parts[part]})
+        like = jax.tree.map(lambda leaf: placed if leaf is array else backend.NOT_READ, tree)
+        found = self._undamaged(lambda: backend.load(self._path, like))
+        return next(np.array(leaf) for leaf in jax.tree.leaves(found) if leaf is not backend.NOT_READ)
+
+    def _undamaged(self, read: Callable[[], T]) -> T:
+        """What `read` returns, after the checksums of all files were compared. Errors name the checkpoint."""
+        checksums.verify(self._path, checkpoint_step(self._path))
+        try:
+            return read()
+        except Exception as error:
+            # When files are removed meanwhile, orbax may raise nearly anything.
+            checksums.raise_if_removed(self._path, error)
+            raise RuntimeError(
+                f"the checkpoint {self._path} is undamaged, but could not be read: {type(error).__name__}: {error}"
+            ) from error
 
 
 def read_variables(path: str, like: PyTree, sharding: Sharding) -> PyTree:
@@ -37,8 +104,8 @@ def read_variables(path: str, like: PyTree, sharding: Sharding) -> PyTree:
 def read_state(path: str, like: TrainState, sharding: Sharding) -> TrainState:
     """The whole state, on the devices. Arguments and errors as for `read_variables`; `like.rng` must be a key."""
     step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
-    parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
-    return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
+    read = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
+    return TrainState(read["step"]["global_step"], read["variables"], read["opt_state"], read["step"]["rng"])
 
 
 def stored_variables(path: str) -> PyTree | None:
@@ -51,7 +118,7 @@ def stored_variables(path: str) -> PyTree | None:
         return None
     variables = stored.parts["variables"]
     for names, impl in stored.meta["keys"]["variables"]:
-        put(variables, names, keys_like(_leaf(variables, names).shape[:-1], impl))
+        put(variables, names, parts.keys_like(_leaf(variables, names).shape[:-1], impl))
     return unescape(variables)
 
 
@@ -61,16 +128,15 @@ def read_position(path: str) -> str | None:
     name = f"process_{jax.process_index()}"
     if name not in stored.parts["input"]:
         return None
-    found = stored.load({"input": stored.parts["input"]}, on_one_device())["input"][name]
-    return np.asarray(found).tobytes().decode().strip() or None
+    return stored.load_on_host(stored.parts["input"][name]).tobytes().decode().strip() or None
 
 
 def _read(path: str, likes: dict[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
     stored = StoredCheckpoint(path)
-    likes = {part: with_key_impls(like, stored.meta["keys"][part]) for part, like in likes.items()}
-    forms = {part: stored_form(like) for part, like in likes.items()}
+    likes = {part: parts.with_key_impls(like, stored.meta["keys"][part]) for part, like in likes.items()}
+    forms = {part: parts.stored_form(like) for part, like in likes.items()}
     problems = [problem for part, form in forms.items() for problem in _differences(form, stored.parts[part], part)]
-    then, now = stored.meta["default_prng_impl"], default_key_impl()
+    then, now = stored.meta["default_prng_impl"], parts.default_key_impl()
     if problems and then != now and all("uint32[" in problem for problem in problems):
         raise ValueError(
             f"the checkpoint {path} holds random keys of another kind: {'; '.join(problems)}. It was written where the "
@@ -93,7 +159,7 @@ def _restored(like: PyTree, loaded: PyTree, sharding: Sharding) -> PyTree:
         if 0 in leaf.shape:
             return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         array: jax.Array = _leaf(loaded, escaped_path(path))
-        return jax.random.wrap_key_data(array, impl=key_impl(leaf)) if is_key(leaf) else array
+        return jax.random.wrap_key_data(array, impl=parts.key_impl(leaf)) if is_key(leaf) else array
 
     return jax.tree_util.tree_map_with_path(restored, like)
 

@@ -117,7 +117,7 @@ class Saver:
         # By path, the file that marks a checkpoint as kept for ever.
         marks = {path: os.path.join(path, KEPT) for path in (checkpoint_path(self.model_dir, step) for step in steps)}
         others = [path for path, mark in marks.items() if not os.path.exists(mark)]
-        kept_at = [os.path.getmtime(marks[path]) for path in marks.keys() - set(others)]
+        kept_at = [os.path.getmtime(marks[path]) for path in marks if path not in others]
         last_kept = max(kept_at, default=self._started)
         for path in others[: -self._keep_max]:
             if self._clock() - last_kept >= self._keep_secs:

@@ -96,15 +96,17 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
         raise TypeError(f"fn is {fn!r}; expected a function of the collected tensors")
     if not tensors:
         raise ValueError("collect got no tensors; expected at least one, under the name of an argument of fn")
+    parts: list[_Arrays] = []
     for name, tensor in tensors.items():
         refuse_shard_scalars(name, tensor)
-    arrays = {name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t) for name, t in tensors.items()}
-    for name, array in arrays.items():
+        is_masked = isinstance(tensor, np.ma.MaskedArray)
+        array: np.ndarray = np.ma.copy(tensor) if is_masked else np.array(tensor)
         if array.ndim == 0:
             raise ValueError(f"{name} is a scalar; expected an array with one entry for each example")
-        if not isinstance(array, np.ma.MaskedArray):
+        if not is_masked:
             array.flags.writeable = False
-    return Collected(fn, tuple(arrays), tuple((array,) for array in arrays.values()))
+        parts.append((array,))
+    return Collected(fn, tuple(tensors), tuple(parts))
 
 
 def _join(arrays: _Arrays) -> np.ndarray:

@@ -1,7 +1,7 @@
 """How many labels of each row are among the retrieved classes: what the metrics at k are made of."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +12,8 @@ from jaxspec._src.metrics.ranking import best_ranks
 
 # Marks a masked label, which is no label at all (-1 is one: a label that nothing can match).
 _MASKED = np.iinfo(np.int64).min
+_Hits: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Counts in each row those of some classes `[N, L]` that are present (bool `[N, L]`) and were retrieved: `[N]`."""
 
 
 class Retrieved(NamedTuple):
@@ -77,19 +79,8 @@ def retrieved_by_ids(
     return _retrieved(rows, hits, flat.shape[1] - repeats, class_id)
 
 
-def _retrieved(
-    rows: LabelRows,
-    hits: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    retrieved: np.ndarray,
-    class_id: int | None,
-    **config: int,
-) -> Retrieved:
-    """The sums over the rows.
-
-    Args:
-      hits: counts in each row those of some classes `[N, L]` that are present (bool `[N, L]`) and were retrieved.
-      retrieved: `[N]`, the number of classes that were.
-    """
+def _retrieved(rows: LabelRows, hits: _Hits, retrieved: np.ndarray, class_id: int | None, **config: int) -> Retrieved:
+    """The sums over the rows. `retrieved` is `[N]`, the numbers of classes that were retrieved."""
     if class_id is None:
         found, relevant = hits(rows.ids, rows.distinct), rows.distinct.sum(axis=1)
     else:
