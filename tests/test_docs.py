@@ -116,6 +116,14 @@ def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
 
 
+@pytest.mark.parametrize("module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.export])
+def test_every_public_name_is_in_the_docs(module):
+    # Metrics have TensorFlow's names, and examples in their docstrings.
+    text = "\n".join(PAGES[page] for page in ["README.md", *DOCS])
+    names = [name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
 def test_arguments_of_the_library_exist():
     modules = (js, js.hooks, js.summary, js.metrics, js.inputs, js.TPUEstimator)
     checked = 0

@@ -244,7 +244,7 @@ def test_results_without_a_loss(tmp_path, results, which):
     ("make", "error", "message"),
     [
         (lambda: BestExporter(compare_fn=None), ValueError, "`compare_fn` must not be None. Write compare_fn"),
-        (lambda: BestExporter(compare_fn=3), TypeError, "`compare_fn` must be callable, given: 3. Write compare_fn"),
+        (lambda: BestExporter(compare_fn=3), TypeError, "compare_fn must be callable, given: 3. Write compare_fn"),
         (
             lambda: BestExporter(compare_fn=lambda best_eval_result: True),
             ValueError,
@@ -263,12 +263,12 @@ def test_results_without_a_loss(tmp_path, results, which):
         (
             lambda: BestExporter(exports_to_keep=0),
             ValueError,
-            "must be a positive number. Got 0; None keeps all exports",
+            "exports_to_keep should be > 0, got 0. None keeps all exports",
         ),
         (
             lambda: LatestExporter("l", None, exports_to_keep=-1),
             ValueError,
-            "must be a positive number. Got -1; None keeps",
+            "exports_to_keep should be > 0, got -1. None keeps all exports",
         ),
         (lambda: LatestExporter(), TypeError, "'name'"),
         (lambda: FinalExporter(), TypeError, "'name'"),

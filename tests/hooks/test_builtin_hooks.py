@@ -136,7 +136,7 @@ def test_logging_tensor_refuses():
         js.hooks.LoggingTensorHook(["loss"])
     with pytest.raises(ValueError, match="every_n_iter=1, every_n_secs=2"):
         js.hooks.LoggingTensorHook(["loss"], every_n_iter=1, every_n_secs=2)
-    with pytest.raises(ValueError, match="invalid every_n_iter=0. It must be positive"):
+    with pytest.raises(ValueError, match="every_n_iter should be > 0, got 0"):
         js.hooks.LoggingTensorHook(["loss"], every_n_iter=0)
 
 

@@ -368,7 +368,7 @@ def test_bad_arguments(tmp_path, make):
         make(estimator, run_every_steps=1)
     with pytest.raises(ValueError, match="Either every_secs or every_steps should be provided"):
         make(estimator, run_every_secs=None)
-    with pytest.raises(ValueError, match="run_every_steps must be positive, got 0"):
+    with pytest.raises(ValueError, match="run_every_steps should be > 0, got 0. 1 looks after every loop"):
         make(estimator, run_every_secs=None, run_every_steps=0)
     for wrong in (3, js.TPUEstimator):
         with pytest.raises(TypeError, match=rf"`estimator` must have type `jaxspec.TPUEstimator`. Got: {type(wrong)}"):
@@ -378,7 +378,7 @@ def test_bad_arguments(tmp_path, make):
 def test_bad_functions(tmp_path):
     estimator = Evaluated(tmp_path, {})
     with pytest.raises(
-        TypeError, match="`should_stop_fn` must be callable, given: 3. Write a function without arguments"
+        TypeError, match="should_stop_fn must be callable, given: 3. Write a function without arguments"
     ):
         make_early_stopping_hook(estimator, 3)
     with pytest.raises(TypeError, match=r"is called without arguments: missing a required argument: 'step'. Bind them"):

@@ -217,6 +217,7 @@ def check_weighted(model_dir, cases, loss_fn=weighted_loss):
 
 
 def test_the_weighted_loss_is_that_of_the_whole_set_for_every_batch_size_and_number_of_shards(tmp_path):
+    """Slow: seven batch sizes, each with a program for full batches and one or two for the last."""
     check_weighted(tmp_path, [(1, 1), (1, 8), (1, 37), (4, 4), (4, 8), (4, 20), (4, 40)])
 
 
@@ -230,12 +231,24 @@ def test_also_under_disable_jit_where_model_fn_reads_the_loss(tmp_path):
 
     def reads_the_loss(w, features):
         loss = weighted_loss(w, features)
-        read.append(float(loss))
+        read.append(float(jax.lax.stop_gradient(loss)))
         return loss
 
     with jax.disable_jit():
         check_weighted(tmp_path, [(1, 20)], reads_the_loss)
     assert min(read) > 0
+
+
+def test_under_disable_jit_a_loss_that_is_read_without_stop_gradient_is_a_warning(tmp_path, caplog):
+    def reads_the_loss(w, features):
+        loss = weighted_loss(w, features)
+        assert float(loss) > 0
+        return loss
+
+    estimator = make(functools.partial(weighted_model_fn, loss_fn=reads_the_loss), 1, 20, tmp_path)
+    with jax.disable_jit():
+        assert estimator.evaluate(lambda: [jax.tree.map(lambda x: x[:20], weighted_data())])["loss"] > 0
+    assert "write float(jax.lax.stop_gradient(loss)) for float(loss)" in caplog.text
 
 
 def test_a_jitted_loss_serves_training_and_evaluation_in_turn(tmp_path):

@@ -532,9 +532,9 @@ def test_timeout_fn_decides_whether_to_go_on(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"min_interval_secs": -1}, ValueError, "min_interval_secs must be >= 0, got -1 seconds"),
-        ({"timeout": -3}, ValueError, "timeout must be >= 0, got -3 seconds"),
-        ({"timeout_fn": 3}, TypeError, "timeout_fn must be callable, got 3. Write a function without arguments"),
+        ({"min_interval_secs": -1}, ValueError, "min_interval_secs should be >= 0, got -1"),
+        ({"timeout": -3}, ValueError, "timeout should be >= 0, got -3"),
+        ({"timeout_fn": 3}, TypeError, "timeout_fn must be callable, given: 3. Write a function without arguments"),
     ],
 )
 def test_what_the_iterator_refuses_when_it_is_made(tmp_path, kwargs, error, message):

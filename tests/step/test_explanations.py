@@ -98,9 +98,12 @@ def test_a_collection_that_is_missing(model_fn, kind):
     assert "the collections ['batch_stats', 'params']. Let init_fn return what is missing" in notes
 
 
-def test_a_key_error_of_another_dict_gets_no_note():
-    def model_fn(variables, features, labels, mode):
+def test_a_key_error_where_the_variables_are_not_at_hand_gets_no_note():
+    def another():
         return {"a": 1}["ema"]
+
+    def model_fn(variables, features, labels, mode):
+        return another()
 
     error, notes = failing(model_fn)
     assert type(error) is KeyError
@@ -176,12 +179,18 @@ USES = [subtracts, hands_to_a_library, hands_to_its_own, uses_in_a_closure, asks
 def test_labels_that_are_used_and_not_there(model_fn):
     error, notes = failing(model_fn, labels=None)
     assert type(error) in (TypeError, AttributeError, ValueError)
-    assert "labels are None here, as input_fn yields features only: let it yield (features, labels) tuples" in notes
+    assert "labels are None here, as input_fn yields features only. If the error comes from that, let it yield" in notes
 
 
 def test_labels_that_are_used_in_prediction():
     _, notes = failing(subtracts, mode="infer")
-    assert "labels are None in PREDICT: return TPUEstimatorSpec(mode, predictions=...) before they are used" in notes
+    assert "labels are None in PREDICT. If the error comes from that, return TPUEstimatorSpec(mode, pred" in notes
+
+
+def test_an_error_of_the_spec_itself_is_not_laid_on_labels():
+    error, notes = failing(lambda features, labels, mode: js.TPUEstimatorSpec(mode), mode="infer")
+    assert "predictions" in str(error)
+    assert "labels" not in notes
 
 
 # the axis and values

@@ -86,6 +86,7 @@ def hand_written(params, batches):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_an_alternating_gan_equals_a_hand_written_loop(tmp_path, shards):
+    """Slow: two networks and their gradients, compiled here and in the loop that is written by hand."""
     batches = [REAL[i % 96 : i % 96 + 16] for i in range(0, 320, 16)]
     estimator = js.TPUEstimator(
         model_fn,

@@ -50,6 +50,7 @@ RAGGED = (8, 8, 7, 8, 3, 1, 1, 8, 5)
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_no_number_is_drawn_twice(tmp_path, shards):
+    """Slow: batches of five sizes, each with programs of its own to evaluate and to predict."""
     drawn = {}
     estimator = make(drawn, tmp_path, shards)
     evaluations, predictions = [], []

@@ -15,6 +15,7 @@ from tiny_models import (
     linear_init,
     linear_model_fn,
     net_model_fn,
+    run_config,
 )
 
 import jaxspec as js
@@ -81,6 +82,26 @@ def test_leaves_of_one_array_in_two_places_are_apart():
     for _ in range(3):
         state, _ = step(state, X)
     np.testing.assert_array_equal(state.variables["other"]["copy"], [7, 7, 7])
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_optimizer_may_keep_the_parameters_themselves(shards):
+    """A donated state has no two leaves in one buffer, in a loop of one's own and in a run."""
+    keeps = optax.GradientTransformation(lambda p: (p, p), lambda g, s, p=None: (g, s))
+
+    def model_fn(variables, features, mode):
+        loss = jnp.sum(variables["params"]["w"]) * features.mean()
+        return js.TPUEstimatorSpec(mode, loss=loss, train_op=keeps)
+
+    def init_fn():
+        return {"params": {"w": jnp.ones(3)}}
+
+    state = js.create_train_state(model_fn, init_fn, KEY, X)
+    leaves = jax.tree.leaves((state.variables, state.opt_state))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == 3
+    estimator = js.TPUEstimator(model_fn, init_fn, config=run_config(num_shards=shards), train_batch_size=8)
+    estimator.train(lambda: [X] * 3)
+    np.testing.assert_allclose(estimator.get_variable_value("params/w"), 1 + 3 * X.mean(), rtol=1e-5)
 
 
 def test_order_is_variables_then_scaffold_then_optimizer_state():
@@ -442,7 +463,11 @@ REFUSED_OPS = {
         ValueError,
         "may not hold 'params'",
     ),
-    "after": (lambda: js.minimize(optax.sgd(1), after=3), TypeError, "after must be a function"),
+    "after": (
+        lambda: js.minimize(optax.sgd(1), after=3),
+        TypeError,
+        "after must be callable, given: 3. Write a function of the updated variables",
+    ),
     "no grads": (lambda: js.apply_gradients(optax.sgd(1), None), ValueError, "grads is None"),
     "decay": (lambda: js.ExponentialMovingAverage(2), ValueError, "decay must be between 0 and 1, given: 2"),
 }

@@ -37,6 +37,7 @@ js.CrossShardOptimizer(optax.sgd(0.1)).minimize(reduction="max")  # error: arg-t
 js.Scaffold(init_fn=3)  # error: arg-type
 
 js.TPUEstimator("model")  # error: arg-type
+js.TPUEstimator(metric_fn)  # error: arg-type
 js.TPUEstimator(model_fn, Net(), "runs/here")  # error: call-arg
 js.TPUEstimator(model_fn, Net(), config={})  # error: arg-type
 js.TPUEstimator(model_fn, Net(), train_batch_size="8")  # error: arg-type
@@ -59,6 +60,8 @@ js.EvalSpec(list, exporters=3)  # error: arg-type
 js.train_and_evaluate(estimator, js.EvalSpec(list), js.EvalSpec(list))  # error: arg-type
 
 js.create_train_state(model_fn, Net(), 0, LOSS)  # error: arg-type
+js.make_train_step(model_fn)(LOSS, LOSS)  # error: arg-type
+js.make_train_step(model_fn)(1)  # error: arg-type, call-arg
 js.gather(LOSS)  # error: arg-type
 js.shard(LOSS, "8")  # error: arg-type
 

@@ -23,8 +23,6 @@ Metrics: TypeAlias = dict[str, Any]
 
 AnyFunction: TypeAlias = Callable[..., Any]
 """A function whose arguments are known by name only."""
-ModelFn: TypeAlias = AnyFunction
-"""Called by keyword with those of its arguments that it names; returns a `TPUEstimatorSpec`."""
 InitFn: TypeAlias = AnyFunction
 """Called by keyword with those of `rng`, `features`, `labels`, `params` that it names; returns `Variables`."""
 InputFn: TypeAlias = AnyFunction

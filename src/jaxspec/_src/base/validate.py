@@ -1,6 +1,7 @@
 """Checks of what the user gave: numbers, functions, methods."""
 
 import inspect
+import operator
 import reprlib
 from collections.abc import Collection
 from typing import TypeGuard
@@ -29,6 +30,7 @@ def check_number(
     above: float | None = None,
     maximum: float | None = None,
     required: bool = False,
+    instead: str = "",
 ) -> None:
     """Raises TypeError unless `value` is a number, ValueError unless it lies within the bounds.
 
@@ -36,18 +38,17 @@ def check_number(
       whole: whether it must be an integer.
       above: the number must be larger than this.
       required: whether None, too, is refused.
+      instead: a sentence for the message that says what to write.
     """
     if value is None and not required:
         return
     if not _is_number(value) or (whole and not is_integer(value)):
         kind = "a whole number" if whole else "a number"
-        raise TypeError(f"{name} should be {kind}, got {value!r} ({type(value).__name__})")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name} should be >= {minimum}, got {value}")
-    if above is not None and value <= above:
-        raise ValueError(f"{name} should be > {above}, got {value}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name} should be <= {maximum}, got {value}")
+        raise TypeError(f"{name} should be {kind}, got {value!r} ({type(value).__name__}). {instead}".rstrip(" ."))
+    bounds = ((">=", minimum, operator.ge), (">", above, operator.gt), ("<=", maximum, operator.le))
+    for sign, bound, holds in bounds:
+        if bound is not None and not holds(value, bound):
+            raise ValueError(f"{name} should be {sign} {bound}, got {value}. {instead}".rstrip(" ."))
 
 
 def check_callable(name: str, fn: object, instead: str = "") -> None:

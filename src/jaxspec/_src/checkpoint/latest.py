@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Clock
+from jaxspec._src.base.validate import check_callable, check_number
 from jaxspec._src.checkpoint import checksums
 
 _logger = logging.getLogger("jaxspec")
@@ -123,13 +124,9 @@ def checkpoints_iterator(
       TypeError: for a timeout_fn that cannot be called.
     """
     for name, value in (("min_interval_secs", min_interval_secs), ("timeout", timeout)):
-        if value is not None and value < 0:
-            raise ValueError(f"checkpoints_iterator: {name} must be >= 0, got {value!r} seconds.")
-    if timeout_fn is not None and not callable(timeout_fn):
-        raise TypeError(
-            f"checkpoints_iterator: timeout_fn must be callable, got {timeout_fn!r}. Write a function without "
-            "arguments that returns whether to end."
-        )
+        check_number(name, value, minimum=0)
+    if timeout_fn is not None:
+        check_callable("timeout_fn", timeout_fn, "Write a function without arguments that returns whether to end.")
     directory = absolute_path(model_dir)
 
     def wait_for_new(last: str | None) -> str | None:

@@ -26,6 +26,10 @@ class Batch:
     position: str | None = None
     """The position of the input after this batch, as text; None if the input reports none."""
 
+    def rest(self) -> "list[Batch]":
+        """The batches that have not been taken: this one. (Of a `Stack` there may be several.)"""
+        return [self]
+
     def copied(self) -> "Batch":
         """The batch in arrays of its own."""
         return dataclasses.replace(self, data=jax.tree.map(np.array, self.data))

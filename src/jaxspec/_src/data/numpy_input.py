@@ -70,13 +70,7 @@ class NumpyBatches(Iterator[PyTree]):
     """The batches of `numpy_input_fn`: a `CheckpointableIterator` of x, or of (x, y), with arrays of `batch_size` rows."""
 
     def __init__(
-        self,
-        x: PyTree,
-        y: PyTree,
-        batch_size: int,
-        num_epochs: int | None,
-        seed: int | None,
-        drop_remainder: bool,
+        self, x: PyTree, y: PyTree, batch_size: int, num_epochs: int | None, seed: int | None, drop_remainder: bool
     ) -> None:
         self._data = x if y is None else (x, y)
         self._size = jax.tree.leaves(x)[0].shape[0]

@@ -5,6 +5,8 @@ each batch, and copies it into the queue, whose bound is `stack_queue.QUEUED_ITE
 that called the verb starts it, takes batches and closes it.
 """
 
+import concurrent.futures
+import functools
 import logging
 import threading
 import time
@@ -67,23 +69,21 @@ class Infeed:
         self._warnings = InputWarnings(request, clock)
         self._source = InputSource(request, self._memory)
         self._queue = StackQueue(request.num_shards)
-        self._opened, self._started = threading.Event(), threading.Event()
+        self._started = threading.Event()
         self._taken = 0
         self._ended = self._closed = False
-        self._failure: BaseException | None = None
         self._close_error: BaseException | None = None
-        self._thread = threading.Thread(target=in_callers_context(self._run), name="jaxspec-infeed", daemon=True)
+        opening: concurrent.futures.Future[Batch | None] = concurrent.futures.Future()
+        run = in_callers_context(functools.partial(self._run, opening))
+        self._thread = threading.Thread(target=run, name="jaxspec-infeed", daemon=True)
         try:
             self._thread.start()
-            while not self._opened.wait(_CHECK_SECS):
+            while not concurrent.futures.wait([opening], _CHECK_SECS).done:
                 check_interrupt()
-            if self._failure is not None:
-                raise self._failure
+            self.first = opening.result()
         except BaseException:
             self.close(_INTERRUPTED_JOIN_SECS)
             raise
-        finally:
-            self._failure = None  # it holds this frame
 
     @property
     def position(self) -> str | None:
@@ -101,13 +101,12 @@ class Infeed:
         assert self.batch_size is not None
         return self.batch_size // self._request.num_shards
 
-    def first_shard(self) -> tuple[PyTree, PyTree]:
+    def first_shard(self) -> PyTree:
         """(features, labels) of the first shard of the first batch, for init_fn. A copy."""
         assert self.first is not None
         rows = min(self.rows_per_shard, self.first.rows)
         # What is computed from it may still read it when the input writes to its arrays again.
-        data: tuple[PyTree, PyTree] = jax.tree.map(lambda x: np.array(x[:rows]), self.first.data)
-        return data
+        return jax.tree.map(lambda x: np.array(x[:rows]), self.first.data)
 
     def ready(self) -> bool:
         """Whether `take` would answer at once."""
@@ -158,10 +157,8 @@ class Infeed:
             return  # collected as garbage within the thread, or never started
         self._thread.join(timeout=patience_secs)
         if self._thread.is_alive():
-            _logger.warning(
-                "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish.",
-                patience_secs,
-            )
+            busy = "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish."
+            _logger.warning(busy, patience_secs)
             return
         if self._request.training:
             self._memory.used_up = self._ended
@@ -174,14 +171,14 @@ class Infeed:
                 exc_info=error,
             )
 
-    def _run(self) -> None:
-        """The body of the thread."""
+    def _run(self, opening: "concurrent.futures.Future[Batch | None]") -> None:
+        """The body of the thread. `opening` gets the first batch, or the error before it."""
         failure, batch = None, None
         try:
-            batch = self.first = self._source.open()
+            batch = self._source.open()
             if self._source.lent:
                 self._queue.fetch_on_demand()
-            self._opened.set()
+            opening.set_result(batch)
             self._started.wait()
             fetched = 1
             while self._queue.may_fetch(fetched) and batch is not None:
@@ -199,8 +196,7 @@ class Infeed:
             failure.add_note(f"and then, in closing the input: {type(another).__name__}: {another}")
         else:
             self._close_error = another
-        if self._opened.is_set():
-            self._queue.end(failure)
+        if failure is not None and not opening.done():
+            opening.set_exception(failure)
         else:
-            self._failure = failure
-            self._opened.set()
+            self._queue.end(failure)

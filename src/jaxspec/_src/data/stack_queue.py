@@ -12,7 +12,7 @@ import threading
 
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.stacks import Slice, Stack
-from jaxspec._src.device.gather import empty_stack
+from jaxspec._src.device.shards import empty_stack
 
 QUEUED_ITEMS = 2
 """So many full stacks and ragged batches wait for the devices; the input's thread waits for room then."""
@@ -142,8 +142,4 @@ class StackQueue:
         items = [self._current, *self._items]
         self._current = None
         self._items.clear()
-        return [
-            batch
-            for item in items
-            for batch in (item.rest() if isinstance(item, Stack) else [item] if isinstance(item, Batch) else [])
-        ]
+        return [batch for item in items if isinstance(item, Stack | Batch) for batch in item.rest()]

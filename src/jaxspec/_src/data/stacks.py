@@ -6,7 +6,7 @@ import jax
 
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import Batch
-from jaxspec._src.device.gather import batch_of_stack, capacity_of, copy_into_stack
+from jaxspec._src.device.shards import batch_of_stack, capacity_of, copy_into_stack
 
 _WORTH_A_PROGRAM = 3
 """So many dispatches take one batch of a larger stack before a program for single batches is compiled."""

@@ -11,7 +11,6 @@ from jaxspec._src.base.arrays import is_key
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.step.axis import SHARD_AXIS
 
-State = TypeVar("State")
 Outputs = TypeVar("Outputs", bound=tuple[PyTree, ...])
 
 
@@ -61,11 +60,10 @@ def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
 
 
-def broadcast(state: State, devices: Sequence[jax.Device]) -> State:
+def broadcast(state: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
     # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
-    copied: State = jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
-    return copied
+    return jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
 
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
@@ -73,19 +71,17 @@ def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
 
 
-def on_first(state: State, devices: Sequence[jax.Device]) -> State:
+def on_first(state: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """A broadcast state on `devices`, the first of those that hold it. Nothing is copied.
 
     A program for `devices` would accept the whole state, but would pick out these copies at each call.
     """
     sharding = broadcast_sharding(devices)
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(x: jax.Array) -> PyTree:
         if is_key(x):
-            key: jax.Array = jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-            return key
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         copies = {shard.device: shard.data for shard in x.addressable_shards}
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [copies[device] for device in devices])
 
-    picked: State = jax.tree.map(one, state)
-    return picked
+    return jax.tree.map(one, state)

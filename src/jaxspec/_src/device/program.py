@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.types import Array, PyTree
-from jaxspec._src.device.gather import capacity_of, outputs_of_steps
 from jaxspec._src.device.mapping import map_over_devices
+from jaxspec._src.device.shards import capacity_of, outputs_of_steps
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.debugging import debugging
 from jaxspec._src.step.state import TrainState
@@ -113,9 +113,8 @@ class Program:
         return new_state, spec.loss, replaced(spec, loss=None)
 
 
-def _batch(batches: Stacks, i: Array | int) -> Stacks:
-    batch: Stacks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-    return batch
+def _batch(batches: Stacks, i: Array | int) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
 
 
 def prefers_single_steps(jaxpr: jax.extend.core.Jaxpr | None, devices: Sequence[jax.Device]) -> bool:

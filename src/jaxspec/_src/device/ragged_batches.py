@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 
 from jaxspec._src.base.types import Batch
-from jaxspec._src.device.gather import places_in_stack, specs_of_steps, stack_of_one
 from jaxspec._src.device.mapping import on_first
 from jaxspec._src.device.program import Program
+from jaxspec._src.device.shards import places_in_stack, specs_of_steps, stack_of_one
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
 

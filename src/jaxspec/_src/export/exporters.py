@@ -42,11 +42,7 @@ class _SavedModelExporter(Exporter):
         assets_extra: Mapping[str, str] | None,
         exports_to_keep: int | None = None,
     ) -> None:
-        check_number("exports_to_keep", exports_to_keep, whole=True)
-        if exports_to_keep is not None and exports_to_keep <= 0:
-            raise ValueError(
-                f"`exports_to_keep`, if provided, must be a positive number. Got {exports_to_keep}; None keeps all exports."
-            )
+        check_number("exports_to_keep", exports_to_keep, above=0, whole=True, instead="None keeps all exports.")
         self._name = name
         self._serving_input_receiver_fn = serving_input_receiver_fn
         self._assets_extra = assets_extra
@@ -198,9 +194,7 @@ def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
     mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
     if compare_fn is None:
         raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
-    if not callable(compare_fn):
-        raise TypeError(f"`compare_fn` must be callable, given: {compare_fn!r}. {mend}")
-    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected)
+    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
 
 
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:

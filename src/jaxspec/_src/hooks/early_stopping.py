@@ -9,6 +9,7 @@ from typing import Protocol
 
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock
+from jaxspec._src.base.validate import check_callable
 from jaxspec._src.hooks.evaluations import MetricReader
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.stopping_hook import AlignedTimer, EarlyStoppingHook
@@ -47,11 +48,8 @@ def make_early_stopping_hook(
       ValueError: for both or neither of run_every_secs and run_every_steps.
     """
     _check_estimator(estimator)
-    if not callable(should_stop_fn):
-        raise TypeError(
-            f"`should_stop_fn` must be callable, given: {should_stop_fn!r}. Write a function without arguments that returns "
-            "whether to stop."
-        )
+    instead = "Write a function without arguments that returns whether to stop."
+    check_callable("should_stop_fn", should_stop_fn, instead)
     try:
         inspect.signature(should_stop_fn).bind()
     except TypeError as error:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from jaxspec._src.base.types import Clock
+from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.fetches import refuse_arrays
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SessionTimers
@@ -54,8 +55,7 @@ class LoggingTensorHook(SessionRunHook):
                 "either at_end and/or exactly one of every_n_iter and every_n_secs must be provided. Got "
                 f"every_n_iter={every_n_iter!r}, every_n_secs={every_n_secs!r}, at_end={at_end!r}."
             )
-        if every_n_iter is not None and every_n_iter <= 0:
-            raise ValueError(f"invalid every_n_iter={every_n_iter}. It must be positive.")
+        check_number("every_n_iter", every_n_iter, above=0, whole=True)
         refuse_arrays("LoggingTensorHook: tensors", tensors)
         self._tensors = (
             {tag: tensors[tag] for tag in sorted(tensors)}

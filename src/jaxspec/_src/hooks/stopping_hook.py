@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from jaxspec._src.base.types import Clock
+from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
@@ -25,8 +26,7 @@ class AlignedTimer(LoopTimer):
                 f"Only one of `run_every_secs` and `run_every_steps` must be set. Got {every_secs!r} seconds and {every_steps!r} "
                 "steps; to count steps, pass run_every_secs=None."
             )
-        if every_steps is not None and every_steps <= 0:
-            raise ValueError(f"run_every_steps must be positive, got {every_steps!r}; 1 looks after every loop.")
+        check_number("run_every_steps", every_steps, above=0, whole=True, instead="1 looks after every loop.")
         super().__init__(every_secs, every_steps, clock=clock)
 
     def start(self, step: int) -> None:

@@ -11,7 +11,7 @@ import jax
 
 from jaxspec._src.base.hyperparameters import with_values
 from jaxspec._src.base.tpu_context import TPUContext
-from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, ModelFn, PyTree
+from jaxspec._src.base.types import HyperParameters, InitFn, InputFn, PyTree
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
@@ -27,6 +27,7 @@ from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
 from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 from jaxspec._src.step.model import Model
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.hyperparameters import copy_params
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
-from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputFn, Metrics, ModelFn, PyTree
+from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputFn, Metrics, PyTree
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
-from jaxspec._src.device.gather import first_shard
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
@@ -26,6 +26,7 @@ from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 from jaxspec._src.step.init import as_init_fn
 from jaxspec._src.step.model import MODEL_FN_ARGUMENTS
 

@@ -10,7 +10,7 @@ from jaxspec._src.metrics.metric import Mergeable
 from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
-from jaxspec._src.run.inference import HostBatch
+from jaxspec._src.run.host_batches import HostBatch
 from jaxspec._src.run.inference_run import open_run
 from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import doing

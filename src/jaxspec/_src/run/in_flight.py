@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxspec._src.device.gather import fetch_step, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT
+from jaxspec._src.device.shards import fetch_step, specs_of_steps
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue

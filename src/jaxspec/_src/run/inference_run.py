@@ -6,18 +6,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jaxspec._src.base.types import Array
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.gather import first_shard
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.engine import VERBS, Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
-from jaxspec._src.run.inference import HostBatch, run_batches
+from jaxspec._src.run.host_batches import HostBatch, run_batches
 from jaxspec._src.run.programs import InferenceProgram
 from jaxspec._src.run.session import RunningSession
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
-from jaxspec._src.run.step_outputs import StepOutputs, as_they_are
+from jaxspec._src.run.step_outputs import StepOutputs
 from jaxspec._src.spec.fetch_names import fetch_names
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
@@ -44,19 +46,6 @@ def open_run(
     limit: int | None = None,
 ) -> "InferenceRun":
     """A run; what it needs ends with `stack`. No generator: a StopIteration of a hook would become another error."""
-    program, state = _program_and_state(engine, mode, source, infeed)
-    spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
-    calls = stack.enter_context(HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}"))
-    infeed.start(program.capacity)
-    batches = run_batches(state, infeed, program.program, program.ragged, program.capacity)
-    stack.enter_context(contextlib.closing(batches))
-    bar = stack.enter_context(engine.progress(mode, start=0, total=limit))
-    return InferenceRun(batches, calls, program, source, state, writer, bar, limit)
-
-
-def _program_and_state(
-    engine: Engine, mode: str, source: Source, infeed: Infeed
-) -> tuple[InferenceProgram, TrainState]:
     fresh = source.live is None and source.path is None
     if fresh:
         _logger.warning(
@@ -69,7 +58,13 @@ def _program_and_state(
         program = engine.programs.inference(mode, infeed, state)
         if fresh:
             state = engine.initial_state.finish_fresh(state, program.spec)
-    return program, state
+    spec_hooks = program.spec.evaluation_hooks if mode == ModeKeys.EVAL else program.spec.prediction_hooks
+    calls = stack.enter_context(HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}"))
+    infeed.start(program.capacity)
+    batches = run_batches(state, infeed, program.program, program.ragged, program.capacity)
+    stack.enter_context(contextlib.closing(batches))
+    bar = stack.enter_context(engine.progress(mode, start=0, total=limit))
+    return InferenceRun(batches, calls, program, source, state, writer, bar, limit)
 
 
 class InferenceRun(RunningSession):
@@ -121,7 +116,7 @@ class InferenceRun(RunningSession):
             batch = next(self._batches, None)
             if batch is None:
                 return None
-            self._last = StepOutputs(batch.spec, self._shard, as_they_are)
+            self._last = StepOutputs(batch.spec, self._shard, np.asanyarray)
             use(batch)
             self._hooks.after_run(context, asked)
         except SessionStopped:

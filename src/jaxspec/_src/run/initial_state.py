@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxspec._src.base.types import AnyFunction, Batch, InitFn, PyTree, Variables
 from jaxspec._src.checkpoint import restore
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.gather import first_shard
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.debugging import debugging
@@ -89,7 +89,7 @@ class InitialState:
             if source.path is None:
                 fresh: TrainState = broadcast(finish_train_state(trace, variables, self.rng), self._devices)
                 return fresh
-            like = TrainState(None, variables, trace.opt_state, self.rng)
+            like = TrainState(jnp.int32(source.step), variables, trace.opt_state, self.rng)
             restored = restore.read_state(source.path, like, broadcast_sharding(self._devices))
         _logger.info("Restored step %d from %s.", source.step, source.path)
         return restored
@@ -129,7 +129,7 @@ class InitialState:
             sharding = broadcast_sharding(self._devices)
             if self._model.takes_opt_state:
                 opt_state = self._opt_state_like(like, features, labels)
-                state = restore.read_state(path, TrainState(None, like, opt_state, self.rng), sharding)
+                state = restore.read_state(path, TrainState(jnp.int32(step), like, opt_state, self.rng), sharding)
                 state = state._replace(rng=self.rng)
             else:
                 state = self._without_optimizer(step, restore.read_variables(path, like, sharding))

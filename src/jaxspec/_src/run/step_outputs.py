@@ -57,8 +57,3 @@ def _average(values: np.ndarray) -> np.ndarray:
     # Counts and flags are the same on all shards, as a rule, and stay what they are.
     first = values.reshape(-1)[0]
     return np.asarray(first if (values == first).all() else values.mean())
-
-
-def as_they_are(leaf: Array) -> np.ndarray:
-    """Reads a leaf that is on the host, of the whole batch, already."""
-    return np.asanyarray(leaf)

@@ -23,7 +23,6 @@ from jaxspec._src.run.validate import check_last_step, no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
-from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
 
@@ -106,7 +105,11 @@ def _train_on(
     ):
         with noting_verb("train"):
             state = engine.initial_state.for_training(source, variables, trace)
-        _make_live(engine, source, state, infeed)
+        if source.live is None:
+            engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
+        else:
+            engine.live_state.reinstate(source.live)
+        source.close()
         del state, variables, trace  # only the live state keeps arrays alive
         infeed.start(program.capacity)
         writer.begin_run(source.step)
@@ -133,14 +136,6 @@ def _train_on(
             has_checkpoint = bool(latest.checkpoint_steps(engine.model_dir))
             engine.sources.expects_checkpoint = has_checkpoint and engine.model_dir in checkpoint_dirs
     _logger.info("Loss for final step: %s.", in_flight.loss)
-
-
-def _make_live(engine: Engine, source: Source, state: TrainState, infeed: Infeed) -> None:
-    if source.live is None:
-        engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
-    else:
-        engine.live_state.reinstate(source.live)
-    source.close()
 
 
 def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hooks, list[str]]:

@@ -11,7 +11,7 @@ from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.gather import first_shard, stack_of_one
+from jaxspec._src.device.shards import first_shard, stack_of_one
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight

@@ -7,9 +7,10 @@ import tempfile
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.paths import absolute_path
-from jaxspec._src.base.types import HyperParameters, InputFn, ModelFn
+from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 
 _logger = logging.getLogger("jaxspec")
 

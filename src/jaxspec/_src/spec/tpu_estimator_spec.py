@@ -1,7 +1,7 @@
 """TPUEstimatorSpec: what model_fn returns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
 from jaxspec._src.base.types import Array, HostFunction
@@ -114,6 +114,10 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
                 prediction_hooks=tuple(self.prediction_hooks or ()),
             )
         )
+
+
+ModelFn: TypeAlias = Callable[..., TPUEstimatorSpec]
+"""Called by keyword with those of its arguments that it names."""
 
 
 @register_pytree

@@ -1,34 +1,38 @@
-"""What depends on what in a traced program."""
+"""Which values of a traced program depend on which."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.extend
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Literal, Var
+
+Value: TypeAlias = int
+"""The number of a value."""
 
 
 class Dependence:
-    """The values of a jaxpr, calls of jitted functions opened up, and how they are computed from one another.
+    """The values of a jaxpr and of the jitted functions that it calls, numbered, and what each is computed from.
 
-    An equation that holds a program of its own (a loop, a custom derivative) is taken as one whose outputs depend on
-    all of its inputs, so "does not depend" is always true, and "depends" nearly always.
+    Each output of any other equation that contains a program (a loop, a custom derivative) counts as dependent on all of
+    its inputs. So "does not depend" is always right, and "depends" nearly always.
     """
 
-    def __init__(self, jaxpr: Any) -> None:
-        self._equations: list[tuple[list[int], list[tuple[int, Any]]]] = []
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        self._equations: list[tuple[list[Value], list[tuple[Value, Any]]]] = []
         self._count = 0
         self.inputs = [self._new() for _ in jaxpr.invars]
         self.outputs = self._add(jaxpr, self.inputs)
 
-    def _new(self) -> int:
+    def _new(self) -> Value:
         self._count += 1
         return self._count
 
-    def _add(self, jaxpr: Any, inputs: list[int]) -> list[int]:
+    def _add(self, jaxpr: Jaxpr, inputs: list[Value]) -> list[Value]:
         values = dict(zip(map(id, jaxpr.invars), inputs, strict=True))
 
-        def value(var: Any) -> int:
+        def value(var: Var | Literal) -> Value:
             return values.setdefault(id(var), self._new())  # constants and literals: numbers of their own
 
         for equation in jaxpr.eqns:
@@ -36,7 +40,7 @@ class Dependence:
             inner = list(jax.extend.core.jaxprs_in_params(equation.params))
             if equation.primitive.name in ("jit", "pjit", "closed_call") and len(inner) == 1:
                 outs = self._add(inner[0], ins)
-                # A new number each: an output that nobody uses is told from the value inside that it is.
+                # New numbers: an output may be unused although the value inside is used.
                 for var, inside in zip(equation.outvars, outs, strict=True):
                     values[id(var)] = self._new()
                     self._equations.append(([inside], [(values[id(var)], var.aval)]))
@@ -46,18 +50,18 @@ class Dependence:
                 self._equations.append((ins, outputs))
         return [value(v) for v in jaxpr.outvars]
 
-    def have_gradient(self, sources: Collection[int]) -> set[int]:
-        """The values that depend on one of the `sources` through floating values only: others have no gradient."""
+    def have_gradient(self, sources: Collection[Value]) -> set[Value]:
+        """The values with a gradient: they depend on one of the `sources` through floating or complex values only."""
         found = set(sources)
         for ins, outs in self._equations:
             if not found.isdisjoint(ins):
                 found.update(number for number, aval in outs if jnp.issubdtype(aval.dtype, jnp.inexact))
         return found
 
-    def has_unused_new_value(self, source: int, aval: Any) -> bool:
-        """Whether a value nobody uses was computed from `source`, each value on the way of its shape and dtype.
+    def has_unused_new_value(self, source: Value, aval: jax.ShapeDtypeStruct | jax.Array) -> bool:
+        """Whether a value that nothing uses is computed from `source`, through values of its shape and dtype.
 
-        That is how a new value of a variable looks (`0.9 * old + 0.1 * batch`, `old + 1`) that was not handed over.
+        A new value of a variable that no TrainOp writes looks so: `0.9 * old + 0.1 * batch`, `old + 1`.
         """
         found, used = {source}, set(self.outputs)
         for ins, outs in self._equations:

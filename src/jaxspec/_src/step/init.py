@@ -1,24 +1,28 @@
-"""init_fn -> variables."""
+"""init_fn: fresh variables from one batch."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import jax
-import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.callables import call_by_name, describe
+from jaxspec._src.base.types import Batch, HyperParameters, InitFn, PyTree, Variables
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.step.axis import bind_shard_axis
-from jaxspec._src.step.diagnosis import note_traced_error
+from jaxspec._src.step.error_notes import note_traced_error
+from jaxspec._src.step.variables import strong_arrays
+
+if TYPE_CHECKING:
+    from flax.linen import Module
 
 INIT_FN_ARGUMENTS = ("rng", "features", "labels", "params")
 
 
-def as_init_fn(init_fn: Any) -> Callable[..., Any]:
+def as_init_fn(init_fn: InitFn) -> InitFn:
     """`init_fn` as a function of the keywords rng, features, labels, params that returns the variables.
 
     Args:
@@ -30,23 +34,23 @@ def as_init_fn(init_fn: Any) -> Callable[..., Any]:
     _refuse_other_modules(init_fn)
     check_arguments(init_fn, role="init_fn", allowed=INIT_FN_ARGUMENTS)
 
-    def init(**available: Any) -> dict[str, Any]:
+    def init(**available: object) -> Variables:
         return _check_variables(call_by_name(init_fn, available), describe(init_fn))
 
     return init
 
 
-def _is_linen_module(value: Any) -> bool:
+def _is_linen_module(value: object) -> "TypeGuard[Module]":
     import flax.linen
 
     return isinstance(value, flax.linen.Module)
 
 
-def _refuse_other_modules(init_fn: Any) -> None:
-    """An NNX module is callable, as a function of its inputs: what it would be asked for misleads."""
+def _refuse_other_modules(init_fn: object) -> None:
+    """Raises TypeError for what is easily mistaken for an init_fn. (An NNX module is callable, as a function of its inputs.)"""
     import flax.linen
 
-    flax_nnx = sys.modules.get("flax.nnx")  # who has a module of it has imported it
+    flax_nnx = sys.modules.get("flax.nnx")  # a user who has an NNX module has imported it
     kind = init_fn if isinstance(init_fn, type) else type(init_fn)
     if flax_nnx is not None and issubclass(kind, flax_nnx.Module):
         raise TypeError(
@@ -62,8 +66,8 @@ def _refuse_other_modules(init_fn: Any) -> None:
         )
 
 
-def _module_init(module: Any) -> Callable[..., Any]:
-    def init(*, rng: Any, features: Any, labels: Any, params: Any) -> dict[str, Any]:
+def _module_init(module: "Module") -> InitFn:
+    def init(rng: jax.Array, features: Batch, labels: Batch, params: HyperParameters) -> Variables:
         k1, k2 = jax.random.split(rng)
         name = type(module).__name__
         try:
@@ -81,7 +85,7 @@ def _module_init(module: Any) -> Callable[..., Any]:
     return init
 
 
-def _check_variables(variables: Any, source: str) -> dict[str, Any]:
+def _check_variables(variables: object, source: str) -> Variables:
     from flax.core import unfreeze
 
     if isinstance(variables, Mapping):
@@ -92,23 +96,26 @@ def _check_variables(variables: Any, source: str) -> dict[str, Any]:
             f"init_fn ({source}) must return a dict of collections with 'params' among them, got {got}. "
             'Write return {"params": ...}: what is in "params" is trained, other collections are not.'
         )
-    return dict(_unpartitioned(variables))
+    unpartitioned: Variables = _unpartitioned(dict(variables))
+    return unpartitioned
 
 
-def _unpartitioned(variables: Any) -> Any:
+def _unpartitioned(variables: PyTree) -> PyTree:
     """The variables without `flax.linen.with_partitioning`'s boxes.
 
-    Every device holds all of them. Flax would ask for the axes that the boxes name wherever a mesh is there.
+    Every device holds all variables. With the boxes, Flax would look up the axes that they name in any mesh that is set.
     """
     from flax.linen import Partitioned
 
-    def is_box(x: Any) -> bool:
+    def is_box(x: object) -> bool:
         return isinstance(x, Partitioned)
 
     return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, variables, is_leaf=is_box)
 
 
-def init_on_one_shard(init_fn: Any, params_for: Callable[[Any], Any]) -> Callable[..., Any]:
+def init_on_one_shard(
+    init_fn: InitFn, params_for: Callable[[Batch], HyperParameters]
+) -> Callable[[jax.Array, Batch, Batch], Variables]:
     """A pure function `(rng, features, labels) -> variables` of one per-shard batch, with `SHARD_AXIS` bound.
 
     Args:
@@ -117,23 +124,24 @@ def init_on_one_shard(init_fn: Any, params_for: Callable[[Any], Any]) -> Callabl
     """
     make = as_init_fn(init_fn)
 
-    def init(rng: Any, features: Any, labels: Any) -> Any:
+    def init(rng: jax.Array, features: Batch, labels: Batch) -> Variables:
         params = params_for(features)
         try:
-            return strong_arrays(make(rng=rng, features=features, labels=labels, params=params))
+            variables: Variables = strong_arrays(make(rng=rng, features=features, labels=labels, params=params))
         except Exception as error:
             note_traced_error(error)
             error.add_note(
                 f"raised by init_fn, which saw features: {_describe(features)}; labels: {_describe(labels)}."
             )
             raise
+        return variables
 
     return bind_shard_axis(init)
 
 
 @contextlib.contextmanager
 def noting_verb(verb: str) -> Iterator[None]:
-    """Adds to an error of init_fn whose batch it saw."""
+    """Adds a note to an error of init_fn: which verb (train, evaluate, predict) its batch belongs to."""
     try:
         yield
     except Exception as error:
@@ -145,25 +153,10 @@ def noting_verb(verb: str) -> Iterator[None]:
         raise
 
 
-def _describe(tree: Any) -> str:
+def _describe(tree: PyTree) -> str:
     """The arrays of a tree: `float32[8,4]`, or `a dict of x: float32[8,4], y: int32[8]`."""
     leaves = named_leaves(tree)
     if list(leaves) == [""]:
         return describe_array(leaves[""])
     shown = ", ".join(f"{name}: {describe_array(leaf)}" for name, leaf in leaves.items())
     return f"a {type(tree).__name__} of {shown}" if leaves else repr(tree)
-
-
-def strong_arrays(tree: Any) -> Any:
-    """The leaves as JAX arrays of a fixed dtype; a Python number would change type in the first update."""
-
-    def one(path: Any, leaf: Any) -> Any:
-        try:
-            array = jnp.asarray(leaf)
-        except TypeError:
-            raise TypeError(
-                f"variables{jax.tree_util.keystr(path)} is no array: {describe_array(leaf)}. Variables hold arrays only."
-            ) from None
-        return jax.lax.convert_element_type(array, array.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, tree)

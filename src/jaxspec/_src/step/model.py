@@ -1,22 +1,21 @@
-"""Calling model_fn, and checking what it returns."""
+"""Calls model_fn, and checks what it returns."""
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from jaxspec._src.base.callables import argument_names, call_by_name, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.tpu_context import TPUContext
+from jaxspec._src.base.types import Array, Batch, HyperParameters, PyTree, Variables
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.spec.fetch_names import check_fetch_names
 from jaxspec._src.spec.host_functions import check_keywords
 from jaxspec._src.spec.mode import Mode, ModeKeys
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec
 from jaxspec._src.step.axis import SHARD_AXIS, shard_axis_is_bound
-from jaxspec._src.step.diagnosis import note_model_fn_error
+from jaxspec._src.step.error_notes import note_model_fn_error
 from jaxspec._src.step.recompilation import RecompilationWatch
 
 MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variables", "opt_state", "step", "rng")
@@ -25,7 +24,7 @@ MODEL_FN_ARGUMENTS = ("features", "labels", "mode", "params", "config", "variabl
 class Model:
     """A model_fn with its hyper-parameters: `model(mode, variables, features, labels, ...) -> spec`."""
 
-    def __init__(self, model_fn: Callable[..., Any], params: Any = None, config: Any = None):
+    def __init__(self, model_fn: ModelFn, params: HyperParameters = None, config: object = None):
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         names, takes_any = argument_names(model_fn)
         self._takes_labels = takes_any or "labels" in names
@@ -36,7 +35,7 @@ class Model:
         self.config = config
         self._watch = RecompilationWatch()
 
-    def params_for(self, features: Any) -> Any:
+    def params_for(self, features: Batch) -> HyperParameters:
         """The `params` for one batch: a copy of the hyper-parameters, `batch_size`, `use_tpu` and `context`."""
         replicas = jax.lax.axis_size(SHARD_AXIS) if shard_axis_is_bound() else 1
         defaults = {"use_tpu": True, "context": TPUContext(replicas, _host=None)}
@@ -45,12 +44,20 @@ class Model:
         return with_values(self.params, **{k: v for k, v in defaults.items() if not holds(self.params, k)}, **size)
 
     def __call__(
-        self, mode: Mode, variables: Any, features: Any, labels: Any, *, step: Any, rng: Any, opt_state: Any = None
+        self,
+        mode: Mode,
+        variables: Variables,
+        features: Batch,
+        labels: Batch,
+        *,
+        step: Array,
+        rng: jax.Array,
+        opt_state: PyTree = None,
     ) -> TPUEstimatorSpec:
         """Calls model_fn on one shard's batch and checks what it returns for `mode`.
 
         Args:
-          opt_state: what model_fn may name in EVAL and PREDICT; in TRAIN it gets None, for the optimizer comes from it.
+          opt_state: model_fn gets it in EVAL and PREDICT; in TRAIN it gets None, because it makes the optimizer.
         """
         if mode != ModeKeys.TRAIN and opt_state is None:
             self._check_can_do_without_opt_state(mode)
@@ -61,13 +68,14 @@ class Model:
                 f"model_fn does not take labels, but input_fn returns labels. Add the argument `labels` to "
                 f"{describe(self.model_fn)}, or let input_fn yield features only."
             )
+        variables = dict(variables)  # a copy that model_fn may change
         available = {
             "features": features,
             "labels": labels,
             "mode": mode,
             "params": self.params_for(features),
             "config": copy.deepcopy(self.config),
-            "variables": dict(variables),
+            "variables": variables,
             "opt_state": None if mode == ModeKeys.TRAIN else opt_state,
             "step": step,
             "rng": rng,
@@ -76,7 +84,7 @@ class Model:
         try:
             spec = call_by_name(self.model_fn, available)
         except Exception as error:
-            note_model_fn_error(error, self.model_fn, variables, mode=mode, labels=labels)
+            note_model_fn_error(error, variables, mode=mode, labels=labels)
             raise
         if not isinstance(spec, TPUEstimatorSpec):
             raise ValueError(

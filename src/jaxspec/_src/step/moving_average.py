@@ -1,12 +1,11 @@
-"""Moving averages of variables, kept as a collection of their own."""
+"""Moving averages of variables, kept in a separate collection."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec._src.base.types import Variables
+from jaxspec._src.base.types import Array, Batch, HyperParameters, InitFn, PyTree, Variables
 from jaxspec._src.step.init import as_init_fn
 
 COLLECTION = "ema"
@@ -32,59 +31,62 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.of = (of,) if isinstance(of, str) else tuple(of)
 
-    def init(self, init_fn: Any) -> Callable[..., Any]:
-        """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and the averages, equal to it."""
+    def init(self, init_fn: InitFn) -> InitFn:
+        """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and averages that are equal to it."""
         make = as_init_fn(init_fn)
 
-        def init_with_averages(rng: Any, features: Any, labels: Any, params: Any) -> dict[str, Any]:
+        def init_with_averages(rng: jax.Array, features: Batch, labels: Batch, params: HyperParameters) -> Variables:
             variables = make(rng=rng, features=features, labels=labels, params=params)
             return {**variables, COLLECTION: {name: variables[name] for name in self.of}}
 
         return init_with_averages
 
-    def update(self, step: Any = None) -> Callable[[Variables], dict[str, Any]]:
+    def update(self, step: Array | int | None = None) -> Callable[[Variables], Variables]:
         """An `after` for `minimize`.
 
-        With `step` (the global step before the update) the decay is `min(decay, (1 + step) / (10 + step))`, as
-        TensorFlow's num_updates: the averages follow quickly at first.
+        Args:
+          step: the global step before the update. The decay is then `min(decay, (1 + step) / (10 + step))`, as with
+            TensorFlow's num_updates: the averages follow quickly at first.
         """
         return _Update(self, step)
 
-    def apply(self, variables: Variables) -> dict[str, Any]:
+    def apply(self, variables: Variables) -> dict[str, PyTree]:
         """The variables with the averages in place of the values."""
-        self._check(variables)
-        return {**variables, **{name: variables[COLLECTION][name] for name in self.of}}
+        averages = _averages_of(variables)
+        return {**variables, **{name: averages[name] for name in self.of}}
 
-    def _check(self, variables: Variables) -> None:
-        if COLLECTION not in variables:
-            raise ValueError(
-                f"ExponentialMovingAverage: the variables have no collection {COLLECTION!r}, only "
-                f"{sorted(variables)}; make it with init_fn=ema.init(init_fn)."
-            )
+
+def _averages_of(variables: Variables) -> Variables:
+    if COLLECTION not in variables:
+        raise ValueError(
+            f"ExponentialMovingAverage: the variables have no collection {COLLECTION!r}, only "
+            f"{sorted(variables)}; make it with init_fn=ema.init(init_fn)."
+        )
+    averages: Variables = variables[COLLECTION]
+    return averages
 
 
 class _Update:
-    """A function of the updated variables that gives the same on every shard, so that nothing need be reduced."""
+    """An `after` that returns the same on every shard, so that nothing needs to be reduced."""
 
     same_on_all_shards = True
 
-    def __init__(self, ema: ExponentialMovingAverage, step: Any) -> None:
+    def __init__(self, ema: ExponentialMovingAverage, step: Array | int | None) -> None:
         self.ema = ema
         self.step = step
 
-    def __call__(self, variables: Variables) -> dict[str, Any]:
-        self.ema._check(variables)
-        decay: Any = self.ema.decay
+    def __call__(self, variables: Variables) -> Variables:
+        averages = _averages_of(variables)
+        decay: float | jax.Array = self.ema.decay
         if self.step is not None:
             step = jnp.asarray(self.step, jnp.float32)
             decay = jnp.minimum(decay, (1 + step) / (10 + step))
 
-        def blend(average: Any, value: Any) -> Any:
+        def blend(average: jax.Array, value: jax.Array) -> jax.Array:
             if not jnp.issubdtype(average.dtype, jnp.inexact):
                 return value
             # In this form a constant value stays exactly constant.
             return average - jnp.asarray(1 - decay, average.dtype) * (average - value.astype(average.dtype))
 
-        averages = variables[COLLECTION]
         values = {name: variables[name] for name in self.ema.of}
         return {COLLECTION: jax.tree.map(blend, averages, values)}

@@ -1,25 +1,26 @@
-"""Noticing that a model_fn is compiled again and again."""
+"""Warns if a model_fn is compiled again and again."""
 
 import logging
-from typing import Any
 
 import jax
 
 from jaxspec._src.base.arrays import describe_array, is_tracer, named_leaves
+from jaxspec._src.base.types import Array, Batch, Variables
+from jaxspec._src.spec.mode import Mode
 
 _logger = logging.getLogger("jaxspec")
 _EXPECTED_KINDS = 2
-"""Kinds of arguments in one mode that need no remark: full batches, and the short one at the end of the input."""
+"""Kinds of arguments in one mode that need no warning: full batches, and the short one at the end of the input."""
 
 
 class RecompilationWatch:
-    """Says once for each mode, as a warning, that model_fn was compiled for yet another kind of arguments, and which."""
+    """Warns once for each mode that model_fn was compiled for yet another kind of arguments, and says for which."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, list[dict[str, str]]] = {}
+        self._kinds: dict[Mode, list[dict[str, str]]] = {}
 
-    def called(self, mode: str, *, features: Any, labels: Any, variables: Any) -> None:
-        """Notes the arguments of a call of model_fn. Only a call that traces it counts: its features are no values."""
+    def called(self, mode: Mode, *, features: Batch, labels: Batch, variables: Variables) -> None:
+        """Records the arguments of a call of model_fn. A call with concrete features compiles nothing, and is ignored."""
         if not any(map(is_tracer, jax.tree.leaves(features))):
             return
         arguments = named_leaves({"features": features, "labels": labels, "variables": variables})
@@ -37,7 +38,7 @@ class RecompilationWatch:
             )
 
 
-def _describe(leaf: Any) -> str:
+def _describe(leaf: Array) -> str:
     weak = " (weakly typed)" if getattr(jax.typeof(leaf), "weak_type", False) else ""
     return describe_array(leaf) + weak
 

@@ -1,15 +1,14 @@
 """TrainState, and how a fresh one is made."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.types import Batch, HyperParameters, InitFn, PyTree, Variables
 from jaxspec._src.spec.scaffold import call_scaffold_fn
-from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
+from jaxspec._src.spec.tpu_estimator_spec import ModelFn, TPUEstimatorSpec
 from jaxspec._src.step.init import init_on_one_shard
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.tracing import TrainOpTrace, trace_train_op
@@ -19,23 +18,23 @@ from jaxspec._src.step.variables import checked_like
 class TrainState(NamedTuple):
     """Everything that training carries from step to step. A pytree without a device axis."""
 
-    step: Any
+    step: jax.Array
     """int32 scalar: the number of updates made."""
-    variables: Any
+    variables: Variables
     """Collections: `{"params": ..., ...}`."""
-    opt_state: Any
+    opt_state: PyTree
     """The optimizer's state; a tuple of them where `train_op` is a sequence. None where nothing is trained."""
-    rng: Any
+    rng: jax.Array
     """Typed key; never changes. A step folds its number and its shard into it."""
 
 
 def create_train_state(
-    model_fn: Callable[..., Any],
-    init_fn: Any,
+    model_fn: ModelFn,
+    init_fn: InitFn,
     rng: jax.Array,
-    features: Any,
-    labels: Any = None,
-    params: Mapping[str, Any] | None = None,
+    features: Batch,
+    labels: Batch = None,
+    params: HyperParameters = None,
 ) -> TrainState:
     """A fresh state at step 0, in the order: variables, `Scaffold.init_fn`, optimizer state.
 
@@ -47,13 +46,25 @@ def create_train_state(
       params: hyper-parameters.
 
     Returns:
-      The state, on the default device; its leaves share no buffers, so it may be donated.
+      The state, on the default device. Its leaves share no buffers, so it may be donated.
     """
     model = Model(model_fn, params)
     init_rng, step_rng = split_rng(rng)
     variables = jax.jit(init_on_one_shard(init_fn, model.params_for))(init_rng, features, labels)
     trace = trace_train_op(model, variables, step_rng, features, labels)
-    return finish_train_state(trace, variables, step_rng)
+    state: TrainState = _copied(finish_train_state(trace, variables, step_rng))
+    return state
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    """A copy of the state whose leaves share no buffers: each is an output of a program, which has a buffer of its own.
+
+    One array may be several leaves, and an optimizer may keep the parameters themselves. Donating a buffer twice ends the
+    process.
+    """
+    copy: TrainState = jax.tree.map(jnp.copy, state)
+    return copy
 
 
 def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,14 +75,13 @@ def split_rng(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     return init_rng, step_rng
 
 
-def finish_train_state(trace: TrainOpTrace, variables: Any, rng: jax.Array) -> TrainState:
-    """The state at step 0 from fresh variables: `Scaffold.init_fn`, then the optimizer state."""
+def finish_train_state(trace: TrainOpTrace, variables: Variables, rng: jax.Array) -> TrainState:
+    """The state at step 0 from fresh variables. Its leaves may share buffers: copy them before they are donated."""
     variables = scaffold_variables(trace.spec, variables)
-    state: TrainState = unshared(TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng))
-    return state
+    return TrainState(jnp.zeros((), jnp.int32), variables, trace.init_opt_state(variables), rng)
 
 
-def scaffold_variables(spec: TPUEstimatorSpec, variables: Any) -> Any:
+def scaffold_variables(spec: TPUEstimatorSpec, variables: Variables) -> Variables:
     """The variables after the spec's `Scaffold.init_fn`, which must keep their structure, shapes and dtypes."""
     init_fn = None if spec.scaffold_fn is None else call_scaffold_fn(spec.scaffold_fn).init_fn
     if init_fn is None:
@@ -82,23 +92,5 @@ def scaffold_variables(spec: TPUEstimatorSpec, variables: Any) -> Any:
         error.add_note("raised by Scaffold.init_fn")
         raise
     what = "Scaffold.init_fn returned variables that differ from init_fn's"
-    return checked_like(variables, replaced, what, same_dtypes=True)
-
-
-def unshared(tree: Any) -> Any:
-    """Copies leaves that share a buffer with an earlier leaf: donating one buffer twice ends the process."""
-    seen: set[int] = set()
-
-    def one(x: Any) -> Any:
-        buffers = {shard.data.unsafe_buffer_pointer() for shard in _buffer_array(x).addressable_shards}
-        if buffers & seen:
-            x = jnp.copy(x)
-            buffers = {shard.data.unsafe_buffer_pointer() for shard in _buffer_array(x).addressable_shards}
-        seen.update(buffers)
-        return x
-
-    return jax.tree.map(one, tree)
-
-
-def _buffer_array(x: jax.Array) -> jax.Array:
-    return jax.random.key_data(x) if is_key(x) else x
+    checked: Variables = checked_like(variables, replaced, what, same_dtypes=True)
+    return checked

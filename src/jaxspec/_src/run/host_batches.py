@@ -11,9 +11,9 @@ import numpy as np
 from jaxspec._src.data.batch import Batch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import SingleBatches, Slice
-from jaxspec._src.device.gather import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.device.program import MAX_IN_FLIGHT, Program
 from jaxspec._src.device.ragged_batches import Group, RaggedPrograms
+from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import data
 
 import jaxspec as js
-from jaxspec._src.device import gather
+from jaxspec._src.device import shards
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.spec.tpu_estimator_spec import replaced
 
@@ -20,24 +20,24 @@ def assert_equal(tree, expected):
 
 
 def test_a_stack_of_one_batch_shares_its_memory():
-    stack = gather.stack_of_one(BATCH, 3)
+    stack = shards.stack_of_one(BATCH, 3)
     assert_equal(stack["b"], [[[0, 1], [2, 3], [4, 5]]])
     assert stack["a"].shape == (1, 3, 2, 2)
     assert np.shares_memory(stack["a"], BATCH["a"])
-    assert gather.stack_of_one({"empty": np.zeros((4, 0))})["empty"].shape == (1, 1, 4, 0)
+    assert shards.stack_of_one({"empty": np.zeros((4, 0))})["empty"].shape == (1, 1, 4, 0)
 
 
 def test_batches_come_out_of_a_stack_as_they_went_in():
-    stack = gather.empty_stack(BATCH, capacity=4, num_shards=2)
+    stack = shards.empty_stack(BATCH, capacity=4, num_shards=2)
     assert_equal(stack, {"a": np.zeros((4, 2, 3, 2), int), "b": np.zeros((4, 2, 3), int)})
-    gather.copy_into_stack(stack, 2, BATCH)
+    shards.copy_into_stack(stack, 2, BATCH)
     assert_equal(stack["b"][2], [[0, 1, 2], [3, 4, 5]])
-    assert_equal(gather.batch_of_stack(stack, 2), BATCH)
+    assert_equal(shards.batch_of_stack(stack, 2), BATCH)
     assert not stack["a"][[0, 1, 3]].any()
 
 
 def test_places_number_the_batches_and_their_shards():
-    places = gather.places_in_stack(7, 5, 3, 2)
+    places = shards.places_in_stack(7, 5, 3, 2)
     assert places.dtype == np.int32
     assert_equal(places[:, :, 0], [[7, 7], [8, 8], [9, 9]])
     assert_equal(places[:, :, 1], np.full((3, 2), 5))
@@ -56,38 +56,38 @@ def outputs():
 
 
 def test_each_step_of_a_dispatch_is_a_spec_of_its_whole_batch():
-    (spec,) = gather.specs_of_steps(outputs(), 1, 2)
+    (spec,) = shards.specs_of_steps(outputs(), 1, 2)
     assert spec.loss == 1.5
     assert_equal(spec.eval_metrics[1], {"rows": [6, 7, 8, 9, 10, 11], "scalar": [20, 21]})
     assert not isinstance(spec.eval_metrics[1]["scalar"], ShardScalars)
 
 
 def test_scalars_of_shards_carry_their_rows_where_batches_differ_in_size():
-    first, _ = gather.specs_of_steps(outputs(), 0, 2, rows_per_shard=3)
+    first, _ = shards.specs_of_steps(outputs(), 0, 2, rows_per_shard=3)
     assert_equal(first.eval_metrics[1]["scalar"].rows, [3, 3])
 
 
 def test_steps_of_one_shard_are_put_together_as_a_dispatch_gives_them():
     # Each spec has another function, as specs from two calls of model_fn have.
-    spec = gather.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], 1, capacity=4)
+    spec = shards.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], 1, capacity=4)
     assert_equal(spec.loss, [0, 1, 2, 0])
     assert_equal(spec.eval_metrics[1]["x"], np.array([[[0] * 3], [[1] * 3], [[2] * 3], [[0] * 3]]))
-    again = [step.eval_metrics[1]["x"] for step in gather.specs_of_steps(spec, 1, 3)]
+    again = [step.eval_metrics[1]["x"] for step in shards.specs_of_steps(spec, 1, 3)]
     assert_equal(again, [np.full(3, 1), np.full(3, 2)])
 
 
 def test_groups_of_shards_are_joined_in_order():
     parts = [spec_with(np.zeros(3), x=np.array(x)) for x in ([0, 1], [2])]
-    joined = gather.join_groups(parts, np.float32(4))
+    joined = shards.join_groups(parts, np.float32(4))
     assert joined.loss == 4
     assert_equal(joined.eval_metrics[1]["x"], [0, 1, 2])
-    assert_equal(gather.join_groups(parts[:1], None).eval_metrics[1]["x"], [0, 1])
+    assert_equal(shards.join_groups(parts[:1], None).eval_metrics[1]["x"], [0, 1])
 
 
 @pytest.mark.parametrize(("value", "whole"), [([[1, 2], [3, 4]], [1, 2, 3, 4]), ([1, 2], [1, 2]), (3, 3)])
 def test_shards_are_concatenated_and_scalars_stay_apart(value, whole):
-    assert_equal(gather.concatenate_shards(np.array(value)), whole)
-    assert_equal(gather.fetch_step(jnp.array([value, value]), index=1), whole)
+    assert_equal(shards.concatenate_shards(np.array(value)), whole)
+    assert_equal(shards.fetch_step(jnp.array([value, value]), index=1), whole)
 
 
 def test_shard_splits_in_order_and_gather_puts_together():

@@ -1,27 +1,27 @@
-"""What training leaves as it is, though it seems to be meant otherwise: told when the step is traced."""
+"""Warnings, when a step is traced, of variables that training will never change though they seem meant to be trained."""
 
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import jax
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.step.dependence import Dependence
+from jaxspec._src.base.types import PyTree, Variables
+from jaxspec._src.step.dependence import Dependence, Value
 from jaxspec._src.step.moving_average import COLLECTION
 
 _logger = logging.getLogger("jaxspec")
 
 
 def warn_of_losses_without_gradient(
-    values: Dependence, losses: Sequence[int | None], targets: Sequence[Sequence[int]], *, takes_variables: bool
+    values: Dependence, losses: Sequence[Value | None], targets: Sequence[Sequence[Value]], *, takes_variables: bool
 ) -> None:
-    """Warns of each loss that depends on nothing that its TrainOp trains, but through integers, which have no gradient.
+    """Warns of each loss whose gradient is zero: it depends on nothing that its TrainOp trains, or only through integers.
 
     Args:
-      values: of the traced model_fn.
-      losses: for each TrainOp the number of its loss in `values`; None where it brings gradients of its own.
-      targets: for each TrainOp the numbers of the leaves that it trains.
+      values: those of the traced model_fn.
+      losses: the loss of each TrainOp; None where gradients are given.
+      targets: for each TrainOp the leaves that it trains.
       takes_variables: whether model_fn names `variables`.
     """
     for number, (loss, trained) in enumerate(zip(losses, targets, strict=True)):
@@ -38,16 +38,18 @@ def warn_of_losses_without_gradient(
         )
 
 
-def warn_of_stale_collections(values: Dependence, variables: Any, inputs: Any, written: Collection[str]) -> None:
-    """Warns of each collection that no TrainOp writes, though it is there to be written.
+def warn_of_stale_collections(
+    values: Dependence, variables: Variables, inputs: PyTree, written: Collection[str]
+) -> None:
+    """Warns of each collection that no TrainOp writes, although model_fn seems to compute its new value.
 
-    That is, where model_fn computes a new value of each of its leaves, which nothing uses; or where
-    `ExponentialMovingAverage.init` has made it. A collection that is only read, or not even that, is a constant.
+    It seems so if model_fn computes a new value of each of the leaves, which nothing uses, or if the collection was made
+    by `ExponentialMovingAverage.init`. A collection that is only read, or not even that, is a constant.
 
     Args:
-      values: of the traced model_fn.
+      values: those of the traced model_fn.
       variables: the collections.
-      inputs: the numbers of their leaves in `values`, in the same tree.
+      inputs: for each leaf of the variables its number in `values`, in the same tree.
       written: the names of the collections that some TrainOp writes.
     """
     for name, collection in variables.items():
@@ -71,7 +73,7 @@ def warn_of_stale_collections(values: Dependence, variables: Any, inputs: Any, w
             )
 
 
-def _are_averages(variables: Any) -> bool:
+def _are_averages(variables: Variables) -> bool:
     """Whether the collection of averages is what `ExponentialMovingAverage.init` makes: a copy of other collections."""
     averages = variables[COLLECTION]
     return (

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, named_leaves
-from jaxspec._src.base.types import Array, Batch
+from jaxspec._src.base.types import Array, Batch, PyTree
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, WholeBatchSpec, replaced
@@ -24,10 +24,9 @@ from jaxspec._src.step.axis import SHARD_AXIS
 Tree = TypeVar("Tree")
 
 
-def first_shard(state: Tree) -> Tree:
+def first_shard(state: PyTree) -> PyTree:
     """The copy of a broadcast state on its first device. Nothing is copied: it is gone once the state is donated."""
-    first: Tree = jax.tree.map(lambda x: x.addressable_shards[0].data, state)
-    return first
+    return jax.tree.map(lambda x: x.addressable_shards[0].data, state)
 
 
 # Batches to shards.
@@ -61,23 +60,18 @@ def stack_of_one(batch: Batch, num_shards: int = 1) -> Batch:
 
 def capacity_of(stack: Batch) -> int:
     """How many batches a stack has room for."""
-    capacity: int = jax.tree.leaves(stack)[0].shape[0]
-    return capacity
+    return int(jax.tree.leaves(stack)[0].shape[0])
 
 
 def empty_stack(batch: Batch, capacity: int, num_shards: int) -> Batch:
     """A stack of zeros with room for `capacity` batches like this one."""
-    like = stack_of_one(batch, num_shards)
-    return jax.tree.map(lambda x: np.zeros((capacity, *x.shape[1:]), x.dtype), like)
+    return jax.tree.map(lambda x: np.zeros((capacity, *x.shape), x.dtype), shard(batch, num_shards))
 
 
 def copy_into_stack(stack: Batch, index: int, batch: Batch) -> None:
     """Writes a batch to place `index` of a stack."""
-
-    def copy(to: np.ndarray, x: np.ndarray) -> None:
+    for to, x in zip(jax.tree.leaves(stack), jax.tree.leaves(batch), strict=True):
         to[index] = x.reshape(to.shape[1:])
-
-    jax.tree.map(copy, stack, batch)
 
 
 def batch_of_stack(stack: Batch, index: int) -> Batch:
