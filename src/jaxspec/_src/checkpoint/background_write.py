@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import threading
-import traceback
 
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.leftovers import partial_directory, remove, removed_path
@@ -98,10 +97,9 @@ class BackgroundWrite:
 
 def _short_error(path: str, error: Exception) -> OSError:
     """An error of a few lines: for a full disk, that of orbax has hundreds."""
-    # The text holds the causes and the parts of a group of errors, too.
-    numbers = re.findall(r"Error: \[Errno (\d+)\]", "".join(traceback.format_exception(error)))
-    in_tensorstore = re.findall(r"os_error_code='(\d+)'", str(error))[:1]  # so tensorstore, below orbax, gives it
-    number = next(map(int, in_tensorstore + numbers[::-1]), None)
+    in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
+    cause = _first_os_error(error)
+    number = int(in_text[1]) if in_text else None if cause is None else cause.errno
     if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
         number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
     elif number is not None:
@@ -115,3 +113,18 @@ def _short_error(path: str, error: Exception) -> OSError:
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True
     return short
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    """The first error of the operating system among an error, its causes, and the parts of a group of errors."""
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one in seen:
+            continue
+        seen.append(one)
+        if isinstance(one, OSError) and one.errno is not None:
+            return one
+        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    return None

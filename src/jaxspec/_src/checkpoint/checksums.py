@@ -1,7 +1,6 @@
 """The manifest of a checkpoint: size and checksum of each of its files. By it a damaged checkpoint is noticed."""
 
 import functools
-import glob
 import json
 import os
 
@@ -98,12 +97,18 @@ def raise_if_removed(path: str, error: Exception) -> None:
 def _files(directory: str) -> dict[str, tuple[int, int]]:
     """(size, time of the last change in ns) by relative path, of all files that a manifest lists."""
     found = {}
-    for name in glob.glob("**", root_dir=directory, recursive=True, include_hidden=True):
-        file = os.path.join(directory, name)
-        if name not in (_MANIFEST, KEPT) and not os.path.isdir(file):
-            status = os.stat(file)
-            found[name.replace(os.sep, "/")] = (status.st_size, status.st_mtime_ns)
+    for parent, _, names in os.walk(directory, onerror=_raise):
+        for name in names:
+            file = os.path.join(parent, name)
+            relative = os.path.relpath(file, directory).replace(os.sep, "/")
+            if relative not in (_MANIFEST, KEPT):
+                status = os.stat(file)
+                found[relative] = (status.st_size, status.st_mtime_ns)
     return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _crc(file: str) -> int:
