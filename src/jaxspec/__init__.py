@@ -10,13 +10,13 @@ from jaxspec import hooks as hooks
 from jaxspec import inputs as inputs
 from jaxspec import metrics as metrics
 from jaxspec import summary as summary
-from jaxspec._src.checkpoint.iterator import checkpoints_iterator as checkpoints_iterator
+from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator
 from jaxspec._src.checkpoint.latest import load_global_step as load_global_step
 from jaxspec._src.device.replicate import replicate as replicate
 from jaxspec._src.device.shards import gather as gather
 from jaxspec._src.device.shards import shard as shard
-from jaxspec._src.export.exporter import Exporter as Exporter
 from jaxspec._src.export.exporters import BestExporter as BestExporter
+from jaxspec._src.export.exporters import Exporter as Exporter
 from jaxspec._src.export.exporters import FinalExporter as FinalExporter
 from jaxspec._src.export.exporters import LatestExporter as LatestExporter
 from jaxspec._src.run.config import InputPipelineConfig as InputPipelineConfig

@@ -2,14 +2,14 @@
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError as NanLossDuringTrainingError
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook as CheckpointSaverHook
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener as CheckpointSaverListener
 from jaxspec._src.hooks.early_stopping import make_early_stopping_hook as make_early_stopping_hook
+from jaxspec._src.hooks.early_stopping import read_eval_metrics as read_eval_metrics
 from jaxspec._src.hooks.early_stopping import stop_if_higher_hook as stop_if_higher_hook
 from jaxspec._src.hooks.early_stopping import stop_if_lower_hook as stop_if_lower_hook
 from jaxspec._src.hooks.early_stopping import stop_if_no_decrease_hook as stop_if_no_decrease_hook
 from jaxspec._src.hooks.early_stopping import stop_if_no_increase_hook as stop_if_no_increase_hook
-from jaxspec._src.hooks.evaluations import read_eval_metrics as read_eval_metrics
 from jaxspec._src.hooks.final_ops import FinalOpsHook as FinalOpsHook
-from jaxspec._src.hooks.listener import CheckpointSaverListener as CheckpointSaverListener
 from jaxspec._src.hooks.logging_tensor import LoggingTensorHook as LoggingTensorHook
 from jaxspec._src.hooks.nan import NanTensorHook as NanTensorHook
 from jaxspec._src.hooks.profiler import ProfilerHook as ProfilerHook

@@ -73,7 +73,8 @@ def test_rates_are_those_of_the_time_outside(caplog):
     caplog.set_level(logging.INFO, "jaxspec")
     time = Time()
     clock = TrainingClock(time)
-    report = TrainingReport(step=0, writer=None, log_every=10, summary_every=None, batch_size=4, bar=None, clock=clock)
+    config = js.RunConfig(log_step_count_steps=10, save_summary_steps=None)
+    report = TrainingReport(step=0, writer=None, config=config, batch_size=4, bar=None, clock=clock)
     report.log_loop(1, 0.0)
     time.now += 1.0
     with clock.stopped():

@@ -1,17 +1,50 @@
-"""FinalExporter, LatestExporter, BestExporter: which evaluations lead to an export, and how many exports are kept."""
+"""Exporters: which evaluations lead to an export of the model, and how many exports are kept."""
 
+import abc
 import logging
 import math
 import os
+import pathlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
-from jaxspec._src.export.exporter import Exporter
+
+
+class Exporter(abc.ABC):
+    """Base class of exporters for `EvalSpec(exporters=...)`. `train_and_evaluate` calls `export` after each evaluation."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name of its directory in `MODEL_DIR/export`. Two exporters of one EvalSpec have different names."""
+
+    @abc.abstractmethod
+    def export(
+        self,
+        estimator: Any,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Metrics,
+        is_the_final_export: bool,
+    ) -> object:
+        """Decides whether to export the checkpoint that was evaluated, and exports it.
+
+        Args:
+          estimator: the `TPUEstimator`; its `export_saved_model` writes an export.
+          export_path: `MODEL_DIR/export/NAME`. It may not exist yet.
+          checkpoint_path: the checkpoint that was evaluated.
+          eval_result: what `evaluate` returned.
+          is_the_final_export: whether training has reached max_steps.
+
+        Returns:
+          The path of the export; None if there is none.
+        """
+
 
 _logger = logging.getLogger("jaxspec")
 
@@ -39,14 +72,13 @@ class _SavedModelExporter(Exporter):
         self,
         name: str,
         serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: Mapping[str, str] | None,
-        exports_to_keep: int | None = None,
+        assets_extra: Mapping[str, str] | None = None,
+        as_text: bool = False,
+        exports_to_keep: int | None = 5,
     ) -> None:
         check_number("exports_to_keep", exports_to_keep, above=0, whole=True, instead="None keeps all exports.")
-        self._name = name
-        self._serving_input_receiver_fn = serving_input_receiver_fn
-        self._assets_extra = assets_extra
-        self._exports_to_keep = exports_to_keep
+        self._name, self._exports_to_keep = name, exports_to_keep
+        self._receiver_fn, self._assets_extra = serving_input_receiver_fn, assets_extra
 
     @property
     def name(self) -> str:
@@ -63,10 +95,7 @@ class _SavedModelExporter(Exporter):
         if not self._is_due(export_path, eval_result, is_the_final_export):
             return None
         exported = estimator.export_saved_model(
-            export_path,
-            self._serving_input_receiver_fn,
-            assets_extra=self._assets_extra,
-            checkpoint_path=checkpoint_path,
+            export_path, self._receiver_fn, assets_extra=self._assets_extra, checkpoint_path=checkpoint_path
         )
         self._exported(export_path, eval_result)
         if self._exports_to_keep is not None and os.path.isdir(export_path):
@@ -96,7 +125,7 @@ class FinalExporter(_SavedModelExporter):
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
     ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep=None)
 
     def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
         if is_final:
@@ -116,16 +145,6 @@ class LatestExporter(_SavedModelExporter):
     Raises:
       ValueError: if `exports_to_keep` is not positive.
     """
-
-    def __init__(
-        self,
-        name: str,
-        serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: Mapping[str, str] | None = None,
-        as_text: bool = False,
-        exports_to_keep: int | None = 5,
-    ) -> None:
-        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
 
 
 def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bool:
@@ -173,8 +192,12 @@ class BestExporter(_SavedModelExporter):
         as_text: bool = False,
         exports_to_keep: int | None = 5,
     ) -> None:
-        _check_compare_fn(compare_fn)
-        super().__init__(name, serving_input_receiver_fn, assets_extra, exports_to_keep)
+        expected = ("best_eval_result", "current_eval_result")
+        mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
+        if compare_fn is None:
+            raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
+        check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
+        super().__init__(name, serving_input_receiver_fn, assets_extra, as_text, exports_to_keep)
         self._compare_fn = compare_fn
 
     def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
@@ -189,20 +212,13 @@ class BestExporter(_SavedModelExporter):
         write_best_result(export_path, eval_result)
 
 
-def _check_compare_fn(compare_fn: AnyFunction | None) -> None:
-    expected = ("best_eval_result", "current_eval_result")
-    mend = f"Write compare_fn({', '.join(expected)}), which returns whether the current result is better."
-    if compare_fn is None:
-        raise ValueError(f"`compare_fn` must not be None. {mend} Left out, the loss is compared.")
-    check_arguments(compare_fn, role="compare_fn", allowed=expected, required=expected, instead=mend)
-
-
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
     """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
-    with os.scandir(export_path) as entries:
-        exports = sorted(entry.name for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
-    for name in exports[:-exports_to_keep]:
+    exports = sorted(
+        path for path in pathlib.Path(export_path).iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()
+    )
+    for path in exports[:-exports_to_keep]:
         try:
-            shutil.rmtree(os.path.join(export_path, name))
+            shutil.rmtree(path)
         except OSError as error:
-            _logger.warning("Can not delete the old export %s: %s", name, error)
+            _logger.warning("Can not delete the old export %s: %s", path.name, error)

@@ -1,15 +1,53 @@
-"""CheckpointSaverHook: when checkpoints are written."""
+"""CheckpointSaverHook: when checkpoints are written. Its listeners: user code that runs around every checkpoint."""
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
+from jaxspec._src.base.validate import check_methods
 from jaxspec._src.hooks.session import TrainingSession
 from jaxspec._src.hooks.timer import SecondOrStepTimer, check_one_of
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
+
+
+class CheckpointSaverListener:
+    """Base class of listeners. Every method does nothing; override what you need. All run on the host.
+
+    `session` is the session that hooks get; `global_step` is the step of the checkpoint: the number of updates made.
+    """
+
+    def begin(self) -> None:
+        """Called once, before the state exists."""
+
+    def before_save(self, session: TrainingSession, global_step: int) -> None:
+        """Called before a checkpoint is written, when host_call has run for every step before it."""
+
+    def after_save(self, session: TrainingSession, global_step: int) -> bool | None:
+        """Called when the checkpoint is complete. True ends training, except at the checkpoints at the start and at the end."""
+        return None
+
+    def end(self, session: TrainingSession, global_step: int) -> None:
+        """Called after the last checkpoint of a run that ends without an error."""
+
+
+def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
+    """The listeners as a tuple, each once. TypeError names a value that is not a listener, or a method with a wrong signature."""
+    if listeners is None:
+        return ()
+    if isinstance(listeners, CheckpointSaverListener) or not isinstance(listeners, Iterable):
+        raise TypeError(
+            f"saving_listeners must be a list of CheckpointSaverListener, given: {listeners!r}. Write saving_listeners=[...]."
+        )
+    checked = tuple({id(listener): listener for listener in listeners}.values())
+    for listener in checked:
+        if not isinstance(listener, CheckpointSaverListener):
+            raise TypeError(
+                f"saving_listeners must be a list of CheckpointSaverListener, given: {listener!r}. Derive it from "
+                "jaxspec.hooks.CheckpointSaverListener and pass an instance."
+            )
+        check_methods(listener, CheckpointSaverListener)
+    return checked
 
 
 class CheckpointSaverHook(SessionRunHook):
@@ -65,9 +103,7 @@ class CheckpointSaverHook(SessionRunHook):
 
     def begin(self) -> None:
         self._timer.reset()
-        for listener in self._listeners:
-            with _noted(listener, "begin"):
-                listener.begin()
+        self._call_listeners("begin")
 
     def after_create_session(self, session: TrainingSession, coord: None) -> None:
         if not hasattr(session, "save_checkpoint"):
@@ -83,9 +119,7 @@ class CheckpointSaverHook(SessionRunHook):
         step = session.global_step
         if step != self._timer.last_triggered_step():
             self._save(session)
-        for listener in self._listeners:
-            with _noted(listener, "end"):
-                listener.end(session, step)
+        self._call_listeners("end", session, step)
 
     def next_step(self, global_step: int) -> int | None:
         saved = self._timer.last_triggered_step()
@@ -96,26 +130,22 @@ class CheckpointSaverHook(SessionRunHook):
 
     def _save(self, session: TrainingSession) -> bool:
         """Writes a checkpoint; returns whether a listener asks to stop."""
-        step, stop = session.global_step, False
+        step = session.global_step
         session.finish_steps()
-        for listener in self._listeners:
-            with _noted(listener, "before_save"):
-                listener.before_save(session, step)
+        self._call_listeners("before_save", session, step)
         session.save_checkpoint(self._checkpoint_dir)
         self._timer.update_last_triggered_step(step)
         if self._listeners:
             session.finish_checkpoint(self._checkpoint_dir)
+        return self._call_listeners("after_save", session, step)
+
+    def _call_listeners(self, method: str, *args: object) -> bool:
+        """Calls a method of every listener; returns whether one returned something true. An exception names its listener."""
+        is_true = False
         for listener in self._listeners:
-            with _noted(listener, "after_save"):
-                stop = bool(listener.after_save(session, step)) or stop
-        return stop
-
-
-@contextlib.contextmanager
-def _noted(listener: CheckpointSaverListener, method: str) -> Iterator[None]:
-    """Within it, an exception gets a note that names the listener."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"raised by {type(listener).__name__}.{method}")
-        raise
+            try:
+                is_true = bool(getattr(listener, method)(*args)) or is_true
+            except BaseException as error:
+                error.add_note(f"raised by {type(listener).__name__}.{method}")
+                raise
+        return is_true

@@ -5,23 +5,20 @@ import operator
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable
-from jaxspec._src.hooks.evaluations import MetricReader
 from jaxspec._src.hooks.session import Session
-from jaxspec._src.hooks.stopping_hook import AlignedTimer, EarlyStoppingHook
-from jaxspec._src.hooks.stopping_rules import Rule, no_improvement_rule, threshold_rule
+from jaxspec._src.hooks.stopping_hook import (
+    AlignedTimer,
+    EarlyStoppingHook,
+    EvaluatedMetric,
+    HasEvalDir,
+    check_estimator,
+)
 from jaxspec._src.spec.hook import SessionRunHook
-
-
-class HasEvalDir(Protocol):
-    """The part of an estimator that early stopping uses."""
-
-    def eval_dir(self, name: str | None = None) -> str:
-        """The directory of the event files of evaluations."""
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 def make_early_stopping_hook(
@@ -47,7 +44,7 @@ def make_early_stopping_hook(
       TypeError: if `estimator` is not an estimator, or `should_stop_fn` is not a function without arguments.
       ValueError: for both or neither of run_every_secs and run_every_steps.
     """
-    _check_estimator(estimator)
+    check_estimator(estimator)
     instead = "Write a function without arguments that returns whether to stop."
     check_callable("should_stop_fn", should_stop_fn, instead)
     try:
@@ -65,7 +62,7 @@ def make_early_stopping_hook(
             session.finish_steps()
         return f"{describe(should_stop_fn)} said so" if should_stop_fn() else None
 
-    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
+    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock), is_of_past=False)
 
 
 def stop_if_higher_hook(
@@ -100,8 +97,9 @@ def stop_if_higher_hook(
       ValueError: for both or neither of run_every_secs and run_every_steps.
       KeyError: in training, if the evaluations so far do not have that metric.
     """
-    rule = threshold_rule(metric_name, threshold, operator.gt, "greater than")
-    return _metric_hook(estimator, metric_name, rule, eval_dir, min_steps, run_every_secs, run_every_steps, clock)
+    metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
+    reason = metric.beyond(threshold, operator.gt, "greater than")
+    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
 
 
 def stop_if_lower_hook(
@@ -116,8 +114,9 @@ def stop_if_lower_hook(
     clock: Clock = time.monotonic,
 ) -> SessionRunHook:
     """A training hook that ends training once a metric is lower than `threshold`. The other arguments are those of `stop_if_higher_hook`."""
-    rule = threshold_rule(metric_name, threshold, operator.lt, "less than")
-    return _metric_hook(estimator, metric_name, rule, eval_dir, min_steps, run_every_secs, run_every_steps, clock)
+    metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
+    reason = metric.beyond(threshold, operator.lt, "less than")
+    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
 
 
 def stop_if_no_increase_hook(
@@ -139,8 +138,9 @@ def stop_if_no_increase_hook(
 
     The other arguments are those of `stop_if_higher_hook`.
     """
-    rule = no_improvement_rule(metric_name, max_steps_without_increase, operator.gt, "increase")
-    return _metric_hook(estimator, metric_name, rule, eval_dir, min_steps, run_every_secs, run_every_steps, clock)
+    metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
+    reason = metric.not_improved(max_steps_without_increase, operator.gt, "increase")
+    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
 
 
 def stop_if_no_decrease_hook(
@@ -162,31 +162,11 @@ def stop_if_no_decrease_hook(
 
     The other arguments are those of `stop_if_higher_hook`.
     """
-    rule = no_improvement_rule(metric_name, max_steps_without_decrease, operator.lt, "decrease")
-    return _metric_hook(estimator, metric_name, rule, eval_dir, min_steps, run_every_secs, run_every_steps, clock)
+    metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
+    reason = metric.not_improved(max_steps_without_decrease, operator.lt, "decrease")
+    return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))
 
 
-def _check_estimator(estimator: object) -> None:
-    # By its method: the hooks do not know the class of the estimator.
-    if isinstance(estimator, type) or not callable(getattr(estimator, "eval_dir", None)):
-        raise TypeError(f"`estimator` must have type `jaxspec.TPUEstimator`. Got: {type(estimator)}")
-
-
-def _metric_hook(
-    estimator: HasEvalDir,
-    metric_name: str,
-    rule: Rule,
-    eval_dir: str | os.PathLike[str] | None,
-    min_steps: int,
-    run_every_secs: float | None,
-    run_every_steps: int | None,
-    clock: Clock,
-) -> SessionRunHook:
-    _check_estimator(estimator)
-    timer = AlignedTimer(run_every_secs, run_every_steps, clock)
-    metric = MetricReader(metric_name, os.fspath(estimator.eval_dir() if eval_dir is None else eval_dir), min_steps)
-
-    def reason(step: int) -> str | None:
-        return rule(metric.up_to(step))
-
-    return EarlyStoppingHook(lambda session, step: reason(step), timer, reason)
+def read_eval_metrics(eval_dir: str | os.PathLike[str]) -> dict[int, dict[str, float]]:
+    """The metrics in the event files of a directory: `{global step: {tag: value}}`, ascending; {} without any."""
+    return read_scalars(eval_dir)

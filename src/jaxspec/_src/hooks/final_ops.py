@@ -1,8 +1,7 @@
 """FinalOpsHook: values at the end of a session."""
 
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.hooks.fetches import refuse_arrays
-from jaxspec._src.hooks.session import Fetches, Session
+from jaxspec._src.hooks.session import Fetches, Session, refuse_arrays
 from jaxspec._src.spec.hook import SessionRunHook
 
 

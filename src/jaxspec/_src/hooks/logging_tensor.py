@@ -8,9 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.base.validate import check_number
-from jaxspec._src.hooks.fetches import refuse_arrays
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Session, by_tag
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -55,18 +53,9 @@ class LoggingTensorHook(SessionRunHook):
                 "either at_end and/or exactly one of every_n_iter and every_n_secs must be provided. Got "
                 f"every_n_iter={every_n_iter!r}, every_n_secs={every_n_secs!r}, at_end={at_end!r}."
             )
-        check_number("every_n_iter", every_n_iter, above=0, whole=True)
-        refuse_arrays("LoggingTensorHook: tensors", tensors)
-        self._tensors = (
-            {tag: tensors[tag] for tag in sorted(tensors)}
-            if isinstance(tensors, Mapping)
-            else {name: name for name in ([tensors] if isinstance(tensors, str) else tensors)}
-        )
-        self._timers = (
-            None
-            if neither
-            else SessionTimers(every_n_secs, every_n_iter, names=("every_n_secs", "every_n_iter"), clock=clock)
-        )
+        self._tensors = by_tag("LoggingTensorHook: tensors", tensors)
+        names = ("every_n_secs", "every_n_iter")
+        self._timers = None if neither else SessionTimers(every_n_secs, every_n_iter, names, clock)
         self._at_end, self._formatter = at_end, formatter
 
     def after_create_session(self, session: Session, coord: None) -> None:

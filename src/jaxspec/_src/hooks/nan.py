@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from jaxspec._src.base.errors import NanLossDuringTrainingError
-from jaxspec._src.hooks.fetches import refuse_arrays
+from jaxspec._src.hooks.session import refuse_arrays
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")

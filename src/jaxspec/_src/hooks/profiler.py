@@ -35,7 +35,7 @@ class ProfilerHook(SessionRunHook):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
+        self._timers = SessionTimers(save_secs, save_steps, ("save_secs", "save_steps"), clock)
         self._output_dir = output_dir
         self._tracing = False
 
@@ -52,19 +52,16 @@ class ProfilerHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self._tracing:
             _ = run_context.session.loss
-            self._stop()
+            self.abort()
             self._timers.triggered(run_context)
         elif not self._compiled:
             self._timers.triggered(run_context)
             self._compiled = True
 
     def end(self, session: Session) -> None:
-        self._stop()
+        self.abort()
 
     def abort(self) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

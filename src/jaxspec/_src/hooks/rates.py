@@ -29,6 +29,7 @@ class StepCounterHook(SessionRunHook):
     """
 
     after_host_calls = False
+    _batch_size: int | None = None
 
     def __init__(
         self,
@@ -44,10 +45,10 @@ class StepCounterHook(SessionRunHook):
                 "exactly one of every_n_steps and every_n_secs should be provided. Got "
                 f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
             )
-        self._timers = SessionTimers(every_n_secs, every_n_steps, names=("every_n_secs", "every_n_steps"), clock=clock)
-        self._writer: Sink | None = summary_writer
+        self._timers = SessionTimers(every_n_secs, every_n_steps, ("every_n_secs", "every_n_steps"), clock)
         if summary_writer is None and output_dir is not None:
-            self._writer = create_file_writer(output_dir)
+            summary_writer = create_file_writer(output_dir)
+        self._writer = summary_writer
 
     def after_create_session(self, session: Session, coord: None) -> None:
         self._timers.start(session)
@@ -55,22 +56,30 @@ class StepCounterHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self._timers.is_due(run_context):
             seconds, steps = self._timers.triggered(run_context)
-            if seconds and steps:
-                self._log_and_record(steps, seconds, run_context.last_step + 1)
+            record_rates(self._writer, run_context.last_step + 1, seconds, steps, self._batch_size)
 
     def end(self, session: Session) -> None:
         if self._writer is not None:
             self._writer.flush()
 
-    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
-        record_rate(self._writer, "global_step/sec", elapsed_steps / elapsed_time, global_step)
 
+def record_rates(
+    writer: Sink | None, step: int, seconds: float | None, steps: int | None, batch_size: int | None
+) -> None:
+    """Logs the rates of an interval that ends at a global step, and writes them if there is a writer.
 
-def record_rate(writer: Sink | None, tag: str, rate: float, step: int) -> None:
-    """Logs a rate, and writes it if there is a writer."""
-    _logger.info("%s: %g", tag, rate)
-    if writer is not None:
-        writer.scalar(tag, rate, step)
+    Args:
+      seconds, steps: the length of the interval; None or 0: there are no rates.
+      batch_size: examples in a step; None: unknown.
+    """
+    if not seconds or not steps:
+        return
+    for tag, amount in (("global_step/sec", 1), ("examples/sec", batch_size)):
+        if amount is not None:
+            rate = amount * steps / seconds
+            _logger.info("%s: %g", tag, rate)
+            if writer is not None:
+                writer.scalar(tag, rate, step)
 
 
 class Rates(NamedTuple):
@@ -95,6 +104,8 @@ class ExamplesPerSecondHook(StepCounterHook):
       every_n_steps, every_n_secs, output_dir, summary_writer, clock: as in `StepCounterHook`.
     """
 
+    _batch_size: int
+
     def __init__(
         self,
         batch_size: int,
@@ -111,34 +122,31 @@ class ExamplesPerSecondHook(StepCounterHook):
         self._result: Rates | None = None
 
     def begin(self) -> None:
-        self._began: float | None = None
-        self._first_loop: tuple[float, int, int] | None = None  # seconds, number of steps, global step after it
+        self._marks: list[tuple[float, int]] = []
+        """The time and the global step before and after the first loop."""
         self._result = None
 
     def before_run(self, run_context: SessionRunContext) -> None:
-        if self._began is None:
-            self._began = self._clock()
+        if not self._marks:
+            self._marks.append((self._clock(), run_context.first_step))
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        if self._first_loop is None:
+        self._end = run_context.last_step + 1
+        if len(self._marks) == 1:
             _ = run_context.session.loss  # waits for the devices
-            assert self._began is not None
-            end = run_context.last_step + 1
-            self._first_loop = (self._clock() - self._began, end - run_context.first_step, end)
-            self._steady_since = self._clock()
-        self._last_end = run_context.last_step + 1
+            self._marks.append((self._clock(), self._end))
         super().after_run(run_context, run_values)
 
     def end(self, session: Session) -> None:
         super().end(session)
         _ = session.loss
-        if self._first_loop is None:
+        if len(self._marks) < 2:
             return
-        seconds, steps, step = self._first_loop
-        elapsed = self._clock() - self._steady_since
-        if self._last_end > step and elapsed > 0:
-            rate = (self._last_end - step) / elapsed
-            self._result = Rates(rate, rate * self._batch_size, max(0.0, seconds - steps / rate))
+        (began, start), (compiled, step) = self._marks
+        elapsed = self._clock() - compiled
+        if self._end > step and elapsed > 0:
+            rate = (self._end - step) / elapsed
+            self._result = Rates(rate, rate * self._batch_size, max(0.0, compiled - began - (step - start) / rate))
 
     def result(self) -> Rates:
         """The rates of the last session.
@@ -152,7 +160,3 @@ class ExamplesPerSecondHook(StepCounterHook):
                 "and ask when train has returned."
             )
         return self._result
-
-    def _log_and_record(self, elapsed_steps: int, elapsed_time: float, global_step: int) -> None:
-        super()._log_and_record(elapsed_steps, elapsed_time, global_step)
-        record_rate(self._writer, "examples/sec", self._batch_size * elapsed_steps / elapsed_time, global_step)

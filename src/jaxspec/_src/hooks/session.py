@@ -1,9 +1,12 @@
-"""Session: what hooks and listeners see of a run, and ask of it."""
+"""Session: what hooks and listeners see of a run, and ask of it by fetch names."""
 
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeAlias, overload
 
+import jax
 import numpy as np
 
+from jaxspec._src.base.arrays import describe_array, is_array
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
@@ -90,3 +93,33 @@ class TrainingSession(Session, Protocol):
 
     def finish_steps(self) -> None:
         """Waits until every step so far is done, and host_call has run for it; raises if a loss was NaN."""
+
+
+def refuse_arrays(argument: str, fetches: Fetches) -> None:
+    """Raises TypeError for an array where a fetch name belongs.
+
+    Args:
+      argument: the class and its argument, for the message.
+      fetches: what the user passed.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fetches):
+        if is_array(leaf):
+            raise TypeError(
+                f"{argument}{jax.tree_util.keystr(path)} is an array, {describe_array(leaf)}; hooks ask for tensors by name: "
+                "write 'loss', or give the tensor a name with host_call=(fn, {'name': tensor}) and write 'name'."
+            )
+
+
+def by_tag(argument: str, fetches: str | Iterable[str] | Mapping[str, str]) -> dict[str, str]:
+    """Fetch names by their tags: one that comes without a tag is its own.
+
+    Args:
+      argument: the class and its argument, for the message.
+      fetches: what the user passed: a fetch name, a list of them, or a dict from tags to fetch names, which is sorted.
+    """
+    refuse_arrays(argument, fetches)
+    if isinstance(fetches, Mapping):
+        return dict(sorted(fetches.items()))
+    if not isinstance(fetches, Iterable):
+        raise TypeError(f"{argument} must be a fetch name, or a list or dict of them, got {fetches!r}; write 'loss'.")
+    return {name: name for name in ([fetches] if isinstance(fetches, str) else fetches)}

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.fetches import refuse_arrays
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Session, by_tag
 from jaxspec._src.hooks.timer import SessionTimers
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
@@ -45,15 +44,13 @@ class SummarySaverHook(SessionRunHook):
                 "Exactly one of scaffold or summary_op must be provided. Here it must be summary_op, fetch names such as "
                 "{'train/loss': 'loss'}."
             )
-        if scaffold is not None:
+        if summary_op is None:
             raise ValueError("SummarySaverHook: a Scaffold holds no summaries here; write summary_op={'tag': 'loss'}.")
-        self._timers = SessionTimers(save_secs, save_steps, names=("save_secs", "save_steps"), clock=clock)
-        refuse_arrays("SummarySaverHook: summary_op", summary_op)
-        names = summary_op if isinstance(summary_op, Mapping | list | tuple) else [summary_op]
-        self._tensors = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
-        self._given_writer = summary_writer
+        self._timers = SessionTimers(save_secs, save_steps, ("save_secs", "save_steps"), clock)
+        self._tensors = by_tag("SummarySaverHook: summary_op", summary_op)
         if summary_writer is None and output_dir is not None:
-            self._given_writer = create_file_writer(output_dir)
+            summary_writer = create_file_writer(output_dir)
+        self._given_writer = summary_writer
 
     def after_create_session(self, session: Session, coord: None) -> None:
         session.check_fetches(self._tensors)

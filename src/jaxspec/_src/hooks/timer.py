@@ -34,33 +34,26 @@ class SecondOrStepTimer:
 
     def reset(self) -> None:
         """Forgets the last trigger."""
-        self._last_step: int | None = None
-        self._last_time: float | None = None
+        self._last: tuple[int, float] | None = None  # global step, time
 
     def should_trigger_for_step(self, step: int) -> bool:
         """Whether something is due at a global step. Never twice at the same step."""
-        if self._last_step is None:
+        if self._last is None:
             return True
-        if step == self._last_step:
-            return False
-        if self._every_steps is not None:
-            return step >= self._last_step + self._every_steps
-        assert self._every_secs is not None
-        assert self._last_time is not None
-        return self._clock() >= self._last_time + self._every_secs
+        last_step, last_time = self._last
+        if self._every_secs is not None:
+            return step != last_step and self._clock() >= last_time + self._every_secs
+        assert self._every_steps is not None
+        return step >= last_step + self._every_steps
 
     def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
         """Records a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the first."""
-        now = self._clock()
-        elapsed: tuple[float | None, int | None] = (None, None)
-        if self._last_step is not None and self._last_time is not None:
-            elapsed = (now - self._last_time, step - self._last_step)
-        self._last_step, self._last_time = step, now
-        return elapsed
+        last, self._last = self._last, (step, self._clock())
+        return (None, None) if last is None else (self._last[1] - last[1], step - last[0])
 
     def last_triggered_step(self) -> int | None:
         """The global step of the last trigger."""
-        return self._last_step
+        return None if self._last is None else self._last[0]
 
 
 class LoopTimer(SecondOrStepTimer):
@@ -100,14 +93,7 @@ class SessionTimers:
       clock: seconds since some start.
     """
 
-    def __init__(
-        self,
-        every_secs: float | None,
-        every_steps: int | None,
-        *,
-        names: tuple[str, str] = ("every_secs", "every_steps"),
-        clock: Clock,
-    ) -> None:
+    def __init__(self, every_secs: float | None, every_steps: int | None, names: tuple[str, str], clock: Clock) -> None:
         check_one_of(every_secs, every_steps, names)
         self._new = functools.partial(LoopTimer, every_secs, every_steps, clock=clock)
         self._timers: weakref.WeakKeyDictionary[Session, LoopTimer] = weakref.WeakKeyDictionary()

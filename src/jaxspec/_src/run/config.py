@@ -55,11 +55,12 @@ class TPUConfig:
     """Ignored."""
 
     def __post_init__(self) -> None:
-        if not _valid_iterations(self.iterations_per_loop):
+        loop = self.iterations_per_loop
+        if not (isinstance(loop, str) or is_integer(loop)) or not re.fullmatch(r"[1-9][0-9]*[smh]?", str(loop)):
             raise ValueError(
                 "Invalid TPUConfig `iterations_per_loop` value. Value must be positive integer value or time-based "
                 "value `<N><s|m|h>` where <N> is any positive integer and `s`, `m`, `h` are unit of time in seconds, "
-                f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {self.iterations_per_loop!r}."
+                f"minutes, hours respectively. Examples of valid values: `3600s`, `60m`, `1h`. Got {loop!r}."
             )
         check_number("TPUConfig num_shards", self.num_shards, above=0, whole=True)
         check_number("TPUConfig initial_infeed_sleep_secs", self.initial_infeed_sleep_secs, minimum=0, whole=True)
@@ -68,23 +69,23 @@ class TPUConfig:
             raise ValueError(f"num_cores_per_replica must be 1, 2, 4, 8, 16, 32, 64, 128; got {cores}")
         every = self.experimental_host_call_every_n_steps
         check_number("TPUConfig experimental_host_call_every_n_steps", every, minimum=0, whole=True)
-        kind = _pipeline("per_host_input_for_training", self.per_host_input_for_training)
-        object.__setattr__(self, "per_host_input_for_training", kind)
-        self._check_partition_dims(kind)
+        kind = self.per_host_input_for_training
+        if isinstance(kind, bool):
+            kind = InputPipelineConfig.PER_HOST_V1 if kind else InputPipelineConfig.PER_SHARD_V1
+        elif kind not in list(InputPipelineConfig):
+            raise ValueError(f"per_host_input_for_training must be True, False or an InputPipelineConfig; got {kind!r}")
+        object.__setattr__(self, "per_host_input_for_training", InputPipelineConfig(kind))
+        dims = self.input_partition_dims
+        if dims is not None and len(dims) not in (1, 2):
+            raise ValueError("input_partition_dims must be a list/tuple with one or two elements.")
+        if dims is not None and kind != InputPipelineConfig.PER_HOST_V2:
+            raise ValueError("input_partition_dims is only supported in PER_HOST_V2 mode.")
+        if dims is not None and cores is None:
+            raise ValueError("input_partition_dims requires setting num_cores_per_replica.")
         evaluation = self.eval_training_input_configuration
         if evaluation not in (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.SLICED):
             raise ValueError(f"eval_training_input_configuration must be PER_HOST_V1 or SLICED; got {evaluation}.")
         object.__setattr__(self, "eval_training_input_configuration", InputPipelineConfig(evaluation))
-
-    def _check_partition_dims(self, kind: InputPipelineConfig) -> None:
-        if self.input_partition_dims is None:
-            return
-        if len(self.input_partition_dims) not in (1, 2):
-            raise ValueError("input_partition_dims must be a list/tuple with one or two elements.")
-        if kind is not InputPipelineConfig.PER_HOST_V2:
-            raise ValueError("input_partition_dims is only supported in PER_HOST_V2 mode.")
-        if self.num_cores_per_replica is None:
-            raise ValueError("input_partition_dims requires setting num_cores_per_replica.")
 
     @property
     def loop_seconds(self) -> int | None:
@@ -96,21 +97,6 @@ class TPUConfig:
     def loop_steps(self) -> int | None:
         """The steps of a loop; None where `iterations_per_loop` is a time."""
         return None if self.loop_seconds is not None else int(self.iterations_per_loop)
-
-
-def _pipeline(name: str, value: bool | int | InputPipelineConfig) -> InputPipelineConfig:
-    if isinstance(value, bool):
-        return InputPipelineConfig.PER_HOST_V1 if value else InputPipelineConfig.PER_SHARD_V1
-    try:
-        return InputPipelineConfig(value)
-    except ValueError:
-        raise ValueError(f"{name} must be True, False or an InputPipelineConfig; got {value!r}") from None
-
-
-def _valid_iterations(value: object) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"[1-9][0-9]*[smh]?", value) is not None
-    return is_integer(value) and value > 0
 
 
 _UNSET: Any = object()
@@ -207,10 +193,9 @@ class RunConfig:
         for name in kwargs:
             if name not in names:
                 raise ValueError(f"Replacing {name} is not supported. Allowed properties are {sorted(names)}.")
-        if "save_checkpoints_steps" in kwargs and "save_checkpoints_secs" not in kwargs:
-            kwargs["save_checkpoints_secs"] = None
-        if "save_checkpoints_secs" in kwargs and "save_checkpoints_steps" not in kwargs:
-            kwargs["save_checkpoints_steps"] = None
+        saves = {"save_checkpoints_steps", "save_checkpoints_secs"}
+        if saves & kwargs.keys():
+            kwargs = dict.fromkeys(saves) | kwargs
         return dataclasses.replace(self, **kwargs)
 
 

@@ -16,7 +16,7 @@ from jaxspec._src.base.types import AnyFunction, HyperParameters, InitFn, InputF
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.shards import first_shard
-from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluate import evaluate

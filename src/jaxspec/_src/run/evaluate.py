@@ -12,10 +12,9 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.host_batches import HostBatch
 from jaxspec._src.run.inference_run import open_run
-from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import doing
+from jaxspec._src.run.summaries import run_writer, write_results
 from jaxspec._src.run.validate import no_batch_message
-from jaxspec._src.run.write_results import write_results
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
 from jaxspec._src.spec.mode import ModeKeys

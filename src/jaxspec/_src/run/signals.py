@@ -27,15 +27,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Set by the first signal; read between two dispatches.
+    """Set by the first signal; read between two dispatches."""
 
-    Args:
-      clock: seconds since some start.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         self.signum: int | None = None
-        self._clock = clock
         self._deadline: float | None = None
         self._activities: list[str] = []
         self._told = threading.Event()
@@ -45,14 +40,14 @@ class StopRequest:
     def hurry(self) -> None:
         """Lets the time run that there is to end; called again, it leaves a little of it at least."""
         if self._deadline is None:
-            self._deadline = self._clock() + PATIENCE_SECS
+            self._deadline = time.monotonic() + PATIENCE_SECS
         else:
-            self._deadline = max(self._deadline, self._clock() + min(_SECOND_PATIENCE_SECS, PATIENCE_SECS))
+            self._deadline = max(self._deadline, time.monotonic() + min(_SECOND_PATIENCE_SECS, PATIENCE_SECS))
 
     @property
     def seconds_left(self) -> float | None:
         """How long host_call and input_fn may still be waited for; None: as long as they take."""
-        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -133,6 +128,7 @@ def signals_put_off() -> Iterator[StopRequest]:
     request = StopRequest()
     token = _request.set(request)
     before: dict[int, Handler] = {}
+    is_main_thread = threading.current_thread() is threading.main_thread()
 
     def note(signum: int, frame: FrameType | None) -> None:
         if request.signum is None:
@@ -145,26 +141,20 @@ def signals_put_off() -> Iterator[StopRequest]:
             signal.signal(signum, handler)
             signal.raise_signal(signum)
 
-    def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        before.clear()
-
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(signum)
-            # None: not installed from Python, and could not be put back. One that is ignored stays ignored.
-            if handler not in (None, signal.SIG_IGN):
-                before[signum] = signal.signal(signum, note)
     try:
-        yield request
+        with contextlib.ExitStack() as installed:
+            for signum in (signal.SIGINT, signal.SIGTERM) if is_main_thread else ():
+                handler = signal.getsignal(signum)
+                # None: not installed from Python, and could not be put back. One that is ignored stays ignored.
+                if handler not in (None, signal.SIG_IGN):
+                    before[signum] = signal.signal(signum, note)
+                    installed.callback(signal.signal, signum, before[signum])
+            yield request
     except BaseException as error:
-        restore()
         if request.signum is not None:
             _act_after_error(request, request.signum, error)
         raise
     finally:
-        restore()
         _request.reset(token)
     if request.signum is not None:
         request.wait_until_told()

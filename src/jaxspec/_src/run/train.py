@@ -8,14 +8,13 @@ import jax
 from jaxspec._src.base.types import InputFn
 from jaxspec._src.checkpoint import latest, restore
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook
-from jaxspec._src.hooks.listener import CheckpointSaverListener
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.in_flight import InFlight
-from jaxspec._src.run.run_writers import run_writer
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
+from jaxspec._src.run.summaries import run_writer
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.training_run import TrainingRun
@@ -118,8 +117,7 @@ def _train_on(
         report = TrainingReport(
             step=source.step,
             writer=writer,
-            log_every=engine.config.log_step_count_steps,
-            summary_every=engine.config.save_summary_steps,
+            config=engine.config,
             batch_size=engine.rows(ModeKeys.TRAIN),
             bar=bar,
             clock=engine.clock,

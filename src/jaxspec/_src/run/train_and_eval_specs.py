@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from jaxspec._src.base.types import InputFn
 from jaxspec._src.base.validate import check_number
-from jaxspec._src.export.exporter import Exporter
-from jaxspec._src.hooks.listener import CheckpointSaverListener, check_listeners
+from jaxspec._src.export.exporters import Exporter
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.validate import check_input_fn, check_steps
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 

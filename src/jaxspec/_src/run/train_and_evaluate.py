@@ -6,8 +6,8 @@ import time
 
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
-from jaxspec._src.export.exporter import Exporter
-from jaxspec._src.hooks.listener import CheckpointSaverListener
+from jaxspec._src.export.exporters import Exporter
+from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener
 from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator

@@ -1,14 +1,14 @@
 """What a training run reports while it runs: log lines with loss and rates, automatic summaries, the progress bar."""
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.rates import record_rate
+from jaxspec._src.hooks.rates import record_rates
 from jaxspec._src.hooks.timer import LoopTimer
+from jaxspec._src.run.config import RunConfig
 from jaxspec._src.summary.writer import SummaryWriter
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ class TrainingReport:
     Args:
       step: the global step at which the run begins.
       writer: writes the event files of the run.
-      log_every: steps between two log lines and rates; None: none.
-      summary_every: steps between two summaries of the loss; None or 0: no automatic summaries, of rates neither.
+      config: says after how many steps to log, and to write summaries. Without summaries of the loss there are none of rates.
       batch_size: examples in a global batch; None: unknown.
       bar: the progress bar, or None.
       clock: seconds since some start.
@@ -35,15 +34,14 @@ class TrainingReport:
         *,
         step: int,
         writer: SummaryWriter,
-        log_every: float | None,
-        summary_every: int | None,
+        config: RunConfig,
         batch_size: int | None,
         bar: "ProgressBar | None",
-        clock: Clock = time.monotonic,
+        clock: Clock,
     ) -> None:
         self._writer, self._batch_size, self._bar = writer, batch_size, bar
-        self._log_timer = _timer(log_every, step, clock)
-        self._summary_timer = _timer(summary_every, step, clock)
+        self._log_timer = _timer(config.log_step_count_steps, step, clock)
+        self._summary_timer = _timer(config.save_summary_steps, step, clock)
 
     def write_losses(self, first: int, losses: np.ndarray) -> None:
         """Writes the losses whose summaries are due. Call it after the host calls of these steps.
@@ -75,11 +73,8 @@ class TrainingReport:
         took = "" if seconds is None else f" ({seconds:.3f} sec)"
         _logger.info("loss = %.6g, step = %d%s", loss, step, took)
         # The first interval, which compiles, is left out.
-        if seconds and steps:
-            writer = None if self._summary_timer is None else self._writer
-            record_rate(writer, "global_step/sec", steps / seconds, step)
-            if self._batch_size is not None:
-                record_rate(writer, "examples/sec", self._batch_size * steps / seconds, step)
+        writer = None if self._summary_timer is None else self._writer
+        record_rates(writer, step, seconds, steps, self._batch_size)
 
 
 def _timer(every: float | None, step: int, clock: Clock) -> LoopTimer | None:

@@ -14,9 +14,6 @@ from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 
 _logger = logging.getLogger("jaxspec")
 
-INPUT_FN_ARGUMENTS = ("params", "mode", "config")
-
-
 LAST_STEP = 2**31 - 1
 """The global step is an int32."""
 
@@ -34,7 +31,7 @@ def check_input_fn(input_fn: InputFn) -> None:
     instead = "Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
     if hasattr(input_fn, "__iter__"):
         instead = "Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
-    check_arguments(input_fn, role="input_fn", allowed=INPUT_FN_ARGUMENTS, instead=instead)
+    check_arguments(input_fn, role="input_fn", allowed=("params", "mode", "config"), instead=instead)
 
 
 def check_last_step(step: int, stop: int | None) -> None:
@@ -72,21 +69,18 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
 
     Without either it is a temporary directory.
     """
-    if model_dir is not None:
-        model_dir = os.fspath(model_dir)
-        if not model_dir:
-            raise ValueError("model_dir should be non-empty.")
-        if config.model_dir is not None and absolute_path(config.model_dir) != absolute_path(model_dir):
-            raise ValueError(
-                "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
-                f"'{model_dir}', in `RunConfig`: '{config.model_dir}'. Set one of them."
-            )
-        return absolute_path(model_dir)
-    if config.model_dir is not None:
-        return absolute_path(config.model_dir)
-    made = tempfile.mkdtemp()
-    _logger.warning("Using temporary folder as model directory: %s", made)
-    return made
+    paths = [os.fspath(path) for path in (model_dir, config.model_dir) if path is not None]
+    if not all(paths):
+        raise ValueError("model_dir should be non-empty.")
+    if len({absolute_path(path) for path in paths}) > 1:
+        raise ValueError(
+            "`model_dir` are set both in constructor and `RunConfig`, but with different values. In constructor: "
+            f"'{paths[0]}', in `RunConfig`: '{paths[1]}'. Set one of them."
+        )
+    if not paths:
+        paths.append(tempfile.mkdtemp())
+        _logger.warning("Using temporary folder as model directory: %s", paths[0])
+    return absolute_path(paths[0])
 
 
 def check_supported(config: RunConfig) -> None:

@@ -2,60 +2,37 @@
 
 import contextlib
 import contextvars
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.summary.sink import Sink
+from jaxspec._src.base.arrays import describe_array, is_tracer
+from jaxspec._src.summary.writer import SummaryWriter, default_writer
 
 Condition: TypeAlias = ArrayLike | Callable[[], ArrayLike]
 """A bool, an array of equal bools, or a function that returns one of these."""
 
 
-class Writer(Sink, Protocol):
-    """What `scalar` and its siblings write to. `summary.writer.SummaryWriter` is one; this module does not import it."""
-
-    logdir: str
-    user_tags: set[str]
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes numbers by tag."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Position:
-    """The position of a run while one of its host functions runs."""
+class Position(NamedTuple):
+    """Where a summary goes: for a host function that runs, its step and the run's own writer."""
 
     step: int
-    writer: Writer
-    """The run's own writer."""
-    in_evaluation: bool
+    writer: SummaryWriter
+    in_evaluation: bool = False
 
 
-_default: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("jaxspec_summary_writer", default=None)
-_position: contextvars.ContextVar[_Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
+_position: contextvars.ContextVar[Position | None] = contextvars.ContextVar("jaxspec_summary_position", default=None)
 _condition: contextvars.ContextVar[bool | Callable[[], ArrayLike]] = contextvars.ContextVar(
     "jaxspec_summary_record_if", default=True
 )
 
 
 @contextlib.contextmanager
-def default_writer(writer: Writer) -> Iterator[None]:
-    """Within it, summaries go to `writer`."""
-    token = _default.set(writer)
-    try:
-        yield
-    finally:
-        _default.reset(token)
-
-
-@contextlib.contextmanager
-def run_position(step: int, writer: Writer, *, in_evaluation: bool = False) -> Iterator[None]:
+def run_position(step: int, writer: SummaryWriter, *, in_evaluation: bool = False) -> Iterator[None]:
     """Within it, host functions are at the global step `step` of a run whose own writer is `writer`."""
-    token = _position.set(_Position(step, writer, in_evaluation))
+    token = _position.set(Position(step, writer, in_evaluation))
     try:
         yield
     finally:
@@ -88,16 +65,19 @@ def in_evaluation() -> bool:
     return position is not None and position.in_evaluation
 
 
-def destination(function: str, *names: str, step: ArrayLike | None = None) -> tuple[Writer, int] | None:
-    """The writer and the global step of a summary; None if it is not to be written. The writer notes the tags.
+def destination(
+    function: str, *names: str, data: ArrayLike | None = None, step: ArrayLike | None = None
+) -> Position | None:
+    """The global step and the writer of a summary; None if it is not to be written. The writer notes the tags.
 
     Args:
       function: the name of the public function, for errors.
       names: the tags.
+      data: what is to be written.
       step: as the user gave it; None: that of the run.
 
     Raises:
-      TypeError: if the name is not a str.
+      TypeError: if a name is not a str, or the data are an array of a model_fn that is being traced.
       ValueError: if there is no writer or no step.
     """
     for name in names:
@@ -105,25 +85,29 @@ def destination(function: str, *names: str, step: ArrayLike | None = None) -> tu
             raise TypeError(
                 f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
             )
+    if is_tracer(data):
+        raise TypeError(
+            f"summary.{function}({names[0]!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
+            "written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or host_call=summary.host_call(...)."
+        )
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
         return None
-    position, writer = _position.get(), _default.get()
+    position, writer = _position.get(), default_writer.get()
     # Code from TensorFlow opens the writer of model_dir itself. It means the run, whose writer has the sinks, too.
     if position is not None and (writer is None or writer.logdir == position.writer.logdir):
         writer = position.writer
     call = f"summary.{function}({', '.join(names)!r})"
     if writer is None:
         raise ValueError(f"{call}: no writer. Write `with summary.create_file_writer(logdir).as_default():` around it.")
-    if step is None and position is None:
-        raise ValueError(f"{call}: no step; outside host_call pass step=.")
     if step is None:
-        assert position is not None
+        if position is None:
+            raise ValueError(f"{call}: no step; outside host_call pass step=.")
         step = position.step
     elif not isinstance(step, int):
         step = int(_one_for_all(f"{call}: step", step))
     writer.user_tags.update(names)
-    return writer, step
+    return Position(step, writer)
 
 
 def _holds(condition: ArrayLike) -> bool:

@@ -43,8 +43,8 @@ class EventFile:
     def __init__(self, logdir: str, clock: Clock) -> None:
         self._logdir, self._clock = logdir, clock
         self._lock = threading.RLock()
-        self._flush_secs = _FLUSH_SECS
-        self._max_queue: int | None = None
+        self.flush_secs, self.max_queue = _FLUSH_SECS, math.inf
+        """Events are flushed after so many seconds, or as soon as so many were written."""
         self._file: RecordWriter | None = None
         self._path = ""
         self._flushed, self._unflushed = clock(), 0
@@ -57,14 +57,6 @@ class EventFile:
         with self._lock:
             self._run_start = step
 
-    def flush_when(self, max_queue: int | None, flush_millis: float | None) -> None:
-        """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
-        with self._lock:
-            if max_queue is not None:
-                self._max_queue = max_queue
-            if flush_millis is not None:
-                self._flush_secs = flush_millis / 1000
-
     def write(self, event: "Event") -> None:
         """Writes an event, and flushes if that is due."""
         record = event.SerializeToString()
@@ -75,12 +67,13 @@ class EventFile:
             with self._failures_warned():
                 file = self._opened(now)
                 if self._run_start is not None:
-                    file.write(protos.start_event(self._run_start + 1).SerializeToString())
+                    # Here TensorBoard discards what it has read of this step and of later ones.
+                    start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
+                    file.write(start.SerializeToString())
                     self._run_start = None
                 file.write(record)
             self._unflushed += 1
-            is_full = self._max_queue is not None and self._unflushed >= self._max_queue
-            if is_full or now - self._flushed >= self._flush_secs:
+            if self._unflushed >= self.max_queue or now - self._flushed >= self.flush_secs:
                 self.flush()
 
     def warn_if_unwritable(self) -> None:
@@ -88,13 +81,10 @@ class EventFile:
         place = self._logdir
         while not os.path.lexists(place):
             place = os.path.dirname(place)
-        effective = os.access in os.supports_effective_ids
-        if not os.path.isdir(place):
-            number = errno.ENOTDIR
-        elif not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-            number = errno.EACCES
-        else:
+        is_dir, effective = os.path.isdir(place), os.access in os.supports_effective_ids
+        if is_dir and os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
             return
+        number = errno.EACCES if is_dir else errno.ENOTDIR
         with self._lock:
             self._warn(OSError(number, os.strerror(number), place))
 
@@ -113,12 +103,11 @@ class EventFile:
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
         with self._lock:
-            if self._file is not None:
-                self.flush()
-            if self._file is not None:  # a flush that failed has closed it
+            self.flush()
+            file, self._file = self._file, None  # a flush that failed has closed it
+            if file is not None:
                 with self._failures_warned():
-                    self._file.close()
-                self._file = None
+                    file.close()
 
     @contextlib.contextmanager
     def _failures_warned(self) -> Iterator[None]:
@@ -162,5 +151,5 @@ class EventFile:
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
             self._path = os.path.join(self._logdir, name)
             self._file = RecordWriter(self._path)
-            self._file.write(protos.version_event().SerializeToString())
+            self._file.write(protos.event(file_version="brain.Event:2").SerializeToString())
         return self._file

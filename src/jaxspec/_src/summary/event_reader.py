@@ -1,10 +1,12 @@
 """Reads the scalars in the event files of a directory."""
 
+import itertools
 import logging
 import math
 import os
 import struct
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -12,13 +14,6 @@ if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
 
 _logger = logging.getLogger("jaxspec")
-_SCALARS_PLUGIN = "scalars"
-
-
-class _Scalar(NamedTuple):
-    step: int
-    tag: str
-    value: float
 
 
 def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None) -> dict[int, dict[str, float]]:
@@ -37,15 +32,14 @@ def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None)
     """
     warned = set() if warned is None else warned
     files = []
-    for name, path in _event_files(os.fspath(logdir), warned):
+    for path in _event_files(os.fspath(logdir), warned):
         begun, scalars, trouble = _read_file(path)
         if trouble is not None:
             _warn_once(warned, path, trouble)
-        files.append((begun, name, scalars))
+        files.append((begun, path, scalars))
     found: dict[int, dict[str, float]] = {}
-    for *_, scalars in sorted(files):
-        for step, tag, value in scalars:
-            found.setdefault(step, {})[tag] = value
+    for step, tag, value in itertools.chain.from_iterable(scalars for *_, scalars in sorted(files)):
+        found.setdefault(step, {})[tag] = value
     return dict(sorted(found.items()))
 
 
@@ -58,31 +52,29 @@ def _warn_once(warned: set[str], path: str, trouble: str) -> None:
         )
 
 
-def _event_files(logdir: str, warned: set[str]) -> list[tuple[str, str]]:
-    """(name, path) of the event files."""
+def _event_files(logdir: str, warned: set[str]) -> list[str]:
+    """The paths of the event files."""
     try:
         with os.scandir(logdir) as entries:
             # As in TensorBoard, which checks no more of a name.
-            return [(entry.name, entry.path) for entry in entries if "tfevents" in entry.name and entry.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+            return [entry.path for entry in entries if "tfevents" in entry.name and entry.is_file()]
     except OSError as error:
-        _warn_once(warned, logdir, f"the directory cannot be read: {error}")
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            _warn_once(warned, logdir, f"the directory cannot be read: {error}")
         return []
 
 
-def _read_file(path: str) -> tuple[float, list[_Scalar], str | None]:
-    """(wall time of the first event in seconds, infinite if there is none; the scalars; what was wrong first, or None)."""
+def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | None]:
+    """(wall time of the first event in seconds, infinite if there is none; the scalars as (step, tag, value); what was wrong first, or None)."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboardX.proto.event_pb2 import Event
 
     begun: float | None = None
-    scalars: list[_Scalar] = []
+    scalars: list[tuple[int, str, float]] = []
     troubles: list[str] = []
     try:
         with open(path, "rb") as file:
-            while (record := _record(file)) is not None:
-                start, data = record
+            for start, data in _records(file):
                 try:
                     event = Event.FromString(data)
                 except DecodeError:
@@ -97,7 +89,7 @@ def _read_file(path: str) -> tuple[float, list[_Scalar], str | None]:
                         troubles.append(f"the value of {value.tag!r} at step {event.step} is no scalar: {error}")
                         continue
                     if number is not None:
-                        scalars.append(_Scalar(event.step, value.tag, number))
+                        scalars.append((event.step, value.tag, number))
     except _DamagedError as error:
         troubles.append(str(error))
     except MemoryError:
@@ -111,26 +103,27 @@ class _DamagedError(Exception):
     """The file does not continue with a whole record."""
 
 
-def _record(file: BinaryIO) -> tuple[int, bytes] | None:
-    """(start in bytes, data) of the next record of a TFRecord file: length, its checksum, data, their checksum."""
+def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields (start in bytes, data) of the records of a TFRecord file: each is length, its checksum, data, their checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
-    start = file.tell()
-    header = file.read(12)
-    if not header:
-        return None
-    if len(header) == 12:
-        length, checksum = struct.unpack("<QI", header)
-        if checksum != masked_crc32c(header[:8]):
+    while header := file.read(12):
+        start = file.tell() - len(header)
+        data, footer = b"", b""
+        if len(header) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if checksum != masked_crc32c(header[:8]):
+                raise _DamagedError(f"wrong checksum at byte {start}")
+            # Checked before the data are read: a damaged length may be any number.
+            if length <= os.fstat(file.fileno()).st_size - start - 16:
+                data, footer = file.read(length), file.read(4)
+        if len(footer) < 4:
+            raise _DamagedError(
+                f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)"
+            )
+        if struct.unpack("<I", footer)[0] != masked_crc32c(data):
             raise _DamagedError(f"wrong checksum at byte {start}")
-        # Checked before the data are read: a damaged length may be any number.
-        if length <= os.fstat(file.fileno()).st_size - start - 16:
-            data, footer = file.read(length), file.read(4)
-            if len(footer) == 4:
-                if struct.unpack("<I", footer)[0] != masked_crc32c(data):
-                    raise _DamagedError(f"wrong checksum at byte {start}")
-                return start, data
-    raise _DamagedError(f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)")
+        yield start, data
 
 
 # By the number that types.proto gives a dtype: the dtype, and the field of a tensor that holds its values.
@@ -150,7 +143,7 @@ def _number(value: "Summary.Value") -> float | None:
     """
     if value.HasField("simple_value"):
         return float(value.simple_value)
-    if not value.HasField("tensor") or value.metadata.plugin_data.plugin_name != _SCALARS_PLUGIN:
+    if not value.HasField("tensor") or value.metadata.plugin_data.plugin_name != "scalars":
         return None
     tensor = value.tensor
     if tensor.dtype not in _DTYPES:

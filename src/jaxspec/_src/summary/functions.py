@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.base.arrays import describe_array, is_array, is_tracer
+from jaxspec._src.base.arrays import describe_array, is_array
 from jaxspec._src.base.types import HostFunction
 from jaxspec._src.metrics.shard_scalars import ShardScalars
 from jaxspec._src.summary.context import destination, in_evaluation
@@ -23,10 +23,8 @@ def scalar(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
       ValueError: if no step is given and no run is calling, or if there is no writer.
       TypeError: for an array of a model_fn that is being traced.
     """
-    _refuse_tracer("scalar", name, data)
-    if (to := destination("scalar", name, step=step)) is not None:
-        writer, at = to
-        writer.scalar(name, _mean(data), at)
+    if at := destination("scalar", name, data=data, step=step):
+        at.writer.scalar(name, _mean(data), at.step)
 
 
 def image(name: str, data: ArrayLike, step: ArrayLike | None = None, max_outputs: int = 3) -> None:
@@ -44,14 +42,12 @@ def image(name: str, data: ArrayLike, step: ArrayLike | None = None, max_outputs
       TypeError: as `scalar`.
       ImportError: without Pillow: `pip install 'jaxspec[images]'`.
     """
-    _refuse_tracer("image", name, data)
     if max_outputs < 1:
         raise ValueError(f"summary.image({name!r}): max_outputs is {max_outputs}; expected 1 or more.")
-    if (to := destination("image", name, step=step)) is not None:
-        writer, at = to
+    if at := destination("image", name, data=data, step=step):
         pixels = _pixels(name, data)[:max_outputs]
         for i, one in enumerate(pixels):
-            writer.image(name if len(pixels) == 1 else f"{name}/{i}", one, at)
+            at.writer.image(name if len(pixels) == 1 else f"{name}/{i}", one, at.step)
 
 
 def histogram(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
@@ -61,10 +57,8 @@ def histogram(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None
 
     Args and errors: as `scalar`.
     """
-    _refuse_tracer("histogram", name, data)
-    if (to := destination("histogram", name, step=step)) is not None:
-        writer, at = to
-        writer.histogram(name, np.asarray(data), at)
+    if at := destination("histogram", name, data=data, step=step):
+        at.writer.histogram(name, np.asarray(data), at.step)
 
 
 def text(name: str, data: str, step: ArrayLike | None = None) -> None:
@@ -78,9 +72,8 @@ def text(name: str, data: str, step: ArrayLike | None = None) -> None:
         raise TypeError(
             f"summary.text({name!r}): got {type(data).__name__}, expected a str. Write str(data) or f'{{data}}'."
         )
-    if (to := destination("text", name, step=step)) is not None:
-        writer, at = to
-        writer.text(name, data, at)
+    if at := destination("text", name, step=step):
+        at.writer.text(name, data, at.step)
 
 
 def host_call(**tensors: ArrayLike | None) -> HostFunction:
@@ -106,25 +99,16 @@ def host_call(**tensors: ArrayLike | None) -> HostFunction:
     arrays = frozenset(name for name, tensor in given.items() if np.size(tensor) != 1)
 
     def write_tensors(**tensors: np.ndarray) -> None:
-        if in_evaluation() or (to := destination("host_call", *tensors)) is None:
+        if in_evaluation() or not (at := destination("host_call", *tensors)):
             return
-        writer, step = to
-        writer.scalars({name: _mean(value) for name, value in tensors.items() if name not in arrays}, step)
+        at.writer.scalars({name: _mean(value) for name, value in tensors.items() if name not in arrays}, at.step)
         for name, value in tensors.items():
             if name in arrays:
-                writer.histogram(name, value, step)
+                at.writer.histogram(name, value, at.step)
 
     # Its names are tags, not fetch names: for hooks, `loss` remains the loss of the spec.
     write_tensors.names_are_tags = True  # type: ignore[attr-defined]
     return write_tensors, given
-
-
-def _refuse_tracer(function: str, name: str, data: object) -> None:
-    if is_tracer(data):
-        raise TypeError(
-            f"summary.{function}({name!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
-            "written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or host_call=summary.host_call(...)."
-        )
 
 
 def _mean(data: ArrayLike) -> float:

@@ -12,21 +12,9 @@ if TYPE_CHECKING:
 _BUCKETS = 30
 
 
-def event(step: int) -> "Event":
-    """An Event of a global step. The caller adds values to its `.summary.value`."""
-    return _event_type()(wall_time=time.time(), step=step)
-
-
-def version_event() -> "Event":
-    """The first event of every file."""
-    return _event_type()(wall_time=time.time(), file_version="brain.Event:2")
-
-
-def start_event(step: int) -> "Event":
-    """The event at which TensorBoard discards what it has read of this step and of later ones."""
-    event = _event_type()(wall_time=time.time(), step=step)
-    event.session_log.status = event.session_log.START
-    return event
+def event(**fields: object) -> "Event":
+    """An Event of now with these fields, such as `step`. The caller adds values to its `.summary.value`."""
+    return _event_type()(wall_time=time.time(), **fields)
 
 
 @functools.cache

@@ -2,22 +2,26 @@
 
 import atexit
 import contextlib
+import contextvars
 import copy
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.base.paths import absolute_path
-from jaxspec._src.base.types import Clock
+from jaxspec._src.base.types import Clock, T
 from jaxspec._src.summary import protos
-from jaxspec._src.summary.context import default_writer
 from jaxspec._src.summary.event_file import EventFile
 from jaxspec._src.summary.sink import Sink
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 _logger = logging.getLogger("jaxspec")
 _LARGEST_SHOWN = 32
@@ -65,7 +69,10 @@ class SummaryWriter:
 
     def flush_when(self, max_queue: int | None = None, flush_millis: float | None = None) -> None:
         """Sets how often events are flushed; see `create_file_writer`. None leaves a limit as it is."""
-        self._file.flush_when(max_queue, flush_millis)
+        if max_queue is not None:
+            self._file.max_queue = max_queue
+        if flush_millis is not None:
+            self._file.flush_secs = flush_millis / 1000
 
     def warn_if_unwritable(self) -> None:
         """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
@@ -78,7 +85,7 @@ class SummaryWriter:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes numbers by tag as one event, which costs less than an event for each."""
         if values:
-            event = protos.event(step)
+            event = protos.event(step=step)
             for name, value in values.items():
                 event.summary.value.add(tag=name, simple_value=value)
             self._file.write(event)
@@ -87,10 +94,7 @@ class SummaryWriter:
 
     def text(self, name: str, text: str, step: int) -> None:
         """Writes Markdown at a global step."""
-        event = protos.event(step)
-        protos.add_text(event, name, text)
-        self._file.write(event)
-        self._call_sinks("text", self._prefix + name, text, step)
+        self._write("text", protos.add_text, name, text, step)
 
     def histogram(self, name: str, values: ArrayLike, step: int) -> None:
         """Writes the distribution of the finite values of an array at a global step; nothing if there are none."""
@@ -103,17 +107,11 @@ class SummaryWriter:
                 *(name, step, values.size - finite.size, values.size),
             )
         if finite.size:
-            event = protos.event(step)
-            protos.add_histogram(event, name, finite)
-            self._file.write(event)
-            self._call_sinks("histogram", self._prefix + name, finite, step)
+            self._write("histogram", protos.add_histogram, name, finite, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Writes uint8 pixels `[height, width, channels]` at a global step; ImportError without Pillow."""
-        event = protos.event(step)
-        protos.add_image(event, name, pixels)
-        self._file.write(event)
-        self._call_sinks("image", self._prefix + name, pixels, step)
+        self._write("image", protos.add_image, name, pixels, step)
 
     def array(self, name: str, value: ArrayLike, step: int) -> None:
         """Writes an array in the form that shows it best.
@@ -143,8 +141,17 @@ class SummaryWriter:
     @contextlib.contextmanager
     def as_default(self) -> Iterator["SummaryWriter"]:
         """Within it, summaries go to this writer."""
-        with default_writer(self):
+        token = default_writer.set(self)
+        try:
             yield self
+        finally:
+            default_writer.reset(token)
+
+    def _write(self, method: str, add: Callable[["Event", str, T], None], name: str, value: T, step: int) -> None:
+        event = protos.event(step=step)
+        add(event, name, value)
+        self._file.write(event)
+        self._call_sinks(method, self._prefix + name, value, step)
 
     def _call_sinks(self, method: str, *args: object) -> None:
         """Calls a method of every sink, and then raises the first exception."""
@@ -164,6 +171,9 @@ def _markdown_table(matrix: np.ndarray) -> str:
     rows += [[f"**{i}**", *(f"{entry:g}" for entry in row)] for i, row in enumerate(matrix)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
+
+default_writer: contextvars.ContextVar[SummaryWriter | None] = contextvars.ContextVar("jaxspec_writer", default=None)
+"""The writer that `as_default` has made that of `summary.scalar` and its siblings."""
 
 # The one cache of the library: two writers of one directory would write two event files.
 _writers: dict[str, SummaryWriter] = {}
