@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
 import jax
-from jax.sharding import Sharding
-from jax.tree_util import DictKey, KeyPath
 
 from jaxspec._src.base.types import PyTree, T
 
 _one_at_a_time = threading.Lock()
+
+NOT_READ = ...
+"""It stands for a leaf that `load` does not read. (It is orbax's PLACEHOLDER, without the import.)"""
 
 
 def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:
@@ -40,26 +41,10 @@ def load(path: str, parts: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Reads parts of a checkpoint.
 
     Args:
-      parts: by name, trees of `jax.ShapeDtypeStruct` with shardings, as nested dicts; None for JSON.
+      parts: by name, trees of `jax.ShapeDtypeStruct` with shardings, as nested dicts; None for JSON. A leaf that is
+        `NOT_READ` is left out.
     """
     return _read(path, lambda ocp, path: ocp.load_checkpointables(path, parts))
-
-
-def load_leaf(path: str, part: str, tree: PyTree, key_path: KeyPath[DictKey], sharding: Sharding) -> jax.Array:
-    """Reads one leaf of a part, whose shapes and dtypes are those of `tree`."""
-
-    def read(ocp: ModuleType, path: str) -> jax.Array:
-        def like(at: KeyPath[DictKey], leaf: jax.ShapeDtypeStruct) -> object:
-            is_the_leaf = at == key_path
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) if is_the_leaf else ocp.PLACEHOLDER
-
-        loaded: PyTree = ocp.load_checkpointables(path, {part: jax.tree_util.tree_map_with_path(like, tree)})[part]
-        for key in key_path:
-            loaded = loaded[key.key]
-        leaf: jax.Array = loaded
-        return leaf
-
-    return _read(path, read)
 
 
 def shapes(path: str) -> dict[str, PyTree]:
@@ -72,18 +57,16 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
 
     When the caller is interrupted, the thread goes on, and holds the lock until it has ended.
     """
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     # It may be set for the caller's thread alone.
     is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
-    def run() -> None:
-        try:
-            with jax.enable_x64(is_x64), _orbax(path) as (ocp, plain):
-                outcome.set_result(read(ocp, plain))
-        except BaseException as error:
-            outcome.set_exception(error)
+    def run() -> T:
+        with jax.enable_x64(is_x64), _orbax(path) as (ocp, plain):
+            return read(ocp, plain)
 
-    threading.Thread(target=run, name="jaxspec-checkpoint-reader").start()
+    reader = concurrent.futures.ThreadPoolExecutor(1, "jaxspec-checkpoint-reader")
+    outcome = reader.submit(run)
+    reader.shutdown(wait=False)
     return outcome.result()
 
 

@@ -1,5 +1,6 @@
 """The writing of one checkpoint, in the background."""
 
+import contextlib
 import errno
 import os
 import re
@@ -67,31 +68,27 @@ class BackgroundWrite:
 
     def _run(self) -> None:
         with self._once:  # an interrupted start may have been repeated
-            if not self._done.is_set():
-                self._run_once()
-
-    def _run_once(self) -> None:
-        try:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            with partial_directory(self._path) as partial:
-                self._write(os.path.join(partial, "checkpoint"))
-        except Exception as error:
-            self._error = _short_error(self._path, error)
-        finally:
-            self._release_state()
-            self._done.set()
+            if self._done.is_set():
+                return
+            try:
+                os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                with partial_directory(self._path) as partial:
+                    self._write(os.path.join(partial, "checkpoint"))
+            except Exception as error:
+                self._error = _short_error(self._path, error)
+            finally:
+                self._release_state()
+                self._done.set()
 
     def _write(self, written: str) -> None:
         assert self._state is not None
         backend.save(written, parts_of(self._state, self._position), self._release_state)
         checksums.write_manifest(written, self._step)
-        if os.path.lexists(self._path):
-            gone = removed_path(self._path)
+        gone = removed_path(self._path)
+        with contextlib.suppress(FileNotFoundError):
             os.replace(self._path, gone)
-            os.replace(written, self._path)
-            remove(gone)
-        else:
-            os.replace(written, self._path)
+        os.replace(written, self._path)
+        remove(gone)
 
     def _release_state(self) -> None:
         self._state = None
@@ -100,11 +97,9 @@ class BackgroundWrite:
 
 def _short_error(path: str, error: Exception) -> OSError:
     """An error of a few lines: for a full disk, that of orbax has hundreds."""
-    cause = _first_os_error(error)
-    number = None if cause is None else cause.errno
     in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
-    if in_text:
-        number = int(in_text[1])
+    cause = _first_os_error(error)
+    number = int(in_text[1]) if in_text else None if cause is None else cause.errno
     if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
         number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
     elif number is not None:

@@ -24,7 +24,7 @@ def escape(tree: PyTree) -> dict[str, PyTree]:
     out: dict[str, PyTree] = {}
     first: dict[tuple[str, ...], KeyPath[Hashable]] = {}  # for each node, by its names, the first path that leads to it
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, last = names = escaped_path(path)
+        names = escaped_path(path)
         for depth in range(1, len(path) + 1):
             other = first.setdefault(tuple(names[:depth]), path)
             if other[:depth] != path[:depth]:
@@ -33,11 +33,16 @@ def escape(tree: PyTree) -> dict[str, PyTree]:
                     f"the leaves {one} and {two} have the same name, {path_name(path[:depth])}: a checkpoint cannot "
                     "tell them apart. Give one of them another key."
                 )
-        node = out
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
+        put(out, names, leaf)
     return out
+
+
+def put(tree: dict[str, PyTree], names: list[str], leaf: PyTree) -> None:
+    """Puts a leaf into nested dicts."""
+    *parents, last = names
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = leaf
 
 
 def escaped_path(path: KeyPath[Hashable]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Directories that a killed process leaves among the checkpoints, half written or half removed."""
+"""Removing checkpoints, and the directories that a killed process leaves among them, half written or half removed."""
 
 import contextlib
+import glob
 import logging
 import os
 import re
@@ -27,7 +28,13 @@ def partial_directory(path: str) -> Iterator[str]:
     It is locked meanwhile, so that other processes see that the one which writes is alive.
     """
     with contextlib.ExitStack() as lock:
-        partial = _locked_directory(path, lock)
+        is_ours = False
+        while not is_ours:
+            partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+            os.mkdir(partial)
+            # Until it is locked, a process that starts may remove it as left over.
+            with contextlib.suppress(FileNotFoundError):
+                is_ours = _lock(partial, lock) is not False and os.path.isdir(partial)
         try:
             yield partial
         finally:
@@ -36,21 +43,19 @@ def partial_directory(path: str) -> Iterator[str]:
 
 def remove_leftovers(model_dir: str) -> None:
     """Removes what killed processes left, but not what a process that is alive is writing. A failure is a warning."""
-    try:
-        names = os.listdir(model_dir)
-    except OSError:
-        return
-    for name in names:
-        if _LEFTOVER.fullmatch(name):
-            path = os.path.join(model_dir, name)
-            try:
-                with contextlib.ExitStack() as lock:
-                    if _is_left_over(path, lock):
-                        remove(path)
-            except FileNotFoundError:
-                pass  # another process was faster
-            except OSError as error:
-                _warn(path, error)
+    for path in glob.glob(os.path.join(glob.escape(model_dir), "model.ckpt-*")):
+        if _LEFTOVER.fullmatch(os.path.basename(path)):
+            with _failure_is_a_warning(path), contextlib.ExitStack() as lock:
+                if _is_left_over(path, lock):
+                    remove(path)
+
+
+def remove_checkpoint(path: str) -> None:
+    """Removes a checkpoint. It is renamed first, so that for readers it is gone at once. A failure is a warning."""
+    gone = removed_path(path)
+    with _failure_is_a_warning(path):
+        os.replace(path, gone)
+        remove(gone)
 
 
 def removed_path(path: str) -> str:
@@ -60,29 +65,21 @@ def removed_path(path: str) -> str:
 
 def remove(path: str) -> None:
     """Removes a directory or a file. A failure is a warning."""
-    try:
+    with _failure_is_a_warning(path):
         if os.path.isdir(path):
             shutil.rmtree(path)
         else:
             os.remove(path)
+
+
+@contextlib.contextmanager
+def _failure_is_a_warning(path: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         pass  # another process was faster
     except OSError as error:
-        _warn(path, error)
-
-
-def _warn(path: str, error: OSError) -> None:
-    _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
-
-
-def _locked_directory(path: str, lock: contextlib.ExitStack) -> str:
-    while True:
-        partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
-        os.mkdir(partial)
-        # Until it is locked, a process that starts may remove it as left over.
-        with contextlib.suppress(FileNotFoundError):
-            if _lock(partial, lock) is not False and os.path.isdir(partial):
-                return partial
+        _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
 
 
 def _is_left_over(path: str, lock: contextlib.ExitStack) -> bool:

@@ -1,7 +1,6 @@
 """The arrays of a state, or of a checkpoint, by name: `params/Dense_0/kernel`, `opt_state/0/count`, `global_step`."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.parts import stored_form
-from jaxspec._src.checkpoint.stored import StoredCheckpoint
+from jaxspec._src.checkpoint.restore import StoredCheckpoint
 from jaxspec._src.step.state import TrainState
 
 
@@ -42,16 +41,10 @@ def read_array(path: str, name: str) -> np.ndarray:
       ValueError: if there is no such name; it lists the names there are. Other errors as for `array_names`.
     """
     stored = StoredCheckpoint(path)
-
-    # The trees with a function in place of each array, which reads it.
-    readers = {
-        part: jax.tree_util.tree_map_with_path(lambda at, _, part=part: partial(stored.load_on_host, part, at), tree)
-        for part, tree in stored.parts.items()
-    }
-    names: dict[str, Callable[[], np.ndarray]] = _by_name(readers)
-    if name not in names:
-        raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(names)}.")
-    return names[name]()
+    arrays = _by_name(stored.parts)
+    if name not in arrays:
+        raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(arrays)}.")
+    return stored.load_on_host(arrays[name])
 
 
 def state_arrays(state: TrainState) -> dict[str, jax.Array]:

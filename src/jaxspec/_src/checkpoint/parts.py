@@ -2,18 +2,19 @@
 
 The parts are `variables`, `opt_state`, `step` (the global step and the random key), `input` (one position for each
 process) and `meta`. A tree is stored as nested dicts of names, whatever its nodes are, so a part can be read by its
-names alone.
+names alone. In place of typed random keys it holds their data, and `meta` names the PRNG implementation of each.
 """
 
+from collections.abc import Hashable
 from typing import TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
 
-from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.escaped_names import escape, is_plain
-from jaxspec._src.checkpoint.random_keys import default_key_impl, key_data, key_impls
+from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.checkpoint.escaped_names import escape, escaped_path, is_plain, put
 from jaxspec._src.step.state import TrainState
 
 FORMAT = 2
@@ -54,8 +55,7 @@ def parts_of(state: TrainState, position: str | None) -> dict[str, PyTree]:
     }
     # As bytes: orbax merges the files of array parts only, and warns about any other part.
     input_part = {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)}
-    parts = {**{part: without_empty(tree) for part, tree in stored.items()}, "input": input_part, "meta": meta}
-    return {name: part for name, part in parts.items() if part}
+    return {**without_empty(stored), "input": input_part, "meta": meta}
 
 
 def stored_form(tree: PyTree) -> dict[str, PyTree]:
@@ -63,26 +63,13 @@ def stored_form(tree: PyTree) -> dict[str, PyTree]:
     return escape(key_data(tree))
 
 
-def without_empty(tree: PyTree) -> PyTree:
+def without_empty(tree: PyTree) -> dict[str, PyTree]:
     """Nested dicts without their arrays of no elements, and without dicts that hold nothing else."""
-    if not isinstance(tree, dict):
-        return tree
-    kept = {name: without_empty(value) for name, value in tree.items()}
-    return {
-        name: value
-        for name, value in kept.items()
-        if not (value == {} if isinstance(value, dict) else 0 in value.shape)
-    }
-
-
-def with_empty(tree: PyTree, leaves: list[tuple[list[str], list[int], str]]) -> PyTree:
-    """Nested dicts of shapes, which are changed, with those of the arrays of no elements."""
-    for (*parents, last), shape, dtype in leaves:
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-    return tree
+    kept: dict[str, PyTree] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if 0 not in leaf.shape:
+            put(kept, [key.key for key in path], leaf)
+    return kept
 
 
 def _empty_leaves(tree: PyTree) -> list[tuple[list[str], list[int], str]]:
@@ -91,3 +78,51 @@ def _empty_leaves(tree: PyTree) -> list[tuple[list[str], list[int], str]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if 0 in leaf.shape
     ]
+
+
+def key_data(tree: PyTree) -> PyTree:
+    """The tree with the data of its random keys in their place."""
+
+    def data(leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        if not is_key(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            shape: jax.ShapeDtypeStruct = jax.eval_shape(jax.random.key_data, leaf)
+            return shape
+        return jax.random.key_data(leaf)
+
+    return jax.tree.map(data, tree)
+
+
+def key_impls(tree: PyTree) -> list[tuple[list[str], str]]:
+    """(the names of its path, its PRNG implementation) for each random key of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(escaped_path(path), str(key_impl(leaf))) for path, leaf in leaves if is_key(leaf)]
+
+
+def with_key_impls(like: PyTree, impls: list[tuple[list[str], str]]) -> PyTree:
+    """The tree of shapes with the given PRNG implementations for those of its random keys that are listed."""
+    by_names = {tuple(names): impl for names, impl in impls}
+
+    def stored(path: KeyPath[Hashable], leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        impl = by_names.get(tuple(escaped_path(path))) if is_key(leaf) else None
+        return leaf if impl is None else keys_like(leaf.shape, impl)
+
+    return jax.tree_util.tree_map_with_path(stored, like)
+
+
+def keys_like(shape: tuple[int, ...], impl: str) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array of keys."""
+    return jax.ShapeDtypeStruct(shape, jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype)
+
+
+def key_impl(key: jax.Array | jax.ShapeDtypeStruct) -> Hashable:
+    """The PRNG implementation of an array of keys, or of its shape and dtype."""
+    impls: list[Hashable] = []  # JAX gives it for arrays, also traced ones, but not for shapes
+    jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), key)
+    return impls[0]
+
+
+def default_key_impl() -> str:
+    """The PRNG implementation that JAX is configured for."""
+    return str(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]

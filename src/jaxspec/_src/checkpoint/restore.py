@@ -1,20 +1,88 @@
-"""A state, or its variables alone, read from a checkpoint into the structure that the model has."""
+"""Reading a checkpoint: its parts, or the state, or the variables alone, in the structure that the model has.
 
-from collections.abc import Hashable
+Damage is noticed, and a newer format refused, before arrays are read.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
-from jax.tree_util import DictKey, KeyPath
+from jax.sharding import Sharding, SingleDeviceSharding
+from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
-from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.escaped_names import escaped_path, unescape
-from jaxspec._src.checkpoint.parts import stored_form
-from jaxspec._src.checkpoint.random_keys import default_key_impl, key_impl, keys_like, with_key_impls
-from jaxspec._src.checkpoint.stored import StoredCheckpoint, on_one_device
+from jaxspec._src.base.types import PyTree, T
+from jaxspec._src.checkpoint import backend, checksums, parts
+from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
+from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.step.state import TrainState
+
+
+class StoredCheckpoint:
+    """The shapes and dtypes of a checkpoint, and the reading of its arrays.
+
+    Args:
+      path: of its directory.
+
+    Attributes:
+      parts: by name, nested dicts of `jax.ShapeDtypeStruct` under escaped names.
+      meta: the part `meta`.
+
+    Raises (each method, too):
+      DamagedCheckpointError: if a file is not as it was written.
+      FileNotFoundError: if the checkpoint was removed.
+      ValueError: if a newer version of the library wrote it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.meta: parts.Meta = self._undamaged(lambda: backend.load(path, {"meta": None}))["meta"]
+        if self.meta["format"] > parts.FORMAT:
+            raise ValueError(
+                f"the checkpoint {path} has format {self.meta['format']}: a newer version of jaxspec wrote it, and "
+                f"this version reads formats up to {parts.FORMAT}. Install the newer version, or use another model_dir."
+            )
+        found = self._undamaged(lambda: backend.shapes(path))
+        self.parts = {
+            part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.get(part) or {})
+            for part in ("variables", "opt_state", "step", "input")
+        }
+        for part, leaves in self.meta["empty"].items():
+            for names, shape, dtype in leaves:
+                put(self.parts[part], names, jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)))
+
+    def load(self, forms: Mapping[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
+        """Arrays of the shapes of `forms`, as nested dicts by part; those without elements are left out."""
+        likes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts.without_empty(forms)
+        )
+        return self._undamaged(lambda: backend.load(self._path, likes))
+
+    def load_on_host(self, array: jax.ShapeDtypeStruct) -> np.ndarray:
+        """One array, on the host: the one that this leaf of `parts` stands for."""
+        if 0 in array.shape:
+            return np.zeros(array.shape, array.dtype)
+        part = next(part for part, tree in self.parts.items() if any(leaf is array for leaf in jax.tree.leaves(tree)))
+        placed = array.update(sharding=SingleDeviceSharding(jax.local_devices()[0]))
+        tree = parts.without_empty({part: self.parts[part]})
+        like = jax.tree.map(lambda leaf: placed if leaf is array else backend.NOT_READ, tree)
+        found = self._undamaged(lambda: backend.load(self._path, like))
+        return next(np.array(leaf) for leaf in jax.tree.leaves(found) if leaf is not backend.NOT_READ)
+
+    def _undamaged(self, read: Callable[[], T]) -> T:
+        """What `read` returns, after the checksums of all files were compared. Errors name the checkpoint."""
+        checksums.verify(self._path, checkpoint_step(self._path))
+        try:
+            return read()
+        except Exception as error:
+            # When files are removed meanwhile, orbax may raise nearly anything.
+            checksums.raise_if_removed(self._path, error)
+            raise RuntimeError(
+                f"the checkpoint {self._path} is undamaged, but could not be read: {type(error).__name__}: {error}"
+            ) from error
 
 
 def read_variables(path: str, like: PyTree, sharding: Sharding) -> PyTree:
@@ -36,8 +104,8 @@ def read_variables(path: str, like: PyTree, sharding: Sharding) -> PyTree:
 def read_state(path: str, like: TrainState, sharding: Sharding) -> TrainState:
     """The whole state, on the devices. Arguments and errors as for `read_variables`; `like.rng` must be a key."""
     step = {"global_step": jax.ShapeDtypeStruct((), jnp.int32), "rng": like.rng}
-    parts = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
-    return TrainState(parts["step"]["global_step"], parts["variables"], parts["opt_state"], parts["step"]["rng"])
+    read = _read(path, {"variables": like.variables, "opt_state": like.opt_state, "step": step}, sharding)
+    return TrainState(read["step"]["global_step"], read["variables"], read["opt_state"], read["step"]["rng"])
 
 
 def stored_variables(path: str) -> PyTree | None:
@@ -48,13 +116,10 @@ def stored_variables(path: str) -> PyTree | None:
     stored = StoredCheckpoint(path)
     if not stored.meta["variables_are_plain"]:
         return None
-    impls = {tuple(names): impl for names, impl in stored.meta["keys"]["variables"]}
-
-    def typed(key_path: KeyPath[DictKey], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        impl = impls.get(tuple(key.key for key in key_path))
-        return leaf if impl is None else keys_like(leaf.shape[:-1], impl)
-
-    return unescape(jax.tree_util.tree_map_with_path(typed, stored.parts["variables"]))
+    variables = stored.parts["variables"]
+    for names, impl in stored.meta["keys"]["variables"]:
+        put(variables, names, parts.keys_like(_leaf(variables, names).shape[:-1], impl))
+    return unescape(variables)
 
 
 def read_position(path: str) -> str | None:
@@ -63,16 +128,15 @@ def read_position(path: str) -> str | None:
     name = f"process_{jax.process_index()}"
     if name not in stored.parts["input"]:
         return None
-    found = stored.load({"input": stored.parts["input"]}, on_one_device())["input"][name]
-    return np.asarray(found).tobytes().decode().strip() or None
+    return stored.load_on_host(stored.parts["input"][name]).tobytes().decode().strip() or None
 
 
 def _read(path: str, likes: dict[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:
     stored = StoredCheckpoint(path)
-    likes = {part: with_key_impls(like, stored.meta["keys"][part]) for part, like in likes.items()}
-    forms = {part: stored_form(like) for part, like in likes.items()}
+    likes = {part: parts.with_key_impls(like, stored.meta["keys"][part]) for part, like in likes.items()}
+    forms = {part: parts.stored_form(like) for part, like in likes.items()}
     problems = [problem for part, form in forms.items() for problem in _differences(form, stored.parts[part], part)]
-    then, now = stored.meta["default_prng_impl"], default_key_impl()
+    then, now = stored.meta["default_prng_impl"], parts.default_key_impl()
     if problems and then != now and all("uint32[" in problem for problem in problems):
         raise ValueError(
             f"the checkpoint {path} holds random keys of another kind: {'; '.join(problems)}. It was written where the "
@@ -94,23 +158,23 @@ def _restored(like: PyTree, loaded: PyTree, sharding: Sharding) -> PyTree:
     def restored(path: KeyPath[Hashable], leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         if 0 in leaf.shape:
             return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
-        found = loaded
-        for name in escaped_path(path):
-            found = found[name]
-        array: jax.Array = found
-        return jax.random.wrap_key_data(array, impl=key_impl(leaf)) if is_key(leaf) else array
+        array: jax.Array = _leaf(loaded, escaped_path(path))
+        return jax.random.wrap_key_data(array, impl=parts.key_impl(leaf)) if is_key(leaf) else array
 
     return jax.tree_util.tree_map_with_path(restored, like)
+
+
+def _leaf(tree: PyTree, names: list[str]) -> PyTree:
+    return functools.reduce(operator.getitem, names, tree)
 
 
 def _differences(form: PyTree, stored: PyTree, part: str) -> list[str]:
     """What differs in names, shapes and dtypes between the model and the checkpoint, one sentence for each leaf."""
     where = "" if part == "variables" else f"{part}/"
-    want, have = named_leaves(unescape(form)), named_leaves(unescape(stored))
+    want, have = (
+        {name: describe_array(leaf) for name, leaf in named_leaves(unescape(tree)).items()} for tree in (form, stored)
+    )
     out = [f"{where}{name} is not in the checkpoint" for name in want if name not in have]
     out += [f"{where}{name} is in the checkpoint only" for name in have if name not in want]
-    for name in want:
-        if name in have and (tuple(have[name].shape), have[name].dtype) != (tuple(want[name].shape), want[name].dtype):
-            kinds = describe_array(have[name]), describe_array(want[name])
-            out.append(f"{where}{name} is {kinds[0]} in the checkpoint, {kinds[1]} in the model")
-    return out
+    differing = [name for name in want if name in have and have[name] != want[name]]
+    return out + [f"{where}{name} is {have[name]} in the checkpoint, {want[name]} in the model" for name in differing]

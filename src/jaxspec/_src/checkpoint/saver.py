@@ -1,6 +1,7 @@
-"""Saver: writes the checkpoints of one estimator, and has the old ones removed."""
+"""Saver: writes the checkpoints of one estimator, and removes the old ones."""
 
 import logging
+import os
 import time
 
 import jax
@@ -10,10 +11,10 @@ from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
+from jaxspec._src.checkpoint.checksums import KEPT
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
-from jaxspec._src.checkpoint.leftovers import remove_leftovers
+from jaxspec._src.checkpoint.leftovers import remove_checkpoint, remove_leftovers
 from jaxspec._src.checkpoint.parts import check_names
-from jaxspec._src.checkpoint.retention import Retention
 from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
@@ -38,7 +39,8 @@ class Saver:
         clock: Clock = time.time,
     ) -> None:
         self.model_dir = model_dir
-        self._retention = Retention(model_dir, keep_max, keep_every_n_hours, clock)
+        self._keep_max, self._keep_secs = keep_max, keep_every_n_hours * 3600
+        self._clock, self._started = clock, clock()
         self._own_steps: set[int] = set()
         self._writing: tuple[int, BackgroundWrite] | None = None
 
@@ -102,9 +104,28 @@ class Saver:
             self._writing = None
             raise
         self._own_steps.add(step)
-        self._retention.remove_old(newest=max(self._own_steps))
+        self._remove_old()
         self._writing = None
         return True
+
+    def _remove_old(self) -> None:
+        """Removes all but the newest `keep_max` checkpoints of this run. A failure is a warning."""
+        if not self._keep_max:
+            return
+        # Later ones are damaged or of another run: they do not take the place of these.
+        steps = [step for step in checkpoint_steps(self.model_dir) if step <= max(self._own_steps)]
+        # By path, the file that marks a checkpoint as kept for ever.
+        marks = {path: os.path.join(path, KEPT) for path in (checkpoint_path(self.model_dir, step) for step in steps)}
+        others = [path for path, mark in marks.items() if not os.path.exists(mark)]
+        kept_at = [os.path.getmtime(marks[path]) for path in marks if path not in others]
+        last_kept = max(kept_at, default=self._started)
+        for path in others[: -self._keep_max]:
+            if self._clock() - last_kept >= self._keep_secs:
+                last_kept = self._clock()
+                with open(marks[path], "w", encoding="utf-8") as file:
+                    file.write("kept by keep_checkpoint_every_n_hours\n")
+            else:
+                remove_checkpoint(path)
 
 
 def _refuse_non_finite(state: TrainState, step: int) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights
-from jaxspec._src.metrics.metric import Metric
+from jaxspec._src.metrics.metric import Floats, Metric, mean_of, sums_of
 from jaxspec._src.metrics.ranking import best_ranks
 from jaxspec._src.metrics.retrieved import checked_scores, label_rows, retrieved_by_ids, retrieved_by_scores
-from jaxspec._src.metrics.sums import Floats, mean_of, sums_of
 
 
 def precision_at_k(

@@ -1,14 +1,13 @@
 """Counts of right and wrong answers, precision and recall, at each of a list of thresholds."""
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats, Sums, sums_of
-from jaxspec._src.metrics.threshold_counts import as_thresholds, counts_at, histogram
+from jaxspec._src.metrics.metric import Floats, Metric, Sums, sums_of
+from jaxspec._src.metrics.threshold_counts import Counts, as_thresholds, counts_at, histogram
 
 
 def true_positives_at_thresholds(
@@ -32,7 +31,7 @@ def true_positives_at_thresholds(
     >>> value.compute().tolist()
     [2.0, 1.0]
     """
-    return _at_thresholds("true_positives_at_thresholds", "tp", labels, predictions, thresholds, weights)
+    return _at_thresholds("true_positives", labels, predictions, thresholds, weights)
 
 
 def false_positives_at_thresholds(
@@ -47,7 +46,7 @@ def false_positives_at_thresholds(
     >>> value.compute().tolist()
     [1.0, 0.0]
     """
-    return _at_thresholds("false_positives_at_thresholds", "fp", labels, predictions, thresholds, weights)
+    return _at_thresholds("false_positives", labels, predictions, thresholds, weights)
 
 
 def true_negatives_at_thresholds(
@@ -62,7 +61,7 @@ def true_negatives_at_thresholds(
     >>> value.compute().tolist()
     [0.0, 1.0]
     """
-    return _at_thresholds("true_negatives_at_thresholds", "tn", labels, predictions, thresholds, weights)
+    return _at_thresholds("true_negatives", labels, predictions, thresholds, weights)
 
 
 def false_negatives_at_thresholds(
@@ -77,7 +76,7 @@ def false_negatives_at_thresholds(
     >>> value.compute().tolist()
     [1.0, 1.0]
     """
-    return _at_thresholds("false_negatives_at_thresholds", "fn", labels, predictions, thresholds, weights)
+    return _at_thresholds("false_negatives", labels, predictions, thresholds, weights)
 
 
 def precision_at_thresholds(
@@ -95,7 +94,7 @@ def precision_at_thresholds(
     >>> value.compute().round(6).tolist()
     [0.5, 0.0]
     """
-    return _at_thresholds("precision_at_thresholds", "precision", labels, predictions, thresholds, weights)
+    return _at_thresholds("precision", labels, predictions, thresholds, weights)
 
 
 def recall_at_thresholds(
@@ -113,26 +112,26 @@ def recall_at_thresholds(
     >>> value.compute().round(6).tolist()
     [0.5, 0.0]
     """
-    return _at_thresholds("recall_at_thresholds", "recall", labels, predictions, thresholds, weights)
+    return _at_thresholds("recall", labels, predictions, thresholds, weights)
+
+
+_RESULTS: dict[str, Callable[[Counts], Floats]] = {
+    "true_positives": lambda counts: counts.tp,
+    "false_positives": lambda counts: counts.fp,
+    "true_negatives": lambda counts: counts.tn,
+    "false_negatives": lambda counts: counts.fn,
+    "precision": lambda counts: counts.tp / (1e-7 + counts.tp + counts.fp),
+    "recall": lambda counts: counts.tp / (1e-7 + counts.tp + counts.fn),
+}
 
 
 def _at_thresholds(
-    name: str,
-    result: Literal["tp", "fp", "tn", "fn", "precision", "recall"],
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    thresholds: ArrayLike,
-    weights: Weights,
+    key: str, labels: ArrayLike, predictions: ArrayLike, thresholds: ArrayLike, weights: Weights
 ) -> Sums:
     limits = as_thresholds(thresholds)
-    return sums_of(name, _result, histogram(labels, predictions, weights, limits), thresholds=limits, result=result)
+    bins = histogram(labels, predictions, weights, limits)
+    return sums_of(f"{key}_at_thresholds", _result, bins, thresholds=limits, key=key)
 
 
-def _result(bins: Floats, thresholds: tuple[float, ...], result: str) -> Floats:
-    counts = counts_at(bins, thresholds)
-    if result == "precision":
-        return counts.tp / (1e-7 + counts.tp + counts.fp)
-    if result == "recall":
-        return counts.tp / (1e-7 + counts.tp + counts.fn)
-    count: Floats = getattr(counts, result)
-    return count
+def _result(bins: Floats, thresholds: tuple[float, ...], key: str) -> Floats:
+    return _RESULTS[key](counts_at(bins, thresholds))

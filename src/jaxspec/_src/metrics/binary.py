@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_weights, labels_and_predictions
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import mean_or_zero, sums_of, the_sum
+from jaxspec._src.metrics.metric import Metric, mean_or_zero, sums_of, the_sum
 
 _Condition = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Of boolean labels and predictions, entry by entry."""

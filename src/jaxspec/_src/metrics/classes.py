@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_count, as_integers, as_weights, labels_and_predictions
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats, ratio_or_zero, sums_of, the_sum
+from jaxspec._src.metrics.metric import Floats, Metric, ratio_or_zero, sums_of, the_sum
 
 
 def confusion_matrix(

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import AnyFunction
 from jaxspec._src.metrics.metric import Metric
 from jaxspec._src.metrics.shard_scalars import refuse_shard_scalars
@@ -40,7 +42,7 @@ class Collected(Metric[R]):
             raise TypeError(f"collect: cannot merge with {type(other).__name__}; expected a value of collect")
         if not _same(self.fn, other.fn):
             raise ValueError(
-                f"collect: cannot merge examples for {_name(self.fn)} with examples for {_name(other.fn)}; "
+                f"collect: cannot merge examples for {describe(self.fn)} with examples for {describe(other.fn)}; "
                 "expected the same function in every batch"
             )
         if self.names != other.names:
@@ -54,9 +56,7 @@ class Collected(Metric[R]):
                     f"collect: {name} has examples of shape {mine[-1].shape[1:]} in one batch and "
                     f"{theirs[0].shape[1:]} in another; expected one shape (pad them)"
                 )
-        return dataclasses.replace(
-            self, parts=tuple(mine + theirs for mine, theirs in zip(self.parts, other.parts, strict=True))
-        )
+        return dataclasses.replace(self, parts=tuple(map(operator.add, self.parts, other.parts)))
 
     def compute(self) -> R:
         """What `fn` returns for all examples."""
@@ -96,24 +96,24 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
         raise TypeError(f"fn is {fn!r}; expected a function of the collected tensors")
     if not tensors:
         raise ValueError("collect got no tensors; expected at least one, under the name of an argument of fn")
+    parts: list[_Arrays] = []
     for name, tensor in tensors.items():
         refuse_shard_scalars(name, tensor)
-    arrays = {name: np.ma.copy(t) if isinstance(t, np.ma.MaskedArray) else np.array(t) for name, t in tensors.items()}
-    for name, array in arrays.items():
+        is_masked = isinstance(tensor, np.ma.MaskedArray)
+        array: np.ndarray = np.ma.copy(tensor) if is_masked else np.array(tensor)
         if array.ndim == 0:
             raise ValueError(f"{name} is a scalar; expected an array with one entry for each example")
-        if not isinstance(array, np.ma.MaskedArray):
+        if not is_masked:
             array.flags.writeable = False
-    return Collected(fn, tuple(arrays), tuple((array,) for array in arrays.values()))
+        parts.append((array,))
+    return Collected(fn, tuple(tensors), tuple(parts))
 
 
 def _join(arrays: _Arrays) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
-    if any(isinstance(a, np.ma.MaskedArray) for a in arrays):
-        joined: np.ndarray = np.ma.concatenate(arrays)  # type: ignore[no-untyped-call]
-        return joined
-    return np.concatenate(arrays)
+    module = np.ma if any(isinstance(a, np.ma.MaskedArray) for a in arrays) else np
+    return np.asanyarray(module.concatenate(arrays))
 
 
 def _same(fn: AnyFunction, other: AnyFunction) -> bool:
@@ -124,16 +124,8 @@ def _same(fn: AnyFunction, other: AnyFunction) -> bool:
     return fn == other or (code is not None and code is getattr(other, "__code__", None))
 
 
-def _name(fn: AnyFunction) -> str:
-    return getattr(fn, "__qualname__", None) or repr(fn)
-
-
-def _flatten(metric: Collected[R]) -> tuple[_Arrays, tuple[Callable[..., R], tuple[str, ...]]]:
-    return tuple(_join(arrays) for arrays in metric.parts), (metric.fn, metric.names)
-
-
-def _unflatten(structure: tuple[Callable[..., R], tuple[str, ...]], leaves: Iterable[np.ndarray]) -> Collected[R]:
-    return Collected(*structure, tuple((leaf,) for leaf in leaves))
-
-
-jax.tree_util.register_pytree_node(Collected, _flatten, _unflatten)
+jax.tree_util.register_pytree_node(
+    Collected,
+    lambda metric: (tuple(_join(arrays) for arrays in metric.parts), (metric.fn, metric.names)),
+    lambda structure, leaves: Collected(*structure, tuple((leaf,) for leaf in leaves)),
+)

@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_count
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats, ratio_or_zero, sums_of
+from jaxspec._src.metrics.metric import Floats, Metric, ratio_or_zero, sums_of
 from jaxspec._src.metrics.threshold_counts import Counts, as_thresholds, counts_at, histogram
 
 _MARGIN = 1e-7  # how far the outermost thresholds lie outside of [0, 1]

@@ -5,8 +5,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, labels_and_predictions, values_and_weights
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import mean_of, mean_or_zero, sums_of
+from jaxspec._src.metrics.metric import Metric, mean_of, mean_or_zero, sums_of
 
 
 def mean(values: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -49,9 +48,7 @@ def mean_tensor(values: ArrayLike, weights: Weights = None) -> Metric[np.ndarray
     [2.0, 4.0]
     """
     array = as_array("values", values)
-    w = as_weights(weights, array.shape, allow_negative=True)
-    if w is None:
-        return sums_of("mean_tensor", mean_or_zero, array, np.ones(array.shape))
+    w = np.asarray(as_weights(1 if weights is None else weights, array.shape, allow_negative=True))
     with np.errstate(all="ignore"):
         return sums_of("mean_tensor", mean_or_zero, np.multiply(array, w, dtype=np.float64), w)
 

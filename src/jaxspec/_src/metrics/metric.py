@@ -1,7 +1,20 @@
-"""What a metric function returns for a batch: a small immutable value with `merge` and `compute`."""
+"""What a metric function returns for a batch: a small immutable value with `merge` and `compute`.
+
+The state of nearly every metric is a few weighted sums over the examples: `Sums`, in float64.
+"""
 
 import abc
-from typing import TYPE_CHECKING, Generic, Protocol, Self, runtime_checkable
+import dataclasses
+import reprlib
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, runtime_checkable
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import ArrayLike
+
+from jaxspec._src.metrics.arguments import Weights, as_weights
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -11,6 +24,8 @@ else:
     from typing import TypeVar
 
     Result_co = TypeVar("Result_co", covariant=True)
+
+Floats = npt.NDArray[np.float64]
 
 
 @runtime_checkable
@@ -62,3 +77,121 @@ class Metric(abc.ABC, Generic[Result_co]):
     @abc.abstractmethod
     def empty(self) -> Self:
         """The metric of no examples, with this one's configuration: the identity of `merge`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sums(Metric[Any]):
+    """A metric whose state is a few arrays that add up: every function of `tf.compat.v1.metrics` is one.
+
+    The constructor checks nothing, because JAX calls it with anything in place of the leaves. Metric functions call
+    `sums_of`.
+
+    Attributes:
+      sums: float64 arrays. Float64 counts exactly up to 2**53, and with one dtype for weighted and unweighted
+        examples every host sends the same structure.
+      name: of the metric function, for errors.
+      finish: a pure function at module level (so that it can be pickled and compared): `finish(*sums, **config)`
+        is the result.
+      config: what changes the result (thresholds, k, ...). Metrics with different configurations do not merge.
+    """
+
+    sums: tuple[Floats, ...]
+    name: str
+    finish: Callable[..., ArrayLike] = dataclasses.field(repr=False)
+    config: tuple[tuple[str, Hashable], ...] = ()
+
+    def merge(self, other: Self) -> Self:
+        if not isinstance(other, Sums):
+            raise TypeError(
+                f"{self.name}: cannot merge with {type(other).__name__}; expected a value that {self.name} returned"
+            )
+        if (self.name, self.finish) != (other.name, other.finish):
+            raise ValueError(
+                f"cannot merge a value of {self.name} with one of {other.name}; expected the same metric on both sides"
+            )
+        if self.config != other.config:
+            theirs = dict(other.config)
+            differing = [
+                f"{key}={reprlib.repr(value)} with {key}={reprlib.repr(theirs.get(key))}"
+                for key, value in self.config
+                if theirs.get(key) != value
+            ]
+            raise ValueError(
+                f"{self.name}: cannot merge {', '.join(differing)}; expected the same arguments in every batch"
+            )
+        shapes, other_shapes = [np.shape(s) for s in self.sums], [np.shape(s) for s in other.sums]
+        if shapes != other_shapes:
+            raise ValueError(
+                f"{self.name}: cannot merge a state of shapes {shapes} with one of {other_shapes}; "
+                "expected the same shape in every batch"
+            )
+        # inf - inf is NaN, as it is in one batch, and no reason for a warning.
+        with np.errstate(all="ignore"):
+            added = [np.add(a, b) for a, b in zip(self.sums, other.sums, strict=True)]
+        return dataclasses.replace(self, sums=_frozen(added))
+
+    def compute(self) -> Any:
+        """A float, or an array, as the metric function says."""
+        with np.errstate(all="ignore"):
+            result = np.asarray(self.finish(*self.sums, **dict(self.config)))
+        return float(result) if result.ndim == 0 else result
+
+    def empty(self) -> Self:
+        return dataclasses.replace(self, sums=_frozen([np.zeros_like(s) for s in self.sums]))
+
+
+jax.tree_util.register_dataclass(Sums, data_fields=["sums"], meta_fields=["name", "finish", "config"])
+
+
+def sums_of(name: str, finish: Callable[..., ArrayLike], *sums: ArrayLike, **config: Hashable) -> Sums:
+    """The metric `name` with these sums over one batch. The arguments are the attributes of `Sums`."""
+    return Sums(_frozen(sums), name, finish, tuple(config.items()))
+
+
+def the_sum(total: Floats) -> Floats:
+    """Finishes a metric that is one sum."""
+    return np.array(total)
+
+
+def mean_or_zero(total: Floats, weight: Floats, **config: object) -> np.ndarray:
+    """The mean, or 0 where the weight is not positive: TensorFlow's choice for the mean of nothing."""
+    return np.where(weight <= 0, 0.0, total / weight)
+
+
+def mean_of(
+    name: str, values: np.ndarray, weights: Weights, finish: Callable[..., ArrayLike] = mean_or_zero, **config: Hashable
+) -> Sums:
+    """The weighted mean of an array as metric `name`. Its sums are those of `values * weights` and of the weights.
+
+    Args:
+      finish: makes the result of both sums.
+      config: as in `Sums`.
+    """
+    w = as_weights(weights, values.shape, allow_negative=True)
+    return sums_of(name, finish, total(values, w), total_weight(values, w), **config)
+
+
+def ratio_or_zero(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """`numerator / denominator`, and 0 wherever the denominator is 0."""
+    return np.where(denominator == 0, 0.0, np.divide(numerator, np.where(denominator == 0, 1.0, denominator)))
+
+
+def total(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
+    """Sum of `values` times `weights` (None: all 1)."""
+    with np.errstate(all="ignore"):  # inf * 0 and inf - inf are NaN, without a warning
+        if weights is not None:
+            return np.float64(np.multiply(values, weights, dtype=np.float64).sum())
+        return np.float64(np.count_nonzero(values) if values.dtype == bool else values.sum(dtype=np.float64))
+
+
+def total_weight(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
+    """Sum of the weights; None: the number of entries of `values`."""
+    return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
+
+
+def _frozen(sums: Iterable[ArrayLike]) -> tuple[Floats, ...]:
+    # Always a copy: a float64 array of the caller must not become read-only, nor change the metric later.
+    arrays = tuple(np.array(s, np.float64) for s in sums)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays

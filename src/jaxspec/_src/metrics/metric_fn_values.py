@@ -5,7 +5,6 @@ import numpy as np
 from jaxspec._src.metrics.arguments import as_array
 from jaxspec._src.metrics.mean import mean
 from jaxspec._src.metrics.metric import Mergeable
-from jaxspec._src.metrics.sums import mean_or_zero, sums_of
 
 
 def as_metric(name: str, value: object, num_examples: int) -> Mergeable:
@@ -36,7 +35,7 @@ def as_metric(name: str, value: object, num_examples: int) -> Mergeable:
         )
     elif (number := _as_number(name, value)) is not None:
         if not number.ndim:
-            return mean(number, weights=num_examples) if num_examples else sums_of("mean", mean_or_zero, 0.0, 0.0)
+            return mean(number if num_examples else 0.0, weights=num_examples)
         instead = (
             ". For an array: jaxspec.metrics.mean(x) averages its entries, "
             "mean_tensor(x) averages it over batches, collect(fn, x=x) passes all of it to fn"

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, labels_and_predictions, same_shape
-from jaxspec._src.metrics.metric import Metric
-from jaxspec._src.metrics.sums import Floats, mean_of, mean_or_zero, ratio_or_zero
+from jaxspec._src.metrics.metric import Floats, Metric, mean_of, mean_or_zero, ratio_or_zero
 
 
 def mean_absolute_error(labels: ArrayLike, predictions: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -26,8 +25,7 @@ def mean_absolute_error(labels: ArrayLike, predictions: ArrayLike, weights: Weig
     >>> metrics.mean_absolute_error(labels=[1.0, 2.0], predictions=[1.5, 4.0]).compute()
     1.25
     """
-    error = _difference(labels, predictions)
-    return mean_of("mean_absolute_error", np.abs(error, out=error), weights)
+    return mean_of("mean_absolute_error", _error(np.abs, labels, predictions), weights)
 
 
 def mean_squared_error(labels: ArrayLike, predictions: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -39,7 +37,7 @@ def mean_squared_error(labels: ArrayLike, predictions: ArrayLike, weights: Weigh
     >>> metrics.mean_squared_error(labels=[1.0, 2.0], predictions=[2.0, 4.0]).compute()
     2.5
     """
-    return mean_of("mean_squared_error", _squared_difference(labels, predictions), weights)
+    return mean_of("mean_squared_error", _error(np.square, labels, predictions), weights)
 
 
 def root_mean_squared_error(labels: ArrayLike, predictions: ArrayLike, weights: Weights = None) -> Metric[float]:
@@ -51,7 +49,7 @@ def root_mean_squared_error(labels: ArrayLike, predictions: ArrayLike, weights: 
     >>> metrics.root_mean_squared_error(labels=[0.0, 0.0], predictions=[1.0, 7.0]).compute()
     5.0
     """
-    return mean_of("root_mean_squared_error", _squared_difference(labels, predictions), weights, _root)
+    return mean_of("root_mean_squared_error", _error(np.square, labels, predictions), weights, _root)
 
 
 def mean_relative_error(
@@ -72,8 +70,7 @@ def mean_relative_error(
     >>> metrics.mean_relative_error([1.0, 2.0], [3.0, 3.0], normalizer=[4.0, 0.0]).compute()
     0.25
     """
-    error = _difference(labels, predictions)
-    np.abs(error, out=error)
+    error = _error(np.abs, labels, predictions)
     error, scale = same_shape(("predictions", error), ("normalizer", as_array("normalizer", normalizer)))
     with np.errstate(all="ignore"):
         return mean_of("mean_relative_error", ratio_or_zero(error, scale.astype(np.float64)), weights)
@@ -107,18 +104,13 @@ def mean_cosine_distance(labels: ArrayLike, predictions: ArrayLike, dim: int, we
     return mean_of("mean_cosine_distance", products, weights, _distance, dim=axis % a.ndim)
 
 
-def _difference(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
+def _error(of: np.ufunc, labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
+    """`of(predictions - labels)`, entry by entry."""
     a, b = labels_and_predictions(labels, predictions)
     # In float64 the difference of integers does not wrap around, and the square of a float32 does not overflow.
     with np.errstate(all="ignore"):
-        return np.asarray(np.subtract(b, a, dtype=np.float64))
-
-
-def _squared_difference(labels: ArrayLike, predictions: ArrayLike) -> np.ndarray:
-    difference = _difference(labels, predictions)
-    with np.errstate(all="ignore"):
-        np.square(difference, out=difference)
-    return difference
+        difference = np.asarray(np.subtract(b, a, dtype=np.float64))
+        return np.asarray(of(difference, out=difference))
 
 
 def _root(total: Floats, weight: Floats) -> np.ndarray:

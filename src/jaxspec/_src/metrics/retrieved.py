@@ -1,17 +1,19 @@
 """How many labels of each row are among the retrieved classes: what the metrics at k are made of."""
 
-import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, as_count, as_weights
+from jaxspec._src.metrics.metric import total
 from jaxspec._src.metrics.ranking import best_ranks
-from jaxspec._src.metrics.sums import total
 
 # Marks a masked label, which is no label at all (-1 is one: a label that nothing can match).
 _MASKED = np.iinfo(np.int64).min
+_Hits: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Counts in each row those of some classes `[N, L]` that are present (bool `[N, L]`) and were retrieved: `[N]`."""
 
 
 class Retrieved(NamedTuple):
@@ -27,25 +29,17 @@ class Retrieved(NamedTuple):
     """`k` and `class_id`. They change no result, but values that differ in them must not merge."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelRows:
-    """The labels of N rows as sets, and the weights of the rows.
-
-    Attributes:
-      ids: int64 `[N, L]`, each row ascending.
-      distinct: bool `[N, L]`, true for one of several equal labels, false for masked ones.
-      listed: `[N]`, the numbers of labels by which average precision divides.
-      weights: `[N]`, or None.
-    """
+class LabelRows(NamedTuple):
+    """The labels of N rows as sets, and the weights of the rows."""
 
     ids: np.ndarray
+    """int64 `[N, L]`, each row ascending."""
     distinct: np.ndarray
+    """bool `[N, L]`, true for one of several equal labels, false for masked ones."""
     listed: np.ndarray
+    """`[N]`, the numbers of labels by which average precision divides."""
     weights: np.ndarray | None
-
-    def holds(self, class_id: int) -> np.ndarray:
-        """Whether the class is a label of each row: `[N]`."""
-        return np.asarray((self.distinct & (self.ids == class_id)).any(axis=1))
+    """`[N]`, or None."""
 
 
 def retrieved_by_scores(
@@ -53,41 +47,50 @@ def retrieved_by_scores(
 ) -> Retrieved:
     """Retrieves the k best-scored classes of each row, or `class_id` alone if it is among them."""
     scores, count = checked_scores(predictions, k, least=0)
-    class_id = _checked_class(class_id)
     rows = label_rows(labels, "predictions", scores, weights)
     flat = scores.reshape(-1, scores.shape[-1])
-    if class_id is None:
-        hits = (best_ranks(rows.ids, rows.distinct, flat, count) < count).sum(axis=1)
-        return _summed(rows, hits, np.full(len(flat), count), rows.distinct.sum(axis=1), k=count, class_id=None)
-    column = np.full((len(flat), 1), class_id)
-    chosen = np.asarray((best_ranks(column, np.ones(column.shape, bool), flat, count) < count).any(axis=1))
-    relevant = rows.holds(class_id)
-    return _summed(rows, chosen & relevant, chosen, relevant, k=count, class_id=class_id)
+
+    def hits(ids: np.ndarray, present: np.ndarray) -> np.ndarray:
+        return np.asarray((best_ranks(ids, present, flat, count) < count).sum(axis=1))
+
+    return _retrieved(rows, hits, np.full(len(flat), count), class_id, k=count)
 
 
 def retrieved_by_ids(
     labels: ArrayLike, predictions_idx: ArrayLike, class_id: int | None, weights: Weights
 ) -> Retrieved:
     """Retrieves the given classes of each row, or `class_id` alone if it is among them."""
-    ids = as_array("predictions_idx", predictions_idx)
-    if ids.dtype.kind not in "iu" or ids.ndim == 0:
+    chosen = as_array("predictions_idx", predictions_idx)
+    if chosen.dtype.kind not in "iu" or chosen.ndim == 0:
         raise TypeError(
-            f"predictions_idx is an array of {ids.dtype} with shape {ids.shape}; "
+            f"predictions_idx is an array of {chosen.dtype} with shape {chosen.shape}; "
             "expected classes, integers of shape [..., k]"
         )
-    class_id = _checked_class(class_id)
-    rows = label_rows(labels, "predictions_idx", ids, weights)
-    flat = ids.astype(np.int64, copy=False).reshape(-1, ids.shape[-1])
-    if class_id is not None:
-        chosen, relevant = np.asarray((flat == class_id).any(axis=1)), rows.holds(class_id)
-        return _summed(rows, chosen & relevant, chosen, relevant, class_id=class_id)
-    found = np.zeros(rows.ids.shape, bool)
-    for column in flat.T:
-        found |= rows.ids == column[:, None]
-    ordered = np.sort(flat, axis=1)
-    repeats = (ordered[:, 1:] == ordered[:, :-1]).sum(axis=1)
-    hits = (found & rows.distinct).sum(axis=1)
-    return _summed(rows, hits, flat.shape[1] - repeats, rows.distinct.sum(axis=1), class_id=None)
+    rows = label_rows(labels, "predictions_idx", chosen, weights)
+    flat = np.sort(chosen.astype(np.int64, copy=False).reshape(-1, chosen.shape[-1]), axis=1)
+
+    def hits(ids: np.ndarray, present: np.ndarray) -> np.ndarray:
+        found = np.zeros(ids.shape, bool)
+        for column in flat.T:
+            found |= ids == column[:, None]
+        return np.asarray((found & present).sum(axis=1))
+
+    repeats = (flat[:, 1:] == flat[:, :-1]).sum(axis=1)
+    return _retrieved(rows, hits, flat.shape[1] - repeats, class_id)
+
+
+def _retrieved(rows: LabelRows, hits: _Hits, retrieved: np.ndarray, class_id: int | None, **config: int) -> Retrieved:
+    """The sums over the rows. `retrieved` is `[N]`, the numbers of classes that were retrieved."""
+    if class_id is None:
+        found, relevant = hits(rows.ids, rows.distinct), rows.distinct.sum(axis=1)
+    else:
+        class_id = as_count("class_id", class_id, least=0)
+        relevant = (rows.distinct & (rows.ids == class_id)).any(axis=1)
+        column = np.full((len(rows.ids), 1), class_id)
+        retrieved = hits(column, np.ones(column.shape, bool))
+        found = retrieved * relevant
+    w = rows.weights
+    return Retrieved(total(found, w), total(retrieved, w), total(relevant, w), {**config, "class_id": class_id})
 
 
 def checked_scores(predictions: ArrayLike, k: int, least: int) -> tuple[np.ndarray, int]:
@@ -131,14 +134,3 @@ def label_rows(
     # As in TensorFlow: padded rows count every label that is not padding, also repeated ones; a masked row is a set.
     listed = (ids >= 0 if mask is None else distinct).sum(axis=1)
     return LabelRows(ids, distinct, listed, None if w is None else w.reshape(-1))
-
-
-def _checked_class(class_id: int | None) -> int | None:
-    return None if class_id is None else as_count("class_id", class_id, least=0)
-
-
-def _summed(
-    rows: LabelRows, hits: np.ndarray, retrieved: np.ndarray, relevant: np.ndarray, **config: int | None
-) -> Retrieved:
-    w = rows.weights
-    return Retrieved(total(hits, w), total(retrieved, w), total(relevant, w), config)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_array, as_weights, same_shape
-from jaxspec._src.metrics.sums import Floats
+from jaxspec._src.metrics.metric import Floats
 
 # Examples that are binned at a time: temporaries of this size stay in the cache.
 _CHUNK = 1 << 16

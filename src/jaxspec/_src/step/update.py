@@ -31,7 +31,8 @@ def apply_train_ops(
     """
     with contextlib.suppress(*[jax.errors.UnexpectedTracerError] if debugging() else []):
         return _apply(call, variables, opt_state, differentiate=True)
-    # A function of a TrainOp has captured an array that is being differentiated. Then model_fn runs twice.
+    # Under jax.disable_jit(), a function of a TrainOp has captured an array that is being differentiated: model_fn runs
+    # again, and is not differentiated.
     return _apply(call, variables, opt_state, differentiate=False)
 
 
