@@ -37,9 +37,9 @@ from jaxspec._src.spec.train_op import apply_gradients as apply_gradients
 from jaxspec._src.spec.train_op import minimize as minimize
 from jaxspec._src.step.axis import SHARD_AXIS as SHARD_AXIS
 from jaxspec._src.step.global_mean import global_mean as global_mean
+from jaxspec._src.step.inference_step import make_eval_step as make_eval_step
+from jaxspec._src.step.inference_step import make_predict_step as make_predict_step
 from jaxspec._src.step.moving_average import ExponentialMovingAverage as ExponentialMovingAverage
 from jaxspec._src.step.state import TrainState as TrainState
 from jaxspec._src.step.state import create_train_state as create_train_state
-from jaxspec._src.step.steps import make_eval_step as make_eval_step
-from jaxspec._src.step.steps import make_predict_step as make_predict_step
-from jaxspec._src.step.steps import make_train_step as make_train_step
+from jaxspec._src.step.train_step import make_train_step as make_train_step

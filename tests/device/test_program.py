@@ -27,8 +27,9 @@ from tiny_models import (
 import jaxspec as js
 from jaxspec._src.device.mapping import broadcast, map_over_devices
 from jaxspec._src.device.program import Program
+from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.steps import placed_step, train_step
+from jaxspec._src.step.train_step import train_step
 
 KEY = jax.random.key(0)
 X, Y = data(rows=16)

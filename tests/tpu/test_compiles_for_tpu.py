@@ -18,9 +18,10 @@ from jax.experimental import topologies
 
 import jaxspec as js
 from jaxspec._src.device.program import Program
+from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.model import Model
-from jaxspec._src.step.steps import placed_step, train_step
 from jaxspec._src.step.tracing import shapes
+from jaxspec._src.step.train_step import train_step
 
 ROWS = 16
 CAPACITY = 4

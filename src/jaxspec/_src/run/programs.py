@@ -13,11 +13,12 @@ from jaxspec._src.device.program import Program, prefers_single_steps
 from jaxspec._src.device.ragged_batches import RaggedPrograms
 from jaxspec._src.spec.mode import Mode, ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
+from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.model import Model
 from jaxspec._src.step.state import TrainState
-from jaxspec._src.step.steps import placed_step, train_step
 from jaxspec._src.step.tracing import TrainOpTrace, trace_spec, trace_train_op
+from jaxspec._src.step.train_step import train_step
 
 _STACK_BYTES = 4 << 20
 """Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
