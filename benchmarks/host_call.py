@@ -3,7 +3,8 @@
     python benchmarks/host_call.py [--pairs 15] [--steps 1500]
 
 The MLP of benchmarks/train_loop.py through TPUEstimator, on one device, with and without the thing in question. Each
-pair runs both in turn, in one process that is warm, and gives one ratio of times; the median is the result. Timed is the
+pair runs both in turn, in one process that is warm, and gives one ratio of times; the median is the result. Timed is
+the
 middle of a call of train, between two loops: the first loops, and the checkpoints at the start and at the end, are not
 in it.
 """

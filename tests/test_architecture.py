@@ -1,4 +1,5 @@
-"""docs/architecture.md is about this code: every name on the page exists, every number and every layer is the real one."""
+"""docs/architecture.md is about this code: every name on the page exists, every number and every layer is the real
+one."""
 
 import ast
 import functools

@@ -1,4 +1,5 @@
-"""The pages in docs/: every Python block runs, every link leads somewhere, every name of jaxspec and every message is real."""
+"""The pages in docs/: every Python block runs, every link leads somewhere, every name of jaxspec and every message is
+real."""
 
 import inspect
 import operator

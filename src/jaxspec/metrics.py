@@ -1,8 +1,9 @@
 """Every metric of `tf.compat.v1.metrics`, as a pure function of one batch on the host.
 
-A function takes arrays (NumPy, JAX, lists) under TensorFlow's argument names, in TensorFlow's order, and returns a small
-immutable `Metric`: `merge(other)` joins the metrics of two batches, and `compute()` gives the result. metric_fn calls it
-where it called TensorFlow's function:
+A function takes arrays (NumPy, JAX, lists) under TensorFlow's argument names, in TensorFlow's order, and returns a
+small
+immutable `Metric`: `merge(other)` joins the metrics of two batches, and `compute()` gives the result. metric_fn calls
+it where it called TensorFlow's function:
 
 >>> import numpy as np
 >>> from jaxspec import metrics

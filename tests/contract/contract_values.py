@@ -14,7 +14,8 @@ HERE = pathlib.Path(__file__).parent
 
 
 def other_recordings(family):
-    """Other recordings to replay: the path in `JAXSPEC_VALIDATION`, `JAXSPEC_TPU_RULES` or `JAXSPEC_CONTROL_FLOW`, or None."""
+    """Other recordings to replay: the path in `JAXSPEC_VALIDATION`, `JAXSPEC_TPU_RULES` or `JAXSPEC_CONTROL_FLOW`, or
+    None."""
     return os.environ.get(f"JAXSPEC_{family.upper()}")
 
 

@@ -49,7 +49,8 @@ class Recording:
         self.events, self.rows = case["events"], parameters["batch"]
 
     def numbers(self, template):
-        """The whole numbers (or None) that stand for each `{}` of a text in the labels, a tuple for each label that fits."""
+        """The whole numbers (or None) that stand for each `{}` of a text in the labels, a tuple for each label that
+        fits."""
         pattern = re.escape(template).replace(r"\{\}", r"(-?\d+|None)")
         found = [match.groups() for event in self.events if (match := re.search(pattern, label_of(event)))]
         assert found, f"no label {template!r} is recorded"
@@ -60,7 +61,8 @@ class Recording:
         return self.numbers(template)[0][0]
 
     def values(self, start, key):
-        """The numbers in the calls `KEY=NUMBER final=...` behind the line `start`, up to the next event that is no call."""
+        """The numbers in the calls `KEY=NUMBER final=...` behind the line `start`, up to the next event that is no
+        call."""
         calls = self.events[self.events.index(start) + 1 :]
         ends = (i for i, event in enumerate(calls) if not isinstance(event, dict) or "call" not in event)
         calls = calls[: next(ends, len(calls))]
@@ -161,7 +163,8 @@ class Transcript:
         return str(self.directory / (name or f"folder_{self._folders}"))
 
     def estimator(self, model_dir=None, *, model_fn=None, init_fn=contract_models.init_fn, sizes=None, **config):
-        """An estimator of the counting model. Unless `config` says otherwise, only the first and last step are saved."""
+        """An estimator of the counting model. Unless `config` says otherwise, only the first and last step are
+        saved."""
         tpu = config.pop("tpu", {})
         if self.setup.use_tpu:
             tpu = {"iterations_per_loop": 1, **tpu, "num_shards": self.setup.shards}
@@ -192,7 +195,8 @@ class Transcript:
         return counting
 
     def input(self, count=None, *, last=None, logged=True, name="input_fn", labels=False, nan_at=None, bad=None):
-        """An input_fn whose batch i holds the number i (or `bad` in batch `nan_at`); `last` rows in the last batch, or all."""
+        """An input_fn whose batch i holds the number i (or `bad` in batch `nan_at`); `last` rows in the last batch, or
+        all."""
 
         def input_fn(params):
             if logged:

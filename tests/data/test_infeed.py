@@ -231,7 +231,8 @@ def test_sixty_four_bits_become_thirty_two_with_one_warning(caplog):
     batches = everything(infeed(source))
     assert [batches[2][0][k].dtype for k in "abc"] == [np.float32, np.int32, np.float32]
     assert [m for m in caplog.messages if "64-bit" in m] == [
-        "input_fn yields 64-bit arrays, which become 32-bit: features/a, features/b. Enable jax_enable_x64 to keep them."
+        "input_fn yields 64-bit arrays, which become 32-bit: features/a, features/b. Enable jax_enable_x64 to keep "
+        "them."
     ]
 
 

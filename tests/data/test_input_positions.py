@@ -36,7 +36,8 @@ def numbers(start, count=64):
 
 @pytest.fixture(params=["same process", "restart"])
 def again(request, tmp_path):
-    """Gives the estimator of the next run, which finds the state in memory or in a checkpoint, and what it trains on."""
+    """Gives the estimator of the next run, which finds the state in memory or in a checkpoint, and what it trains
+    on."""
     seen = []
     save = None if request.param == "same process" else 1
     made = [estimator(tmp_path, seen, save)]

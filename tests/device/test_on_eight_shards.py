@@ -11,8 +11,8 @@ HERE = pathlib.Path(__file__).parent
 PROGRAMS = {
     "no random number is drawn twice": "import test_randomness as t; t.test_no_number_is_drawn_twice(sys.argv[1], 8)",
     "the steps give one answer": (
-        "import test_mappings as t;"
-        "[t.test_training_is_that_of_the_whole_batch(mapping, 8) for mapping in ('pmap', 'shard_map', 'sharded inputs')]"
+        "import test_mappings as t;[t.test_training_is_that_of_the_whole_batch(mapping, 8) for mapping in ('pmap', "
+        "'shard_map', 'sharded inputs')]"
     ),
 }
 

@@ -67,7 +67,8 @@ def fresh(compiled):
 
 
 def run(estimator, make_hook, *args, max_steps=11, name=None, **kwargs):
-    """Trains with an evaluation at each checkpoint and the hook that `make_hook` makes; returns the last global step."""
+    """Trains with an evaluation at each checkpoint and the hook that `make_hook` makes; returns the last global
+    step."""
     kwargs = {"run_every_secs": None, "run_every_steps": 1, **kwargs}
     train_and_evaluate(
         estimator,

@@ -1,4 +1,5 @@
-"""A run that was ended between a checkpoint and its evaluation, or its exports, makes up for it when it starts again."""
+"""A run that was ended between a checkpoint and its evaluation, or its exports, makes up for it when it starts
+again."""
 
 import os
 

@@ -1,4 +1,5 @@
-"""Runs that are interrupted or fail, at bad moments: nothing wrong is saved, nothing is lost, nothing is left running."""
+"""Runs that are interrupted or fail, at bad moments: nothing wrong is saved, nothing is lost, nothing is left
+running."""
 
 import os
 import signal

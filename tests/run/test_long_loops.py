@@ -67,7 +67,8 @@ def test_a_checkpoint_that_is_due_by_seconds_does_not_wait_for_a_long_loop(tmp_p
     )
     assert saves.steps[0] == 0
     assert saves.steps[-1] == 200
-    # 200 batches take 4 s. The first checkpoints come with the compilation, and a busy machine takes its time over each.
+    # 200 batches take 4 s. The first checkpoints come with the compilation, and a busy machine takes its time over
+    # each.
     assert 5 <= len(saves.steps) <= 22
     # Loops follow one another without a gap, and end where there is a checkpoint.
     assert [first for first, _ in loops.loops[1:]] == [last + 1 for _, last in loops.loops[:-1]]

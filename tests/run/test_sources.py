@@ -102,8 +102,8 @@ def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
     counting(tmp_path).train(counting_input(), max_steps=3)
     counting(tmp_path).train(counting_input(), max_steps=2)
     assert warnings_of(caplog) == [
-        "Skipping training since max_steps has already saved. max_steps=2, and "
-        f"{tmp_path / 'model.ckpt-3'} is at step 3: to train on, raise max_steps or pass steps=; to begin anew, use another model_dir."
+        f"Skipping training since max_steps has already saved. max_steps=2, and {tmp_path / 'model.ckpt-3'} is at step "
+        "3: to train on, raise max_steps or pass steps=; to begin anew, use another model_dir."
     ]
 
 
@@ -120,8 +120,8 @@ print("done", len(list(estimator.{verb}(counting_input(1)))))
     assert "done" in ran.stdout, ran.stderr
     told = [line for line in ran.stderr.splitlines() if str(tmp_path) in line]
     assert told == [
-        f"Could not find trained model in model_dir: {tmp_path}, running initialization. The results are those of fresh "
-        "weights; check model_dir, or train first."
+        f"Could not find trained model in model_dir: {tmp_path}, running initialization. The results are those of "
+        "fresh weights; check model_dir, or train first."
     ]
 
 

@@ -32,7 +32,8 @@ def counting(model_dir=None, fn=model_fn, every=1, shards=1, save=None):
 
 
 def while_training(estimator, steps, read):
-    """Calls `read` again and again in a thread while `estimator` trains; returns how often, and raises what it raised."""
+    """Calls `read` again and again in a thread while `estimator` trains; returns how often, and raises what it
+    raised."""
     stop, calls, errors = threading.Event(), [0], []
 
     def work():

@@ -153,7 +153,8 @@ def test_a_generator_kept_open_over_several_loops_takes_only_what_it_works(tmp_p
     estimator.train(counting_input(), steps=40, hooks=[Looking(time, look)])
     found = rates(caplog)
     assert len(found) >= 6
-    # The input's thread may run ahead while the clock goes; it is never negative, and where the input rests it is exact.
+    # The input's thread may run ahead while the clock goes; it is never negative, and where the input rests it is
+    # exact.
     assert all(rate > 0 for rate in found)
     assert found[-2:] == [5.0, 5.0]
     assert all(rate > 0 for rate in rates(caplog, "examples/sec"))

@@ -1,4 +1,5 @@
-"""Arrays of model_fn that host functions hold on to are found at once, wherever they are, and however much else is there."""
+"""Arrays of model_fn that host functions hold on to are found at once, wherever they are, and however much else is
+there."""
 
 import collections
 import dataclasses

@@ -1,4 +1,5 @@
-"""The user's functions are called as Python would: an argument with a default may be left out, `**kwargs` take the rest."""
+"""The user's functions are called as Python would: an argument with a default may be left out, `**kwargs` take the
+rest."""
 
 import functools
 

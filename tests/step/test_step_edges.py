@@ -1,4 +1,5 @@
-"""What a step does at its edges: the last step number, callbacks, leaked arrays, strict types, the optimizer's state."""
+"""What a step does at its edges: the last step number, callbacks, leaked arrays, strict types, the optimizer's
+state."""
 
 import collections
 import contextlib

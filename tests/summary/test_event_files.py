@@ -1,4 +1,5 @@
-"""Event files that are damaged, torn or hold nonsense: what can be read of them counts, and the writer begins another."""
+"""Event files that are damaged, torn or hold nonsense: what can be read of them counts, and the writer begins
+another."""
 
 import errno
 import io

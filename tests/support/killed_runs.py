@@ -1,4 +1,5 @@
-"""A program that trains to the end, killed with SIGKILL at a given moment on the way: a process for each line of its input.
+"""A program that trains to the end, killed with SIGKILL at a given moment on the way: a process for each line of its
+input.
 
 JAX is imported once and not used before the fork.
 """

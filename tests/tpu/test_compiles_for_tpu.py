@@ -43,7 +43,8 @@ def state():
 
 
 def batches(num_shards, *, place):
-    """What a loop takes, as shapes: images, digits, and in evaluation the numbers of each batch and of its first shard."""
+    """What a loop takes, as shapes: images, digits, and in evaluation the numbers of each batch and of its first
+    shard."""
     lead = (CAPACITY, num_shards)
     images = jax.ShapeDtypeStruct((*lead, ROWS, 8, 8, 1), np.float32)
     labels = jax.ShapeDtypeStruct((*lead, ROWS), np.int32)

@@ -43,7 +43,8 @@ def with_values(params: HyperParameters, **values: object) -> HyperParameters:
         kind = type(params).__name__
         what = f"an object of {kind}" if hasattr(params, "__dict__") else f"{kind} {params!r}"
         raise TypeError(
-            f"params must be a dict, or an object whose copy takes the attributes {sorted(values)}, given {what} ({error}). "
+            f"params must be a dict, or an object whose copy takes the attributes {sorted(values)}, "
+            f"given {what} ({error}). "
             'Write params={"config": ...}, and params["config"] in model_fn; or dataclasses.asdict(...), vars(...).'
         ) from None
     return made

@@ -13,7 +13,7 @@ def absolute_path(directory: str | os.PathLike[str]) -> str:
     path = os.fspath(directory)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise ValueError(
-            f"{path!r} is a remote address, and only local directories are supported yet. Write to a local directory and copy "
-            "it, or mount the bucket as a directory."
+            f"{path!r} is a remote address, and only local directories are supported yet. Write to a local directory "
+            "and copy it, or mount the bucket as a directory."
         )
     return os.path.abspath(path)

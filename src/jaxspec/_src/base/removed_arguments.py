@@ -36,7 +36,8 @@ REMOVED: Mapping[str, Mapping[str, str]] = {
         "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
     },
     "TPUEstimatorSpec": {
-        "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
+        "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), "
+        "where metric_fn(*tensors) returns {'name': jaxspec.metrics....}.",
         "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
         "training_chief_hooks": "write training_hooks=.",
     },
@@ -48,9 +49,11 @@ REMOVED: Mapping[str, Mapping[str, str]] = {
 CALLS = {
     "TPUEstimator": "Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
     "RunConfig": "Write RunConfig(TPUConfig(...), model_dir=...).",
-    "minimize": "Write jaxspec.minimize(optimizer), which differentiates the spec's own loss; a loss that is given is a "
+    "minimize": "Write jaxspec.minimize(optimizer), which differentiates the spec's own loss; "
+    "a loss that is given is a "
     "function of the variables. The runner counts the steps.",
-    "apply_gradients": "Write jaxspec.apply_gradients(optimizer, grads), with grads as the tree of variables['params']. The "
+    "apply_gradients": "Write jaxspec.apply_gradients(optimizer, grads), "
+    "with grads as the tree of variables['params']. The "
     "runner counts the steps.",
 }
 """By the name of the function or class: the call as it should be."""

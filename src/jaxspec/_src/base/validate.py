@@ -73,8 +73,8 @@ def check_arguments(
     if unexpected:
         or_params = ", or pass them in `params`" if "params" in allowed else ""
         raise ValueError(
-            f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and "
-            f"may name any of {sorted(allowed)}; give others a default, bind them first, as in functools.partial({role}, "
+            f"{role} ({describe(fn)}) has following not expected args: {unexpected}. It is called by keyword and may "
+            f"name any of {sorted(allowed)}; give others a default, bind them first, as in functools.partial({role}, "
             f"{unexpected[0]}=...){or_params}."
         )
     missing = [name for name in required if name not in names and not takes_any]
@@ -85,7 +85,8 @@ def check_arguments(
 
 
 def check_methods(value: object, base: type) -> None:
-    """Raises TypeError unless each method of `base` that the class of `value` overrides takes its arguments by position."""
+    """Raises TypeError unless each method of `base` that the class of `value` overrides takes its arguments by
+    position."""
     for name, declared in vars(base).items():
         if not inspect.isfunction(declared) or (method := getattr(type(value), name)) is declared:
             continue
@@ -94,8 +95,8 @@ def check_methods(value: object, base: type) -> None:
             inspect.signature(getattr(value, name)).bind(*arguments[1:])
         except TypeError as error:
             raise TypeError(
-                f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It is called "
-                f"with {len(arguments) - 1} arguments: write def {name}({', '.join(arguments)})."
+                f"{type(value).__name__}.{name} has a wrong signature, {name}{inspect.signature(method)}: {error}. It "
+                f"is called with {len(arguments) - 1} arguments: write def {name}({', '.join(arguments)})."
             ) from None
         except ValueError:  # some callables written in C have no signature
             pass

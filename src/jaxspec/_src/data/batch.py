@@ -56,7 +56,8 @@ class BatchChecker:
         """The batch of an element of the input. In prediction its labels are dropped.
 
         Raises:
-          ValueError, TypeError, OverflowError: for an element that is no batch, or differs from the first; names the leaf.
+          ValueError, TypeError, OverflowError: for an element that is no batch, or differs from the first; names the
+            leaf.
         """
         features, labels = split_element(element)
         if self._request.mode == ModeKeys.PREDICT:
@@ -112,7 +113,8 @@ class BatchChecker:
             )
             if any(leaf.ndim == first[k].ndim and leaf.shape[1:] != first[k].shape[1:] for k, leaf in changed.items()):
                 error.add_note(
-                    "Sequences of several lengths: pad them to one length in input_fn. There is one program for one shape."
+                    "Sequences of several lengths: pad them to one length in input_fn. There is one program for one "
+                    "shape."
                 )
             raise error
 
@@ -130,8 +132,8 @@ class BatchChecker:
                 f"{self._where()} has {rows} rows, expected {self.batch_size} (leaf {leaf}). In "
                 "training every batch must have params['batch_size'] rows: leave out a short last batch "
                 "(drop_remainder), as numpy_input_fn does."
-                + f" These are the rows of one of the {self._num_shards} shards: yield the rows of all of them in one batch."
-                * is_one_shards
+                + f" These are the rows of one of the {self._num_shards} shards: "
+                f"yield the rows of all of them in one batch." * is_one_shards
             )
         if rows > self.batch_size and self._num_shards > 1:
             raise ValueError(

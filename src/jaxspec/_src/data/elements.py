@@ -53,8 +53,8 @@ def split_element(element: PyTree) -> tuple[PyTree, PyTree]:
     if kind is tuple or (kind is list and element):
         if len(element) != 2:
             raise ValueError(
-                f"input_fn should return (features, labels) as a len 2 tuple, got a {kind.__name__} of {len(element)}. Put "
-                "several features into a dict."
+                f"input_fn should return (features, labels) as a len 2 tuple, got a {kind.__name__} of {len(element)}. "
+                "Put several features into a dict."
             )
         return element[0], element[1]
     return element, None

@@ -34,7 +34,8 @@ class InputRequest:
     position: str | None = None
     """The position that was saved with the state, as text; None: there is none."""
     resume: bool | None = None
-    """None: go on at the position if the input is the one that it came from; True: whatever the input is; False: never."""
+    """None: go on at the position if the input is the one that it came from; True: whatever the input is; False:
+    never."""
     step: int = 0
     """The global step that training goes on at."""
     restarted: bool = False
@@ -74,8 +75,9 @@ class InputWarnings:
             return
         self._long_at = None
         _logger.warning(
-            "This evaluation has taken %d batches in %d s and goes on to the end of its input, as steps=None asks for. If the "
-            "input repeats for ever, give evaluate (or EvalSpec) a number of steps, or an input_fn of one epoch.",
+            "This evaluation has taken %d batches in %d s and goes on to the end of its input, as steps=None asks for. "
+            "If the input repeats for ever, give evaluate (or EvalSpec) "
+            "a number of steps, or an input_fn of one epoch.",
             count,
             _LONG_SECS,
         )
@@ -87,15 +89,15 @@ class InputWarnings:
             return
         if request.training:
             _logger.warning(
-                "The input has ended before the steps or max_steps of train: input_fn (%s) gave %d batches of the %d that were asked "
-                "for, and training ends at global step %d. For more, let it repeat: numpy_input_fn(..., num_epochs=None), or a loop "
-                "`while True:` in a generator.",
+                "The input has ended before the steps or max_steps of train: input_fn (%s) gave %d batches of the %d "
+                "that were asked for, and training ends at global step %d. For more, let it repeat: "
+                "numpy_input_fn(..., num_epochs=None), or a loop `while True:` in a generator.",
                 *(request.name, count, request.limit, request.step + count),
             )
         else:
             _logger.warning(
-                "The input has ended before the steps of evaluate: input_fn (%s) gave %d batches of the %d that were asked for. All "
-                "of them count. steps=None takes what there is.",
+                "The input has ended before the steps of evaluate: input_fn (%s) gave %d batches of the %d that were "
+                "asked for. All of them count. steps=None takes what there is.",
                 *(request.name, count, request.limit),
             )
 
@@ -104,8 +106,8 @@ def warn_of_other_input(request: InputRequest, reason: str) -> None:
     """Training goes on, but the saved position is that of another input."""
     _logger.warning(
         "Training goes on at global step %d with an input that is not the one before (%s): input_fn (%s) begins at its "
-        "beginning. To go on at the saved position nevertheless, call train(..., resume_input=True); resume_input=False begins "
-        "without this warning.",
+        "beginning. To go on at the saved position nevertheless, call train(..., resume_input=True); "
+        "resume_input=False begins without this warning.",
         *(request.step, reason, request.name),
     )
 

@@ -120,8 +120,9 @@ class InputSource:
         endless = isinstance(iterator, itertools.cycle) or getattr(iterator, "endless", False) is True
         if endless and self._request.mode == ModeKeys.EVAL and self._request.limit is None:
             raise ValueError(
-                f"evaluate would never end: the input of input_fn ({self._request.name}) repeats for ever, and steps=None "
-                "takes all of it. Pass steps=..., or an input of one epoch, as numpy_input_fn(x, y, num_epochs=1)."
+                f"evaluate would never end: the input of input_fn ({self._request.name}) repeats for ever, and "
+                "steps=None takes all of it. Pass steps=..., or an input of one epoch, as numpy_input_fn(x, y, "
+                "num_epochs=1)."
             )
         recalled = self._memory.recall(iterator)
         identity, self._unused = recalled or (None, [])

@@ -59,8 +59,8 @@ def numpy_input_fn(
         if drop and num_epochs is not None and 0 < num_epochs * examples < size:
             raise ValueError(
                 f"numpy_input_fn: {examples} examples, given {num_epochs} times, are fewer than the {size} rows of one "
-                "batch, and training leaves out a short batch: nothing would be trained. Choose a smaller batch size, or "
-                "num_epochs=None to repeat the examples."
+                "batch, and training leaves out a short batch: nothing would be trained. Choose a smaller batch size, "
+                "or num_epochs=None to repeat the examples."
             )
         return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop)
 
@@ -68,7 +68,8 @@ def numpy_input_fn(
 
 
 class NumpyBatches(Iterator[PyTree]):
-    """The batches of `numpy_input_fn`: a `CheckpointableIterator` of x, or of (x, y), with arrays of `batch_size` rows."""
+    """The batches of `numpy_input_fn`: a `CheckpointableIterator` of x, or of (x, y), with arrays of `batch_size`
+    rows."""
 
     def __init__(
         self, x: PyTree, y: PyTree, batch_size: int, num_epochs: int | None, seed: int | None, drop_remainder: bool
@@ -137,7 +138,8 @@ class NumpyBatches(Iterator[PyTree]):
             raise ValueError(f"the position {state!r} is not one of numpy_input_fn.")
         if (state["of"], state["seed"]) != (self._size, self._seed):
             raise ValueError(
-                f"the position is one in {_order(state['of'], state['seed'])}, the input has {_order(self._size, self._seed)}."
+                f"the position is one in {_order(state['of'], state['seed'])}, the input has "
+                f"{_order(self._size, self._seed)}."
             )
         self._next_row = state["rows"]
 

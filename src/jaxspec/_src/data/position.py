@@ -41,7 +41,8 @@ def encode_position(state: PositionState, identity: Mapping[str, object] | None 
     """What an iterator's `get_state` returned, as text that `decode_position` turns into an equal value again.
 
     Args:
-      state: dicts (with any keys), lists, tuples, sets, numbers, strings, bytes, NumPy arrays and scalars, in any nesting.
+      state: dicts (with any keys), lists, tuples, sets, numbers, strings, bytes, NumPy arrays and scalars, in any
+        nesting.
       identity: of the input, as `input_identity` gives it; None: unknown.
 
     Raises:

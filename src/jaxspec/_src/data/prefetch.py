@@ -41,8 +41,8 @@ class Infeed:
     The constructor waits for the first batch: `first` is None if there is none. `start` begins the prefetching, `take`
     gives the next batches, `close` ends the thread.
 
-    A *lent* iterator, one that the caller holds, too, is not closed. It is read no further than `take` asks, and batches
-    that were read and not taken are kept in `memory` for the next call.
+    A *lent* iterator, one that the caller holds, too, is not closed. It is read no further than `take` asks, and
+    batches that were read and not taken are kept in `memory` for the next call.
 
     Args:
       request: what is asked for.

@@ -33,8 +33,8 @@ _ITEMS = 100
 def input_identity(iterator: Iterator[PyTree], input_fn: InputFn) -> Identity:
     """The identity of an input: what it is recognised by when it is made again.
 
-    It holds the type of the iterator and what its method `fingerprint` returns; if it has none, the name of input_fn and
-    a checksum of the arrays that are attributes of the iterator.
+    It holds the type of the iterator and what its method `fingerprint` returns; if it has none, the name of input_fn
+    and a checksum of the arrays that are attributes of the iterator.
     """
     kind = f"{type(iterator).__module__}.{type(iterator).__qualname__}"
     fingerprint = getattr(iterator, "fingerprint", None)

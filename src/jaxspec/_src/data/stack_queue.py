@@ -1,8 +1,8 @@
 """The queue between the thread of the input and the thread that dispatches.
 
-The input's thread puts batches. Full ones are copied side by side into a stack of `capacity`; a ragged one is an item of
-its own. `QUEUED_ITEMS` items may wait; besides them there is the stack that is being filled and the one that is being
-taken. Whoever has taken a stack owns its arrays. One lock guards everything; batches are copied without it.
+The input's thread puts batches. Full ones are copied side by side into a stack of `capacity`; a ragged one is an item
+of its own. `QUEUED_ITEMS` items may wait; besides them there is the stack that is being filled and the one that is
+being taken. Whoever has taken a stack owns its arrays. One lock guards everything; batches are copied without it.
 """
 
 import collections
@@ -112,7 +112,8 @@ class StackQueue:
     def take(self, most: int, patience_secs: float) -> Slice | InputBatch | End | None:
         """Up to `most` full batches of one stack; or one ragged batch; or the end, again and again.
 
-        Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. None: there is nothing.
+        Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. None: there is
+        nothing.
         """
         with self._changed:
             if self._current is None:
@@ -141,7 +142,8 @@ class StackQueue:
             self._changed.notify_all()
 
     def left_over(self) -> list[InputBatch]:
-        """The batches that were put and not taken, in order; the queue is empty then. For after the thread has ended."""
+        """The batches that were put and not taken, in order; the queue is empty then. For after the thread has
+        ended."""
         items = [self._current, *self._items]
         self._current = None
         self._items.clear()

@@ -19,8 +19,9 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
     devices = jax.devices()
     if num_shards is not None and num_shards > len(devices):
         raise ValueError(
-            f"TPUConfig.num_shards is {num_shards}, but there are only {describe_devices(devices)}. Lower it, or leave it as "
-            "None to use all. (On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual devices.)"
+            f"TPUConfig.num_shards is {num_shards}, but there are only {describe_devices(devices)}. Lower it, or leave "
+            "it as None to use all. (On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual "
+            "devices.)"
         )
     return tuple(devices[:num_shards])
 

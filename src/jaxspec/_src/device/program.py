@@ -69,7 +69,8 @@ class Program:
 
         Returns:
           (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the
-          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches are zeros.
+          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches
+            are zeros.
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, stop)

@@ -45,8 +45,8 @@ def shard(batch: Tree, num_shards: int) -> Tree:
         if not size or size % num_shards:
             name = jax.tree_util.keystr(path)
             raise ValueError(
-                f"shard: leaf {name or 'batch'} is {describe_array(x)}; its leading size must be a positive multiple of "
-                f"the number of shards, {num_shards}."
+                f"shard: leaf {name or 'batch'} is {describe_array(x)}; its leading size must be a positive multiple "
+                f"of the number of shards, {num_shards}."
             )
         return x.reshape(num_shards, size // num_shards, *np.shape(x)[1:])
 
@@ -103,17 +103,17 @@ def gather(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
     scalar becomes one entry for each shard. The loss stays a scalar.
 
     Args:
-      spec: from `replicate`, or from a `pmap`, `vmap` or `shard_map` of your own over `SHARD_AXIS`, each leaf but the loss
-        `[shards, ...]`.
+      spec: from `replicate`, or from a `pmap`, `vmap` or `shard_map` of your own over `SHARD_AXIS`, each leaf but the
+        loss `[shards, ...]`.
 
     Raises:
       ValueError: if the step was not mapped over shards, or the mapping has concatenated the shards already.
     """
     if isinstance(spec, WholeBatchSpec):
         raise ValueError(
-            "gather: expected a spec with a leading axis of shards, got that of a step that was not mapped over the axis "
-            f"{SHARD_AXIS!r}: it is the spec of its whole batch. Write jax.device_get(spec) instead of gather(spec), or map "
-            "the step: js.replicate(step)."
+            "gather: expected a spec with a leading axis of shards, got that of a step that was not mapped over the "
+            f"axis {SHARD_AXIS!r}: it is the spec of its whole batch. Write jax.device_get(spec) instead of "
+            "gather(spec), or map the step: js.replicate(step)."
         )
     for name, leaf in named_leaves(replaced(spec, loss=None)).items():
         _check_has_axis_of_shards(name, leaf)
@@ -130,9 +130,9 @@ def _check_has_axis_of_shards(name: str, leaf: Array) -> None:
     # With one shard, JAX does not record which axis it is.
     if (shards == 1 or sharding.spec[:1] == (SHARD_AXIS,)) and leaf.shape[:1] != (shards,):
         raise ValueError(
-            f"gather: leaf {name} is {describe_array(leaf)}, but its leading axis must be that of the {shards} shards. The "
-            "mapping has concatenated the shards already: write jax.device_get(spec), or give each leaf but the loss an "
-            "axis of shards inside the mapped function: x[None]."
+            f"gather: leaf {name} is {describe_array(leaf)}, but its leading axis must be that of the {shards} shards. "
+            "The mapping has concatenated the shards already: write jax.device_get(spec), or give each leaf but the "
+            "loss an axis of shards inside the mapped function: x[None]."
         )
 
 
@@ -174,7 +174,8 @@ def specs_of_steps(
 
 
 def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], start: int, capacity: int) -> TPUEstimatorSpec:
-    """The opposite of `specs_of_steps`, for one shard: host specs of steps from `start` on as the outputs of a dispatch.
+    """The opposite of `specs_of_steps`, for one shard: host specs of steps from `start` on as the outputs of a
+    dispatch.
 
     Entries of other steps are zeros.
     """

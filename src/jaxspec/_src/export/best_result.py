@@ -26,13 +26,15 @@ def read_best_result(export_path: str) -> Metrics | None:
         return None
     except ValueError as error:
         raise ValueError(
-            f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is the best."
+            f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is "
+            "the best."
         ) from error
     return dict(result)
 
 
 def write_best_result(export_path: str, result: Metrics) -> None:
-    """Writes the best result. The file is complete at any moment. Metrics that JSON cannot hold are left out, with a warning."""
+    """Writes the best result. The file is complete at any moment. Metrics that JSON cannot hold are left out, with a
+    warning."""
     kept = {}
     for name, value in result.items():
         try:

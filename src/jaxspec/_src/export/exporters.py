@@ -16,7 +16,8 @@ from jaxspec._src.export.best_result import read_best_result, write_best_result
 
 
 class Exporter(abc.ABC):
-    """Base class of exporters for `EvalSpec(exporters=...)`. `train_and_evaluate` calls `export` after each evaluation."""
+    """Base class of exporters for `EvalSpec(exporters=...)`. `train_and_evaluate` calls `export` after each
+    evaluation."""
 
     @property
     @abc.abstractmethod
@@ -164,16 +165,16 @@ def _loss_smaller(best_eval_result: Metrics, current_eval_result: Metrics) -> bo
 class BestExporter(_SavedModelExporter):
     """Exports after an evaluation that is better than the best one before.
 
-    The best result is kept in `best_eval_result.json`, beside the exports. So after a restart, too, only a better one is
-    exported. Without that file the first evaluation is the best so far.
+    The best result is kept in `best_eval_result.json`, beside the exports. So after a restart, too, only a better one
+    is exported. Without that file the first evaluation is the best so far.
 
     Args:
       name: of its directory in `MODEL_DIR/export`.
       serving_input_receiver_fn, assets_extra: for `TPUEstimator.export_saved_model`.
       event_file_pattern: ignored; nothing is read from event files.
-      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword; returns whether the current one is
-        better. Both are dicts as `evaluate` returns them. The best one comes from the file, with Python's numbers
-        in place of NumPy's. Default: whether `loss` is smaller.
+      compare_fn: `compare_fn(best_eval_result, current_eval_result)`, called by keyword; returns whether the current
+        one is better. Both are dicts as `evaluate` returns them. The best one comes from the file, with Python's
+        numbers in place of NumPy's. Default: whether `loss` is smaller.
       as_text: ignored; there is one format.
       exports_to_keep: how many exports are kept, the newest; None: all.
 

@@ -24,7 +24,8 @@ class CheckpointSaverListener:
         """Called before a checkpoint is written, when host_call has run for every step before it."""
 
     def after_save(self, session: TrainingSession, global_step: int) -> bool | None:
-        """Called when the checkpoint is complete. True ends training, except at the checkpoints at the start and at the end."""
+        """Called when the checkpoint is complete. True ends training, except at the checkpoints at the start and at the
+        end."""
         return None
 
     def end(self, session: TrainingSession, global_step: int) -> None:
@@ -32,12 +33,14 @@ class CheckpointSaverListener:
 
 
 def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
-    """The listeners as a tuple, each once. TypeError names a value that is not a listener, or a method with a wrong signature."""
+    """The listeners as a tuple, each once. TypeError names a value that is not a listener, or a method with a wrong
+    signature."""
     if listeners is None:
         return ()
     if isinstance(listeners, CheckpointSaverListener) or not isinstance(listeners, Iterable):
         raise TypeError(
-            f"saving_listeners must be a list of CheckpointSaverListener, given: {listeners!r}. Write saving_listeners=[...]."
+            f"saving_listeners must be a list of CheckpointSaverListener, given: {listeners!r}. Write "
+            "saving_listeners=[...]."
         )
     checked = tuple({id(listener): listener for listener in listeners}.values())
     for listener in checked:
@@ -53,12 +56,13 @@ def check_listeners(listeners: object) -> tuple[CheckpointSaverListener, ...]:
 class CheckpointSaverHook(SessionRunHook):
     """Writes a checkpoint at the start of training, every so many steps or seconds after the last one, and at the end.
 
-    Training adds one itself, for `RunConfig.save_checkpoints_steps` or `save_checkpoints_secs`. A hook of this class replaces it.
-    Loops end exactly where a checkpoint is due by steps, and soon after one is due by seconds. `RunConfig` sets how many
-    checkpoints are kept.
+    Training adds one itself, for `RunConfig.save_checkpoints_steps` or `save_checkpoints_secs`. A hook of this class
+    replaces it. Loops end exactly where a checkpoint is due by steps, and soon after one is due by seconds. `RunConfig`
+    sets how many checkpoints are kept.
 
     Args:
-      checkpoint_dir: the directory of the checkpoints; None: the model_dir. The estimator restores only those in its model_dir.
+      checkpoint_dir: the directory of the checkpoints; None: the model_dir. The estimator restores only those in its
+        model_dir.
       save_secs, save_steps: exactly one of them.
       saver, checkpoint_basename, scaffold, save_graph_def: arguments of TensorFlow. Leave them out.
       listeners: `CheckpointSaverListener`s.
@@ -96,7 +100,8 @@ class CheckpointSaverHook(SessionRunHook):
         self._own_listeners = self._listeners = check_listeners(listeners)
 
     def start_saving(self, model_dir: str, listeners: Sequence[object] = ()) -> str:
-        """Prepares for one training, whose listeners are called after the hook's own; returns the directory of checkpoints."""
+        """Prepares for one training, whose listeners are called after the hook's own; returns the directory of
+        checkpoints."""
         self._checkpoint_dir = self._given_dir or os.path.abspath(model_dir)
         self._listeners = check_listeners((*self._own_listeners, *listeners))
         return self._checkpoint_dir
@@ -140,7 +145,8 @@ class CheckpointSaverHook(SessionRunHook):
         return self._call_listeners("after_save", session, step)
 
     def _call_listeners(self, method: str, *args: object) -> bool:
-        """Calls a method of every listener; returns whether one returned something true. An exception names its listener."""
+        """Calls a method of every listener; returns whether one returned something true. An exception names its
+        listener."""
         is_true = False
         for listener in self._listeners:
             try:

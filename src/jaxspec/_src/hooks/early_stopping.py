@@ -51,8 +51,8 @@ def make_early_stopping_hook(
         inspect.signature(should_stop_fn).bind()
     except TypeError as error:
         raise TypeError(
-            f"`should_stop_fn` ({describe(should_stop_fn)}) is called without arguments: {error}. Bind them first, as in "
-            "functools.partial(should_stop_fn, ...)."
+            f"`should_stop_fn` ({describe(should_stop_fn)}) is called without arguments: {error}. Bind them first, as "
+            "in functools.partial(should_stop_fn, ...)."
         ) from None
     except ValueError:  # some callables written in C have no signature
         pass
@@ -113,7 +113,8 @@ def stop_if_lower_hook(
     *,
     clock: Clock = time.monotonic,
 ) -> SessionRunHook:
-    """A training hook that ends training once a metric is lower than `threshold`. The other arguments are those of `stop_if_higher_hook`."""
+    """A training hook that ends training once a metric is lower than `threshold`. The other arguments are those of
+    `stop_if_higher_hook`."""
     metric = EvaluatedMetric(estimator, metric_name, eval_dir, min_steps)
     reason = metric.beyond(threshold, operator.lt, "less than")
     return EarlyStoppingHook(reason, AlignedTimer(run_every_secs, run_every_steps, clock))

@@ -8,8 +8,8 @@ from jaxspec._src.spec.hook import SessionRunHook
 class FinalOpsHook(SessionRunHook):
     """Fetches values when the session ends.
 
-    They are in `final_ops_values` then, as NumPy arrays in the structure of `final_ops`; None if the session had no step
-    whose outputs it could fetch.
+    They are in `final_ops_values` then, as NumPy arrays in the structure of `final_ops`; None if the session had no
+    step whose outputs it could fetch.
 
     Args:
       final_ops: fetch names (see `Session`) in any structure.

@@ -19,7 +19,8 @@ Formatter: TypeAlias = Callable[[dict[str, np.ndarray]], str]
 
 
 class LoggingTensorHook(SessionRunHook):
-    """Logs the values of fetch names at the first loop, then every so many steps or seconds, and, with `at_end`, at the end.
+    """Logs the values of fetch names at the first loop, then every so many steps or seconds, and, with `at_end`, at the
+    end.
 
     Only at these times does it fetch values, and wait for them.
 

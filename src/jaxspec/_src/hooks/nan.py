@@ -38,8 +38,8 @@ class NanTensorHook(SessionRunHook):
         if self._fail:
             _logger.error(message)
             raise NanLossDuringTrainingError(
-                f"NaN loss during training: {self._name} is NaN at the end of the loop of steps {run_context.first_step} to "
-                f"{run_context.last_step} (counted from 0)."
+                f"NaN loss during training: {self._name} is NaN at the end of the loop of steps "
+                f"{run_context.first_step} to {run_context.last_step} (counted from 0)."
             )
         _logger.warning(message)
         run_context.request_stop()

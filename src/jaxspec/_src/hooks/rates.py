@@ -43,7 +43,8 @@ class StepCounterHook(SessionRunHook):
         if (every_n_steps is None) == (every_n_secs is None):
             raise ValueError(
                 "exactly one of every_n_steps and every_n_secs should be provided. Got "
-                f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is None."
+                f"every_n_steps={every_n_steps!r}, every_n_secs={every_n_secs!r}; every_n_steps is 100 unless it is "
+                "None."
             )
         self._timers = SessionTimers(every_n_secs, every_n_steps, ("every_n_secs", "every_n_steps"), clock)
         if summary_writer is None and output_dir is not None:
@@ -156,7 +157,7 @@ class ExamplesPerSecondHook(StepCounterHook):
         """
         if self._result is None:
             raise ValueError(
-                "ExamplesPerSecondHook.result: nothing was measured. Train for more than one loop (the first one compiles), "
-                "and ask when train has returned."
+                "ExamplesPerSecondHook.result: nothing was measured. Train for more than one loop (the first one "
+                "compiles), and ask when train has returned."
             )
         return self._result

@@ -19,8 +19,9 @@ Fetches: TypeAlias = PyTree
 class Session(Protocol):
     """A running session. A value is copied from the devices only when it is asked for; asking waits for the devices.
 
-    Fetch names are `loss`, `global_step`, `predictions/KEY` (or `predictions`), the keys of the tensors of host_call and
-    eval_metrics where these are dicts, and the names that `TPUEstimator.get_variable_names()` returns. Which outputs
+    Fetch names are `loss`, `global_step`, `predictions/KEY` (or `predictions`), the keys of the tensors of host_call
+    and eval_metrics where these are dicts, and the names that `TPUEstimator.get_variable_names()` returns. Which
+    outputs
     there are depends on the mode: in training `loss` and the tensors of host_call.
     """
 
@@ -30,7 +31,8 @@ class Session(Protocol):
 
     @property
     def global_step(self) -> int:
-        """The number of updates made so far; in evaluation and prediction, the updates that made the state. Waits for nothing."""
+        """The number of updates made so far; in evaluation and prediction, the updates that made the state. Waits for
+        nothing."""
 
     @property
     def interrupted(self) -> bool:
@@ -105,8 +107,8 @@ def refuse_arrays(argument: str, fetches: Fetches) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(fetches):
         if is_array(leaf):
             raise TypeError(
-                f"{argument}{jax.tree_util.keystr(path)} is an array, {describe_array(leaf)}; hooks ask for tensors by name: "
-                "write 'loss', or give the tensor a name with host_call=(fn, {'name': tensor}) and write 'name'."
+                f"{argument}{jax.tree_util.keystr(path)} is an array, {describe_array(leaf)}; hooks ask for tensors by "
+                "name: write 'loss', or give the tensor a name with host_call=(fn, {'name': tensor}) and write 'name'."
             )
 
 

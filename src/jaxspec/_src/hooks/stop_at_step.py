@@ -9,8 +9,8 @@ class StopAtStepHook(SessionRunHook):
     """Ends training at a global step. A loop ends exactly there. At least one step is made.
 
     Args:
-      num_steps: the number of updates to make from the start of the session; in evaluation and prediction, of batches. The
-        first session of a hook sets its last step, also for later sessions.
+      num_steps: the number of updates to make from the start of the session; in evaluation and prediction, of batches.
+        The first session of a hook sets its last step, also for later sessions.
       last_step: the global step to end at.
 
     Raises:
@@ -24,7 +24,8 @@ class StopAtStepHook(SessionRunHook):
             raise ValueError("One of num_steps or last_step must be specified. Both are None.")
         if num_steps is not None and last_step is not None:
             raise ValueError(
-                f"Only one of num_steps or last_step can be specified. Got num_steps={num_steps}, last_step={last_step}."
+                f"Only one of num_steps or last_step can be specified. Got num_steps={num_steps}, "
+                f"last_step={last_step}."
             )
         check_number("num_steps", num_steps, whole=True)
         check_number("last_step", last_step, whole=True)

@@ -32,8 +32,8 @@ class AlignedTimer(LoopTimer):
     def __init__(self, every_secs: float | None, every_steps: int | None, clock: Clock) -> None:
         if every_secs is not None and every_steps is not None:
             raise ValueError(
-                f"Only one of `run_every_secs` and `run_every_steps` must be set. Got {every_secs!r} seconds and {every_steps!r} "
-                "steps; to count steps, pass run_every_secs=None."
+                f"Only one of `run_every_secs` and `run_every_steps` must be set. Got {every_secs!r} seconds and "
+                f"{every_steps!r} steps; to count steps, pass run_every_secs=None."
             )
         check_number("run_every_steps", every_steps, above=0, whole=True, instead="1 looks after every loop.")
         super().__init__(every_secs, every_steps, clock=clock)
@@ -57,8 +57,8 @@ class EarlyStoppingHook(SessionRunHook):
     Args:
       reason: gives the reason to stop.
       timer: when to call `reason`.
-      is_of_past: whether `reason` also knows the reason there was at an earlier step. A session that continues a run which
-        has stopped ends before its first step then.
+      is_of_past: whether `reason` also knows the reason there was at an earlier step. A session that continues a run
+        which has stopped ends before its first step then.
     """
 
     after_host_calls = False
@@ -132,7 +132,8 @@ class EvaluatedMetric:
             for step, value in self._up_to(last):
                 if is_beyond(value, _float32(threshold)):
                     return (
-                        f'at step {step}, metric "{self._name}" has value {value:g}, which is {relation} the configured '
+                        f'at step {step}, metric "{self._name}" has value {value:g}, '
+                        f"which is {relation} the configured "
                         f"threshold ({threshold})"
                     )
             return None
@@ -150,7 +151,8 @@ class EvaluatedMetric:
                 if best is None or is_better(value, best):
                     best, best_step = value, step
                 if step - best_step >= max_steps:
-                    return f'no {change} in metric "{self._name}" for {step - best_step} steps, from step {best_step} to {step}'
+                    steps = f"{step - best_step} steps, from step {best_step} to {step}"
+                    return f'no {change} in metric "{self._name}" for {steps}'
             return None
 
         return reason

@@ -41,8 +41,8 @@ class SummarySaverHook(SessionRunHook):
     ) -> None:
         if (scaffold is None) == (summary_op is None):
             raise ValueError(
-                "Exactly one of scaffold or summary_op must be provided. Here it must be summary_op, fetch names such as "
-                "{'train/loss': 'loss'}."
+                "Exactly one of scaffold or summary_op must be provided. Here it must be summary_op, fetch names such "
+                "as {'train/loss': 'loss'}."
             )
         if summary_op is None:
             raise ValueError("SummarySaverHook: a Scaffold holds no summaries here; write summary_op={'tag': 'loss'}.")

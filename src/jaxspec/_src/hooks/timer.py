@@ -47,7 +47,8 @@ class SecondOrStepTimer:
         return step >= last_step + self._every_steps
 
     def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
-        """Records a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the first."""
+        """Records a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the
+        first."""
         last, self._last = self._last, (step, self._clock())
         return (None, None) if last is None else (self._last[1] - last[1], step - last[0])
 
@@ -108,7 +109,8 @@ class SessionTimers:
         return self._timers[context.session].should_trigger_for_step(context.last_step + 1)
 
     def triggered(self, context: SessionRunContext) -> tuple[float | None, int | None]:
-        """Records a trigger at the end of a loop; returns (seconds, steps) since the one before, (None, None) at the first."""
+        """Records a trigger at the end of a loop; returns (seconds, steps) since the one before, (None, None) at the
+        first."""
         return self._timers[context.session].update_last_triggered_step(context.last_step + 1)
 
 
@@ -124,8 +126,8 @@ def check_one_of(
         raise ValueError("Either every_secs or every_steps should be provided. Both are None; give one number.")
     if every_secs is not None and every_steps is not None:
         raise ValueError(
-            f"Can not provide both every_secs and every_steps. Got {every_secs!r} seconds and {every_steps!r} steps; leave one "
-            "as None."
+            f"Can not provide both every_secs and every_steps. Got {every_secs!r} seconds and {every_steps!r} steps; "
+            "leave one as None."
         )
     check_number(names[0], every_secs, minimum=0)
     check_number(names[1], every_steps, above=0, whole=True)

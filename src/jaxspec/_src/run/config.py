@@ -131,15 +131,16 @@ class RunConfig:
     log_step_count_steps: int | None = 100
     """Steps between two log lines of the loss and of `global_step/sec` and `examples/sec`; None: none."""
     fail_on_nan_loss: bool = True
-    """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such steps out
-    (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
+    """Whether a NaN loss ends training. False goes on, with warnings that count them: for optimizers that leave such
+    steps out (`optax.apply_if_finite`). A checkpoint is never written with a weight that is not finite."""
     progress_bar: bool | None = None
-    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a terminal and in
-    a notebook; elsewhere the log lines show the progress. None: not where `NO_COLOR` is set or `TERM` is "dumb"; True: also
-    there; False: never."""
+    """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a
+    terminal and in a notebook; elsewhere the log lines show the progress. None: not where `NO_COLOR` is set or `TERM`
+    is "dumb"; True: also there; False: never."""
     writers: Sequence[Sink] = ()
-    """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the event files:
-    what train and evaluate write themselves, and what host functions write with `summary`. Kept as a tuple."""
+    """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the
+    event files: what train and evaluate write themselves, and what host functions write with `summary`. Kept as a
+    tuple."""
     _saved_before: tuple[int | None, int | None] | None = dataclasses.field(default=None, repr=False, compare=False)
     """(save_checkpoints_steps, save_checkpoints_secs) of the config that `dataclasses.replace` makes this one from: it
     passes on every field, and this tells which of the two is meant."""

@@ -13,8 +13,8 @@ _SAMPLES = 3
 class DispatchLength:
     """Bounds the steps of a dispatch by the time that earlier dispatches took. Results do not depend on it.
 
-    Each sample is an upper bound of the time of one step: it includes the wait for the dispatch before it, and may include
-    compilation and the time until the host looked. The smallest of the last three counts.
+    Each sample is an upper bound of the time of one step: it includes the wait for the dispatch before it, and may
+    include compilation and the time until the host looked. The smallest of the last three counts.
 
     Args:
       clock: seconds since some start.

@@ -162,8 +162,8 @@ class Engine:
             return size
         if size is None:
             raise ValueError(
-                f"`{name}` cannot be `None` if .{VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, the rows "
-                "of a batch over all shards."
+                f"`{name}` cannot be `None` if .{VERBS[mode]} is called: pass {name}= to the TPUEstimator constructor, "
+                "the rows of a batch over all shards."
             )
         if size % len(self.devices):
             raise ValueError(

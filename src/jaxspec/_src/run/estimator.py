@@ -34,8 +34,8 @@ class TPUEstimator:
 
     Args:
       model_fn: a pure function, called by keyword with those of `features`, `labels`, `mode`, `params`, `config`,
-        `variables`, `opt_state`, `step`, `rng` that it names; returns a `TPUEstimatorSpec` of one shard's batch. Its Python code
-        runs when a program is compiled, not at each step.
+        `variables`, `opt_state`, `step`, `rng` that it names; returns a `TPUEstimatorSpec` of one shard's batch. Its
+        Python code runs when a program is compiled, not at each step.
       init_fn: makes the variables: a function of those of `rng`, `features`, `labels`, `params` that it names, or a
         Flax Linen Module.
       model_dir: where checkpoints and event files go; None: that of `config`, or a temporary directory.
@@ -93,7 +93,8 @@ class TPUEstimator:
             raise ValueError(
                 f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}"
                 if not isinstance(warm_start_from, str | os.PathLike)
-                else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), which scaffold_fn returns."
+                else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), "
+                "which scaffold_fn returns."
             )
         check_supported(config)
 
@@ -171,10 +172,10 @@ class TPUEstimator:
         Args:
           input_fn: names any of `params`, `mode`, `config`; returns an iterable of batches of
             `params["batch_size"]` rows, or one batch. The end of the input ends training. The input runs in one thread,
-            in a copy of the caller's context. If its iterator has `get_state` and `set_state` (Grain, `numpy_input_fn`),
-            it continues at the position that belongs to the state, in this process or after a restart. An iterator
-            that the caller has made and still holds continues at its own position, and is not closed. Any other input
-            starts from its beginning at each call.
+            in a copy of the caller's context. If its iterator has `get_state` and `set_state` (Grain,
+            `numpy_input_fn`), it continues at the position that belongs to the state, in this process or after a
+            restart. An iterator that the caller has made and still holds continues at its own position, and is not
+            closed. Any other input starts from its beginning at each call.
           hooks: `hooks.SessionRunHook`s. They are called after the checkpoint saver and before those of the spec. The
             hooks of a spec are made anew for each call: model_fn is traced again then, and nothing is compiled.
           steps: updates to make.
@@ -269,6 +270,6 @@ class TPUEstimator:
     ) -> str:
         """Not built yet; raises NotImplementedError."""
         raise NotImplementedError(
-            "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, or define "
-            "export_saved_model in a class derived from TPUEstimator."
+            "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, "
+            "or define export_saved_model in a class derived from TPUEstimator."
         )

@@ -82,13 +82,14 @@ class MetricsOfBatches:
         for name in ("loss", "global_step"):
             if name in metrics:
                 raise ValueError(
-                    f'Metric with name "{name}" is not allowed, because Estimator already defines a default metric with the '
+                    f'Metric with name "{name}" is not allowed, because Estimator '
+                    f"already defines a default metric with the "
                     "same name. Choose another name in metric_fn."
                 )
         if self._number and metrics.keys() != self._metrics.keys():
             raise ValueError(
-                f"metric_fn returned {sorted(metrics)} for this batch and {sorted(self._metrics)} before; it must return the same "
-                "names for every batch."
+                f"metric_fn returned {sorted(metrics)} for this batch and {sorted(self._metrics)} before; it must "
+                "return the same names for every batch."
             )
         self._metrics = {
             name: self._metrics[name].merge(metric) if self._number else metric for name, metric in metrics.items()
@@ -101,9 +102,10 @@ class MetricsOfBatches:
             raise ValueError("Evaluation was stopped by a hook before its first batch: there is nothing to report.")
         if self._loss.inexact:
             _logger.warning(
-                "The loss of this evaluation is not exactly the weighted mean of the whole set: a global_mean of it runs "
-                "several times (in a scan, or under vmap) with unequal weights, and batches are weighted by their mean. Call "
-                "global_mean once for each weights, in a Python loop, or once outside with all values and weights."
+                "The loss of this evaluation is not exactly the weighted mean of the whole set: a global_mean of it "
+                "runs several times (in a scan, or under vmap) with unequal weights, and batches are weighted by their "
+                "mean. Call global_mean once for each weights, in a Python loop, or once outside with all values and "
+                "weights."
             )
         results = {name: metric.compute() for name, metric in self._metrics.items()}
         return {**results, "loss": self._loss.compute(), "global_step": self._step}

@@ -24,7 +24,8 @@ class EvaluationDue:
             return None
 
     def note(self, step: int) -> None:
-        """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be written."""
+        """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be
+        written."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self._path.with_suffix(".tmp")
@@ -32,7 +33,8 @@ class EvaluationDue:
             unfinished.replace(self._path)
         except OSError as error:
             _logger.warning(
-                "%s cannot be written (%s): if this run is killed before step %d is evaluated, the next one will not do it.",
+                "%s cannot be written (%s): if this run is killed before step %d is evaluated, the next one will not "
+                "do it.",
                 *(self._path, error, step),
             )
 

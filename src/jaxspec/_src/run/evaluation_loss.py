@@ -12,8 +12,8 @@ _SPREAD = 1e-4
 class EvaluationLoss:
     """Sums in float64 that give the loss of any set of examples.
 
-    The loss is a sum of terms. Each `global_mean` in it is a term with its own weights; the rest is one more term, weighted
-    by the number of rows.
+    The loss is a sum of terms. Each `global_mean` in it is a term with its own weights; the rest is one more term,
+    weighted by the number of rows.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,8 @@ class EvaluationLoss:
         """Adds a group of `rows` rows.
 
         Args:
-          parts: `[1 + 3 * terms]`, as `with_parts_of_loss` makes it: the rest, then value, weight and spread of each term.
+          parts: `[1 + 3 * terms]`, as `with_parts_of_loss` makes it: the rest, then value, weight and spread of each
+            term.
         """
         rest, *others = parts.tolist()
         terms = [(rest, rows), *zip(others[::3], others[1::3], strict=True)]

@@ -19,7 +19,8 @@ class SessionStopped(Exception):
 
 
 class HookCalls:
-    """The hooks of one session. Entering it calls `begin` of each; leaving it with an error calls `abort` of those without an `end`.
+    """The hooks of one session. Entering it calls `begin` of each; leaving it with an error calls `abort` of those
+    without an `end`.
 
     An exception of a hook comes back as itself, with a note that names it.
 
@@ -137,7 +138,8 @@ class HookCalls:
 
     @contextlib.contextmanager
     def _calling(self, hook: SessionRunHook, method: str, session: Session | None = None) -> Iterator[None]:
-        """Around one call of a hook: a signal names it, an error gets a note, and a StopIteration may end the session."""
+        """Around one call of a hook: a signal names it, an error gets a note, and a StopIteration may end the
+        session."""
         call = f"{type(hook).__name__}.{method}"
         try:
             with doing(f"hook {call}"):

@@ -1,4 +1,5 @@
-"""The batches of an evaluation or prediction through the devices: one host spec for each, exactly the rows there are."""
+"""The batches of an evaluation or prediction through the devices: one host spec for each, exactly the rows there
+are."""
 
 import collections
 from collections.abc import Callable, Generator, Iterator, Sequence

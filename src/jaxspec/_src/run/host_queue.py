@@ -50,7 +50,8 @@ class HostQueue:
         return self._error is not None
 
     def put(self, job: Callable[[], None], *, wait: bool = True) -> None:
-        """Adds a job, and waits until at most `max_waiting` wait. An interrupt of the waiting leaves it in the queue."""
+        """Adds a job, and waits until at most `max_waiting` wait. An interrupt of the waiting leaves it in the
+        queue."""
         if self._threaded and self.thread is None:
             self._thread.start()  # before there is a job, or an interrupt in between would leave one that nobody runs
         self._wait(math.inf)  # raises the exception of a job before it
@@ -62,7 +63,8 @@ class HostQueue:
         self._wait(1 + self._max_waiting if wait else math.inf)
 
     def join(self, timeout: float = math.inf) -> bool:
-        """Waits until every job is done, or for `timeout` seconds, or until it gives up; returns whether all are done."""
+        """Waits until every job is done, or for `timeout` seconds, or until it gives up; returns whether all are
+        done."""
         return self._wait(0, timeout)
 
     def close(self, timeout: float = CLOSE_SECS) -> None:

@@ -58,8 +58,8 @@ class InferenceRun(RunningSession):
     ) -> None:
         if source.fresh:
             _logger.warning(
-                "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh weights; "
-                "check model_dir, or train first.",
+                "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh "
+                "weights; check model_dir, or train first.",
                 engine.model_dir,
             )
         with noting_verb(VERBS[mode]):

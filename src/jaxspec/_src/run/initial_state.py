@@ -146,8 +146,8 @@ class InitialState:
                 self._opt_state = trace_train_op(self._model, variables, self.rng, features, labels).opt_state
             except Exception as error:
                 error.add_note(
-                    "model_fn names `opt_state`: to read it from a checkpoint, model_fn is traced in mode 'train' on this input. Where "
-                    "that needs labels, call evaluate before predict, or train in the same process."
+                    "model_fn names `opt_state`: to read it from a checkpoint, model_fn is traced in mode 'train' on "
+                    "this input. Where that needs labels, call evaluate before predict, or train in the same process."
                 )
                 raise
         return self._opt_state

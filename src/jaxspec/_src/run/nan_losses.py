@@ -35,9 +35,9 @@ class NanLosses:
         step = first + int(bad[0])
         if self._fail:
             self.error = NanLossDuringTrainingError(
-                f"NaN loss during training: at step {step} (counted from 0). The latest checkpoint, if there is one, is "
-                "from before it. Lower the learning rate, clip the gradients, or look at that batch. Where the optimizer "
-                "leaves such steps out (optax.apply_if_finite), RunConfig(fail_on_nan_loss=False) goes on."
+                f"NaN loss during training: at step {step} (counted from 0). The latest checkpoint, if there is one, "
+                "is from before it. Lower the learning rate, clip the gradients, or look at that batch. Where the "
+                "optimizer leaves such steps out (optax.apply_if_finite), RunConfig(fail_on_nan_loss=False) goes on."
             )
             return losses[: bad[0] + 1]
         self._count += int(bad.size)
@@ -45,8 +45,8 @@ class NanLosses:
         if self._count >= self._next_warning:
             self._next_warning = 10 * self._count
             _logger.warning(
-                "NaN loss at step %d (counted from 0), %d so far in this run. Training goes on, as RunConfig(fail_on_nan_loss=False) "
-                "says; a checkpoint is still refused if a weight is not finite.",
+                "NaN loss at step %d (counted from 0), %d so far in this run. Training goes on, as "
+                "RunConfig(fail_on_nan_loss=False) says; a checkpoint is still refused if a weight is not finite.",
                 *(step, self._count),
             )
         return losses

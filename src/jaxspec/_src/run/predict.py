@@ -76,8 +76,8 @@ def examples(predictions: PyTree, single: bool, rows: int) -> Iterator[PyTree]:
     if length != rows:
         name = f"predictions[{first!r}]" if is_dict else first
         raise ValueError(
-            f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. Give it "
-            "a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
+            f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. "
+            "Give it a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
         )
     for i in range(length):
         yield {key: value[i] for key, value in named.items()} if is_dict else predictions[i]

@@ -17,7 +17,8 @@ from jaxspec._src.step.state import TrainState
 
 
 class RunningSession:
-    """The part of `hooks.Session` that is the same in every mode. A run derives from it, and is the session of its hooks.
+    """The part of `hooks.Session` that is the same in every mode. A run derives from it, and is the session of its
+    hooks.
 
     Args:
       shard: the spec of one shard as it leaves the device, with shapes for leaves.
@@ -66,7 +67,8 @@ class RunningSession:
         for name in jax.tree.leaves(fetches):
             if not isinstance(name, str):
                 raise TypeError(
-                    f"a fetch is the name of a tensor, got {name!r} ({type(name).__name__}). The names here are {self._fetch_names}."
+                    f"a fetch is the name of a tensor, got {name!r} ({type(name).__name__}). The names here are "
+                    f"{self._fetch_names}."
                 )
             if name not in self._fetch_names and name not in state_arrays(self._current_state()):
                 raise ValueError(

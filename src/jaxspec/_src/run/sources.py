@@ -59,8 +59,8 @@ class Sources:
         """The live state, unless model_dir was cleared or holds a newer checkpoint; else the latest checkpoint.
 
         Args:
-          training: whether a call of train is under way. Its state is used as it is then: the checkpoint of its step may
-            not be whole yet.
+          training: whether a call of train is under way. Its state is used as it is then: the checkpoint of its step
+            may not be whole yet.
         """
         lease = self._live_state.lease()
         if lease is not None and training:
@@ -71,15 +71,16 @@ class Sources:
         newer = self._stored(self._newer_checkpoint(lease.step))
         if cleared:
             _logger.warning(
-                "model_dir %s was cleared: the state in memory, of step %d, is discarded, and fresh weights are used. To keep a "
-                "state, leave its checkpoints where they are.",
+                "model_dir %s was cleared: the state in memory, of step %d, is discarded, and fresh weights are used. "
+                "To keep a state, leave its checkpoints where they are.",
                 *(self._model_dir, lease.step),
             )
             self.expects_checkpoint = False
         elif newer.path is not None:
             _logger.warning(
-                "model_dir %s holds a checkpoint of step %d, newer than the state in memory (step %d): the state in memory is "
-                "discarded, and the checkpoint is used. Another program writes there; give each a model_dir of its own.",
+                "model_dir %s holds a checkpoint of step %d, newer than the state in memory (step %d): the state in "
+                "memory is discarded, and the checkpoint is used. Another program writes there; give each a model_dir "
+                "of its own.",
                 *(self._model_dir, newer.step, lease.step),
             )
         else:

@@ -50,7 +50,8 @@ def _warn_not_written(error: Exception) -> None:
 
 
 def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
-    """Logs the results, and writes those that are numbers. An error in this is a warning: the results are to be returned.
+    """Logs the results, and writes those that are numbers. An error in this is a warning: the results are to be
+    returned.
 
     Args:
       results: what evaluate returns, with `global_step`; the other values may be anything.

@@ -43,8 +43,8 @@ def train(
     with engine.training(), contextlib.closing(engine.sources.current(training=False)) as source:
         if max_steps is not None and source.step >= max_steps:
             _logger.warning(
-                "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, raise "
-                "max_steps or pass steps=; to begin anew, use another model_dir.",
+                "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, "
+                "raise max_steps or pass steps=; to begin anew, use another model_dir.",
                 *(max_steps, source.path or "the state in memory", source.step),
             )
             return

@@ -79,25 +79,26 @@ def _checked_exporters(exporters: Exporter | Iterable[Exporter] | None) -> tuple
     for exporter in checked:
         if not isinstance(exporter, Exporter):
             raise TypeError(
-                f"`exporters` must be an Exporter, an iterable of Exporter, or `None`, found {exporter!r}. Derive it from "
-                "jaxspec.Exporter and pass an instance."
+                f"`exporters` must be an Exporter, an iterable of Exporter, or `None`, found {exporter!r}. Derive it "
+                "from jaxspec.Exporter and pass an instance."
             )
     names = [exporter.name for exporter in checked]
     for name in names:
         if name is None or name == "":
             raise ValueError(
-                f"An Exporter cannot have a name that is `None` or empty. All exporter names: {names}. Give it one, as in "
-                "FinalExporter('final', ...): its exports go to MODEL_DIR/export/NAME."
+                f"An Exporter cannot have a name that is `None` or empty. All exporter names: {names}. Give it one, as "
+                "in FinalExporter('final', ...): its exports go to MODEL_DIR/export/NAME."
             )
         if not isinstance(name, str):
             raise ValueError(f"An Exporter must have a string name. Given: {type(name)}, {name!r}.")
         if os.path.basename(name) != name or name in (os.curdir, os.pardir):
             raise ValueError(
-                f"An Exporter's name must be that of one directory, given: {name!r}. Its exports go to MODEL_DIR/export/NAME."
+                f"An Exporter's name must be that of one directory, given: {name!r}. Its exports go to "
+                "MODEL_DIR/export/NAME."
             )
     if len(set(names)) < len(names):
         raise ValueError(
-            f"`exporters` must have unique names. Such a name cannot be `None`. All exporter names: {names}. Each exports to "
-            "MODEL_DIR/export/NAME: give each a name of its own."
+            f"`exporters` must have unique names. Such a name cannot be `None`. All exporter names: {names}. Each "
+            "exports to MODEL_DIR/export/NAME: give each a name of its own."
         )
     return checked

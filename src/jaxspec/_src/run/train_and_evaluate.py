@@ -27,8 +27,8 @@ def train_and_evaluate(
     """Trains, and evaluates at checkpoints. An evaluation uses the state in memory; no checkpoint is read.
 
     A checkpoint is evaluated if `throttle_secs` have passed since the start of the last evaluation. The last checkpoint
-    is always evaluated, unless Ctrl-C or SIGTERM ends the run. The checkpoint at the start of the call is evaluated only
-    if an earlier run was killed before it had evaluated and exported that checkpoint. `RunConfig` says how often
+    is always evaluated, unless Ctrl-C or SIGTERM ends the run. The checkpoint at the start of the call is evaluated
+    only if an earlier run was killed before it had evaluated and exported that checkpoint. `RunConfig` says how often
     checkpoints are written.
 
     Args:
@@ -56,8 +56,8 @@ def train_and_evaluate(
             raise TypeError(f"`{name}` must have type `jaxspec.{expected.__name__}`. Got: {type(given)}")
     config = estimator.config
     _logger.info(
-        "Start train and evaluate loop. The evaluate will happen after every checkpoint, but not within %s seconds of the last "
-        "one. Checkpoint frequency is determined based on RunConfig arguments: save_checkpoints_steps %s or "
+        "Start train and evaluate loop. The evaluate will happen after every checkpoint, but not within %s seconds of "
+        "the last one. Checkpoint frequency is determined based on RunConfig arguments: save_checkpoints_steps %s or "
         "save_checkpoints_secs %s.",
         *(eval_spec.throttle_secs, config.save_checkpoints_steps, config.save_checkpoints_secs),
     )
@@ -122,9 +122,9 @@ class _EvaluatingListener(CheckpointSaverListener):
         path = self._estimator.latest_checkpoint()
         if path is None or path == self._evaluated:
             raise RuntimeError(
-                f"There was no new checkpoint after the training. The latest one in {self._estimator.model_dir} is {path}, at "
-                f"global step {global_step}. A CheckpointSaverHook of yours must write to model_dir: leave out its "
-                "checkpoint_dir."
+                f"There was no new checkpoint after the training. The latest one in {self._estimator.model_dir} is "
+                f"{path}, at global step {global_step}. A CheckpointSaverHook of yours must write to model_dir: leave "
+                "out its checkpoint_dir."
             )
         self._evaluated = path
         self._due.note(global_step)
@@ -140,8 +140,8 @@ class _EvaluatingListener(CheckpointSaverListener):
             metrics = self._estimator.evaluate(spec.input_fn, steps=spec.steps, hooks=spec.hooks, name=spec.name)
         except Interrupted:
             _logger.warning(
-                "A signal ended the evaluation of step %d, which has no results. If train_and_evaluate is called again, it begins "
-                "with it.",
+                "A signal ended the evaluation of step %d, which has no results. If train_and_evaluate is called "
+                "again, it begins with it.",
                 global_step,
             )
             return

@@ -23,7 +23,8 @@ class TrainingReport:
     Args:
       step: the global step at which the run begins.
       writer: writes the event files of the run.
-      config: says after how many steps to log, and to write summaries. Without summaries of the loss there are none of rates.
+      config: says after how many steps to log, and to write summaries. Without summaries of the loss there are none of
+        rates.
       batch_size: examples in a global batch; None: unknown.
       bar: the progress bar, or None.
       clock: seconds since some start.

@@ -30,7 +30,10 @@ def check_input_fn(input_fn: InputFn) -> None:
     """Raises unless `input_fn` can be called with `params`, `mode` and `config`."""
     instead = "Write a function that returns batches, such as jaxspec.inputs.numpy_input_fn(x, y)."
     if hasattr(input_fn, "__iter__"):
-        instead = "Write a function that makes it, so that each call begins anew: input_fn=lambda: dataset, or def input_fn(params): return ..."
+        instead = (
+            "Write a function that makes it, so that each call begins anew: "
+            "input_fn=lambda: dataset, or def input_fn(params): return ..."
+        )
     check_arguments(input_fn, role="input_fn", allowed=("params", "mode", "config"), instead=instead)
 
 
@@ -38,8 +41,8 @@ def check_last_step(step: int, stop: int | None) -> None:
     """Raises if training from `step` to `stop` leads past the last number that a step may have."""
     if stop is not None and stop > LAST_STEP:
         raise ValueError(
-            f"training {stop - step} steps from step {step} leads past {LAST_STEP}, the last number that a step may have; make fewer "
-            "steps, or begin anew in another model_dir."
+            f"training {stop - step} steps from step {step} leads past {LAST_STEP}, the last number that a step may "
+            "have; make fewer steps, or begin anew in another model_dir."
         )
 
 
@@ -100,8 +103,8 @@ def check_supported(config: RunConfig) -> None:
         )
     if tpu.per_host_input_for_training not in per_host:
         raise ValueError(
-            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in each "
-            "process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
+            f"per_host_input_for_training={tpu.per_host_input_for_training!r} is not supported: input_fn runs once in "
+            "each process. Use InputPipelineConfig.PER_HOST_V2, and params['context'] to choose files."
         )
     if tpu.eval_training_input_configuration not in per_host:
         raise ValueError(
@@ -112,6 +115,6 @@ def check_supported(config: RunConfig) -> None:
 def no_batch_message(input_fn: InputFn, verb: str) -> str:
     """What to say of an input without a batch."""
     return (
-        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an iterator "
-        "that was used up before; input_fn must make a new one at each call."
+        f"{verb} made no steps: input_fn ({describe(input_fn)}) yielded no batch. Perhaps its input is empty, or an "
+        "iterator that was used up before; input_fn must make a new one at each call."
     )

@@ -19,7 +19,8 @@ from jaxspec._src.base.types import AnyFunction, PyTree
 _MOST_OBJECTS = 600
 """Looked at for each function, in well under a millisecond. What lies deeper is found when the function runs."""
 _TURN = 16
-"""Elements of one container that are looked at before those of the next: a vocabulary in one hides nothing in another."""
+"""Elements of one container that are looked at before those of the next: a vocabulary in one hides nothing in
+another."""
 
 _PLAIN = (str, bytes, int, float, complex, type(None), type, types.CodeType, types.ModuleType, jax.Array)
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)

@@ -49,6 +49,7 @@ def check_fetch_names(spec: TPUEstimatorSpec, step: Array) -> None:
             same = {"loss": "the loss itself (a scalar needs no reshape)", "global_step": "`step` itself, a scalar"}
             raise ValueError(
                 f"two arrays have the fetch name {name!r}: one of {other} ({describe_array(held)}), one of {field} "
-                f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in {other if field == 'loss' else field}, and "
-                f"the argument of its function, or pass {same.get(name, 'the same array in both')}."
+                f"({describe_array(leaf)}). Hooks would see only one of them. Rename the key in "
+                f"{other if field == 'loss' else field}, and the argument of its function, or pass "
+                f"{same.get(name, 'the same array in both')}."
             )

@@ -14,7 +14,8 @@ class SessionRunArgs(NamedTuple):
 
 
 class SessionRunValues(NamedTuple):
-    """What `after_run` gets: NumPy arrays in the structure that `before_run` asked for, or None if it asked for nothing."""
+    """What `after_run` gets: NumPy arrays in the structure that `before_run` asked for, or None if it asked for
+    nothing."""
 
     results: PyTree
 
@@ -23,9 +24,9 @@ class SessionRunContext:
     """Passed to `before_run` and `after_run`.
 
     `session` is the `Session`, in training the `TrainingSession`. `first_step` and `last_step` are the global steps of
-    the first and last update of this loop, counted from 0, inclusive; if the input ends or a signal comes within the loop,
-    `last_step` is corrected before `after_run`. In evaluation and prediction, where one batch is one loop, both are the
-    number of the batch, counted from 0.
+    the first and last update of this loop, counted from 0, inclusive; if the input ends or a signal comes within the
+    loop, `last_step` is corrected before `after_run`. In evaluation and prediction, where one batch is one loop, both
+    are the number of the batch, counted from 0.
     """
 
     # Any, as in the methods of SessionRunHook: each hook may name the Protocol that it needs, of two above this layer.
@@ -48,12 +49,14 @@ class SessionRunContext:
 class SessionRunHook:
     """Base class of hooks. Every method does nothing; override those that you need. All run on the host.
 
-    A StopIteration raised in `before_run` or `after_run` ends the session without an error, as the end of the input does.
+    A StopIteration raised in `before_run` or `after_run` ends the session without an error, as the end of the input
+    does.
     Any other exception ends it with that error: `abort` is called then, and `end` is not.
     """
 
     after_host_calls: bool = True
-    """Whether `after_run` waits until host_call has run for all steps of the loop, if there is a host_call. Set it to False
+    """Whether `after_run` waits until host_call has run for all steps of the loop, if there is a host_call. Set it to
+    False
     in a hook that does not depend on host_call: the devices then continue."""
 
     def start_saving(self, model_dir: str, listeners: Sequence[object]) -> str | None:
@@ -88,7 +91,8 @@ class SessionRunHook:
         """Called when the session ends without an error."""
 
     def abort(self) -> None:
-        """Called instead of `end` when the session ends with an error: stop what was started. TensorFlow has no such call."""
+        """Called instead of `end` when the session ends with an error: stop what was started. TensorFlow has no such
+        call."""
 
     def next_step(self, global_step: int) -> int | None:
         """A global step after `global_step` at which a training loop must end for this hook; None: anywhere."""

@@ -38,8 +38,8 @@ def check_host_function(field: str, pair: object) -> HostFunction | None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
         if not is_array(leaf) and not isinstance(leaf, bool | int | float):
             raise TypeError(
-                f"{field}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other things to "
-                "the function: functools.partial(fn, ...)."
+                f"{field}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other "
+                "things to the function: functools.partial(fn, ...)."
             )
     if not isinstance(tensors, dict):
         _check_count(field, fn, len(tensors))
@@ -61,8 +61,8 @@ def _check_count(field: str, fn: AnyFunction, count: int) -> None:
         least = sum(p.default is inspect.Parameter.empty for p in positional)
         takes = len(positional) if least == len(positional) else f"{least} to {len(positional)}"
         raise RuntimeError(
-            f"In TPUEstimatorSpec.{field}, length of tensors {count} does not match method args of the function, "
-            f"which takes {takes}: {describe(fn)}{signature}; {error}. Pass one tensor for each argument that has no default."
+            f"In TPUEstimatorSpec.{field}, length of tensors {count} does not match method args of the function, which "
+            f"takes {takes}: {describe(fn)}{signature}; {error}. Pass one tensor for each argument that has no default."
         ) from None
 
 
@@ -102,8 +102,9 @@ def call_host_function(role: str, pair: HostFunction) -> object:
         note_captured_tracers(error, fn, role, _INSTEAD[role].format)
         if _needs_scalar(error):
             error.add_note(
-                f"jaxspec: {role} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one shard too. Write "
-                "step[0] where all are the same, as the global step, and loss.mean() where they are not."
+                f"jaxspec: {role} gets whole arrays, and of a scalar of model_fn one entry for each shard, on one "
+                "shard too. Write step[0] where all are the same, as the global step, and loss.mean() where they are "
+                "not."
             )
         raise
 
@@ -138,7 +139,8 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 class HostCallHook(SessionRunHook):
-    """The host_call of one spec as a hook, which `as_estimator_spec` appends: `after_run` calls it on the spec's tensors."""
+    """The host_call of one spec as a hook, which `as_estimator_spec` appends: `after_run` calls it on the spec's
+    tensors."""
 
     def __init__(self, host_call: HostFunction) -> None:
         self._host_call = host_call

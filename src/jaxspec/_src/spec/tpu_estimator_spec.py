@@ -191,5 +191,6 @@ def _check_spec_hooks(role: str, hooks: object) -> tuple[SessionRunHook, ...]:
 def _instead(name: str) -> str:
     return (
         f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run requests the array that "
-        f"host_call=(fn, {{{name!r}: {name}}}) passes to fn ('loss' needs no host_call); in after_run it is run_values.results."
+        f"host_call=(fn, {{{name!r}: {name}}}) passes to fn ('loss' needs no host_call); in after_run it is "
+        "run_values.results."
     )

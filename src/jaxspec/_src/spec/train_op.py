@@ -154,7 +154,8 @@ def is_optimizer(value: object) -> TypeGuard[Optimizer]:
 
 
 def check_train_op(mode: Mode, train_op: TrainOpLike | None) -> TrainOp | tuple[TrainOp, ...] | None:
-    """A spec's `train_op` as one TrainOp, or several. ValueError if it is missing in TRAIN; TypeError for anything else."""
+    """A spec's `train_op` as one TrainOp, or several. ValueError if it is missing in TRAIN; TypeError for anything
+    else."""
     if train_op is None:
         if mode == ModeKeys.TRAIN:
             raise ValueError("Missing train_op. In mode TRAIN write train_op=jaxspec.minimize(optax.adam(1e-3)).")
@@ -217,8 +218,8 @@ class CrossShardOptimizer(NamedTuple):
     def _check_inside(self) -> None:
         if self.reduction != "mean":
             raise ValueError(
-                f"CrossShardOptimizer(..., {self.reduction!r}) is inside another transformation (optax.chain, MultiSteps, "
-                "...), which is passed gradients that are averaged over shards already. Wrap the whole: "
+                f"CrossShardOptimizer(..., {self.reduction!r}) is inside another transformation (optax.chain, "
+                "MultiSteps, ...), which is passed gradients that are averaged over shards already. Wrap the whole: "
                 f"CrossShardOptimizer(optax.chain(..., optimizer), {self.reduction!r}), or write "
                 f"minimize(optax.chain(..., optimizer), reduction={self.reduction!r})."
             )

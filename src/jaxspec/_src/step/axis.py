@@ -139,7 +139,8 @@ def varying_as(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def unvarying(tree: PyTree) -> PyTree:
-    """Proves to `shard_map` that the leaves are the same on all shards, which they are; elsewhere a no-op. See `varying`."""
+    """Proves to `shard_map` that the leaves are the same on all shards, which they are; elsewhere a no-op. See
+    `varying`."""
     return jax.tree.map(lambda x: of_shard_0(x) if _varies(x) else x, tree)
 
 

@@ -25,16 +25,17 @@ def note_traced_error(error: Exception) -> None:
     """Adds a note to an error of code that is being traced, model_fn or init_fn."""
     if isinstance(error, NameError) and "unbound axis name" in str(error):
         error.add_note(
-            f"jaxspec: the axis that is mapped over is called jaxspec.SHARD_AXIS ({SHARD_AXIS!r}), in every mode and on any number "
-            "of devices. Write nn.BatchNorm(axis_name=jaxspec.SHARD_AXIS), jax.lax.pmean(x, jaxspec.SHARD_AXIS)."
+            f"jaxspec: the axis that is mapped over is called jaxspec.SHARD_AXIS ({SHARD_AXIS!r}), in every mode and "
+            "on any number of devices. Write nn.BatchNorm(axis_name=jaxspec.SHARD_AXIS), jax.lax.pmean(x, "
+            "jaxspec.SHARD_AXIS)."
         )
     elif isinstance(error, _NO_VALUES):
         error.add_note(
-            "jaxspec: model_fn and init_fn run when a program is compiled, and their arrays (step, loss, features, ...) have no "
-            "values then. Instead of a Python `if` write jnp.where or jax.lax.cond; a learning rate that depends on the step is an "
-            "optax schedule, or optax.sgd(jnp.where(step > 10, 0.01, 0.1)); to see a value write jax.debug.print, or hand it "
-            "to the host: host_call=(fn, [loss]). Under jax.disable_jit() write jax.lax.stop_gradient(x) for the value of an "
-            "array that is being differentiated."
+            "jaxspec: model_fn and init_fn run when a program is compiled, and their arrays (step, loss, features, "
+            "...) have no values then. Instead of a Python `if` write jnp.where or jax.lax.cond; a learning rate that "
+            "depends on the step is an optax schedule, or optax.sgd(jnp.where(step > 10, 0.01, 0.1)); to see a value "
+            "write jax.debug.print, or hand it to the host: host_call=(fn, [loss]). Under jax.disable_jit() write "
+            "jax.lax.stop_gradient(x) for the value of an array that is being differentiated."
         )
 
 
@@ -49,14 +50,17 @@ def note_model_fn_error(error: Exception, variables: Variables, *, mode: Mode, l
         found = re.search(r'collection "([^"]+)"', text)
         name = found[1] if found else "batch_stats"
         error.add_note(
-            "jaxspec: apply changes only the collections that `mutable` names. In TRAIN write out, updates = module.apply(variables, "
-            f'features, mutable=["{name}"]) and train_op=jaxspec.minimize(optimizer, updates=updates); in EVAL and PREDICT let '
+            "jaxspec: apply changes only the collections that `mutable` names. In TRAIN write out, "
+            "updates = module.apply(variables, "
+            f'features, mutable=["{name}"]) and train_op=jaxspec.minimize(optimizer, updates=updates); '
+            f"in EVAL and PREDICT let "
             "the module not change it (as BatchNorm with use_running_average=True)."
         )
     elif isinstance(error, missing) or _may_be_of_variables(error, variables):
         error.add_note(
-            f"jaxspec: the variables that init_fn made have the collections {sorted(variables)}. Let init_fn return what is missing "
-            "too, and give module.apply all of the variables: module.apply(variables, ...), of the module that init_fn made them of."
+            f"jaxspec: the variables that init_fn made have the collections {sorted(variables)}. Let init_fn return "
+            "what is missing too, and give module.apply all of the variables: module.apply(variables, ...), of the "
+            "module that init_fn made them of."
         )
     elif isinstance(error, errors.InvalidRngError):
         found = re.search(r'PRNG for "([^"]+)"', text)
@@ -71,10 +75,11 @@ def note_model_fn_error(error: Exception, variables: Variables, *, mode: Mode, l
         )
     elif labels is None and isinstance(error, _OF_NONE) and _may_come_of_labels(error):
         error.add_note(
-            "jaxspec: labels are None in PREDICT. If the error comes from that, return TPUEstimatorSpec(mode, predictions=...) "
-            "before they are used."
+            "jaxspec: labels are None in PREDICT. If the error comes from that, return TPUEstimatorSpec(mode, "
+            "predictions=...) before they are used."
             if mode == ModeKeys.PREDICT
-            else "jaxspec: labels are None here, as input_fn yields features only. If the error comes from that, let it yield "
+            else "jaxspec: labels are None here, as input_fn yields features only. If the error comes from that, "
+            "let it yield "
             "(features, labels) tuples, or let model_fn do without labels."
         )
 
@@ -87,7 +92,8 @@ def _may_be_of_variables(error: Exception, variables: Variables) -> bool:
 
 
 def _may_come_of_labels(error: Exception) -> bool:
-    """Whether the user's function that failed has one local variable that is None: the labels, or what it got for them."""
+    """Whether the user's function that failed has one local variable that is None: the labels, or what it got for
+    them."""
     frames = _frames(error)
     if _JAXSPEC in frames[-1].f_code.co_filename:  # an error of this library has its own message
         return False

@@ -31,14 +31,15 @@ def global_mean(values: Array, weights: Array | None = None) -> jax.Array:
     and the gradient of that, are those of the whole batch on one device, however the weights are spread over shards.
     Where the axis is not bound (model_fn called by hand) the mean over shards is left out.
 
-    As the loss, or as a term that is added to the loss, it makes `TPUEstimator.evaluate` report the weighted mean of the
-    whole set, for every batch size and number of shards:
+    As the loss, or as a term that is added to the loss, it makes `TPUEstimator.evaluate` report the weighted mean of
+    the whole set, for every batch size and number of shards:
 
         loss = js.global_mean(per_token, mask) + 1e-4 * regularisation
 
     Each `global_mean` is weighted by the sum of its own weights, and the rest of the loss (the regularisation) by the
-    number of rows. A factor does not matter. A `global_mean` that runs several times with unequal weights, in a `scan` or under `vmap`,
-    is not exact in evaluation, which is reported by a warning. A nonlinear function of it (`jnp.exp`, a product of two) is
+    number of rows. A factor does not matter. A `global_mean` that runs several times with unequal weights, in a `scan`
+    or under `vmap`, is not exact in evaluation, which is reported by a warning. A nonlinear function of it (`jnp.exp`,
+    a product of two) is
     evaluated as a mean over batches: report such a number with eval_metrics.
 
     Args:
@@ -62,7 +63,8 @@ def global_mean(values: Array, weights: Array | None = None) -> jax.Array:
         weights = jnp.broadcast_to(weights, values.shape)
     except ValueError as error:
         error.add_note(
-            f"global_mean: weights have shape {weights.shape}, values {values.shape}. For one weight a row write weights[:, None]."
+            f"global_mean: weights have shape {weights.shape}, values {values.shape}. For one weight a row write "
+            "weights[:, None]."
         )
         raise
     weight = jnp.sum(weights)
@@ -80,8 +82,8 @@ def global_mean(values: Array, weights: Array | None = None) -> jax.Array:
 def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec:
     """The spec that `call` returns, its loss split into `[rest, term, weight, spread, ...]`, each averaged over shards.
 
-    For each `global_mean` there are three: the term that it adds to the loss, the sum of its weights on all shards (0 if
-    the loss does not depend on it), and a spread. The loss is the sum of the terms and the rest. float32 or wider.
+    For each `global_mean` there are three: the term that it adds to the loss, the sum of its weights on all shards (0
+    if the loss does not depend on it), and a spread. The loss is the sum of the terms and the rest. float32 or wider.
 
     A `global_mean` that runs several times (in a scan, under vmap) is one term, with the mean of the weights. The
     spread is the relative variance of the weights: 0 if they are equal.
@@ -103,9 +105,9 @@ def with_parts_of_loss(call: Callable[[], TPUEstimatorSpec]) -> TPUEstimatorSpec
         size = recorder.count
     spec = call()  # raises again if the error was one of model_fn itself
     _logger.warning(
-        "The loss cannot be differentiated by its global_mean (a loop of unknown length, or a callback?), so the batches of "
-        "this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, last. Under "
-        "jax.disable_jit(), write float(jax.lax.stop_gradient(loss)) for float(loss)."
+        "The loss cannot be differentiated by its global_mean (a loop of unknown length, or a callback?), so the "
+        "batches of this evaluation are weighted by their rows, not by the weights. Call global_mean outside of it, "
+        "last. Under jax.disable_jit(), write float(jax.lax.stop_gradient(loss)) for float(loss)."
     )
     return replaced(spec, loss=mean_over_shards(_accumulated_loss(spec))[None])
 

@@ -32,8 +32,8 @@ class InferenceStep(Protocol):
 class PlacedStep(Protocol):
     """Evaluation or prediction of one shard's batch, in a run.
 
-    `place`, int32[2], is the number of the batch, and the index of the first shard of this call in it: the rows that are
-    left over when a short batch is split run in a separate call.
+    `place`, int32[2], is the number of the batch, and the index of the first shard of this call in it: the rows that
+    are left over when a short batch is split run in a separate call.
     """
 
     def __call__(

@@ -23,7 +23,8 @@ INIT_FN_ARGUMENTS = ("rng", "features", "labels", "params")
 
 
 InitFn: TypeAlias = Union["Module", AnyFunction]
-"""A Flax Linen Module, or a function: called by keyword with those of `INIT_FN_ARGUMENTS` that it names; returns `Variables`."""
+"""A Flax Linen Module, or a function: called by keyword with those of `INIT_FN_ARGUMENTS` that it names; returns
+`Variables`."""
 
 
 def as_init_fn(init_fn: InitFn) -> AnyFunction:
@@ -47,22 +48,24 @@ def as_init_fn(init_fn: InitFn) -> AnyFunction:
 
 
 def _refuse_other_modules(init_fn: object) -> None:
-    """Raises TypeError for what is easily mistaken for an init_fn. (An NNX module is callable, as a function of its inputs.)"""
+    """Raises TypeError for what is easily mistaken for an init_fn. (An NNX module is callable, as a function of its
+    inputs.)"""
     import flax.linen
 
     flax_nnx = sys.modules.get("flax.nnx")  # a user who has an NNX module has imported it
     kind = init_fn if isinstance(init_fn, type) else type(init_fn)
     if flax_nnx is not None and issubclass(kind, flax_nnx.Module):
         raise TypeError(
-            f"init_fn must be a function or a Flax Linen Module, got the NNX module {kind.__name__}. Write "
-            f"net = flax.nnx.bridge.ToLinen({kind.__name__}, args=(...)), init_fn=net, and net.apply(variables, features) in model_fn."
+            f"init_fn must be a function or a Flax Linen Module, got the NNX module {kind.__name__}. Write net = "
+            f"flax.nnx.bridge.ToLinen({kind.__name__}, args=(...)), init_fn=net, and net.apply(variables, features) in "
+            "model_fn."
         )
     if isinstance(init_fn, type) and issubclass(kind, flax.linen.Module):
         raise TypeError(f"init_fn must be a Module, got its class. Write init_fn={kind.__name__}(...).")
     if isinstance(init_fn, str | os.PathLike):
         raise TypeError(
-            f"init_fn must be a function or a Flax Linen Module, got {init_fn!r}: the second argument of TPUEstimator makes the "
-            f"variables. For a directory write model_dir={init_fn!r}."
+            f"init_fn must be a function or a Flax Linen Module, got {init_fn!r}: the second argument of TPUEstimator "
+            f"makes the variables. For a directory write model_dir={init_fn!r}."
         )
 
 
@@ -75,8 +78,10 @@ def _module_init(module: "Module") -> AnyFunction:
         except Exception as error:
             if not isinstance(features, jax.Array) or "__call__()" in str(error) or "needs PRNG" in str(error):
                 error.add_note(
-                    f"jaxspec: init_fn={name}(...) is initialised as module.init({{'params': key, 'dropout': key}}, features), features "
-                    f"being {_describe(features)}. Where it takes other arguments, or other keys, write an init_fn that passes them, "
+                    f"jaxspec: init_fn={name}(...) is initialised as module.init({{'params': key, 'dropout': key}}, "
+                    f"features), features "
+                    f"being {_describe(features)}. Where it takes other arguments, or other keys, "
+                    f"write an init_fn that passes them, "
                     f'for example: init_fn=lambda rng, features: {name}(...).init(rng, features["a"], features["b"])'
                 )
             raise
@@ -101,7 +106,8 @@ def _check_variables(variables: object, source: str) -> Variables:
     def is_box(x: object) -> bool:
         return isinstance(x, Partitioned)
 
-    # Every device holds all variables. With the boxes of `with_partitioning`, Flax would look up the axes that they name
+    # Every device holds all variables. With the boxes of `with_partitioning`, Flax would look up the axes that they
+    # name
     # in any mesh that is set.
     unboxed: Variables = jax.tree.map(
         lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, variables, is_leaf=is_box
@@ -144,7 +150,8 @@ def noting_verb(verb: str) -> Iterator[None]:
         if any(note.startswith("raised by init_fn") for note in getattr(error, "__notes__", ())):
             no_labels = ", and predict gives no labels" if verb == "predict" else ""
             error.add_note(
-                f"jaxspec: that was a batch of {verb}: init_fn runs with the first batch of whichever verb comes first{no_labels}."
+                f"jaxspec: that was a batch of {verb}: init_fn runs with the first batch of whichever verb comes "
+                f"first{no_labels}."
             )
         raise
 

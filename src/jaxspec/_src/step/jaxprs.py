@@ -18,8 +18,8 @@ Converted: TypeAlias = jax.tree_util.Partial
 def debugging() -> bool:
     """Whether `jax.disable_jit()` is in force, under which model_fn sees values.
 
-    What is being differentiated is a tracer even then. It shows its value when it is printed; `jax.lax.stop_gradient(x)`
-    is the value itself.
+    What is being differentiated is a tracer even then. It shows its value when it is printed;
+    `jax.lax.stop_gradient(x)` is the value itself.
     """
     return bool(getattr(jax.config, "jax_disable_jit", False))  # JAX does not declare its type
 
@@ -29,10 +29,11 @@ def convert_closure(fn: AnyFunction, *args: PyTree) -> Converted:
 
     While model_fn is differentiated, its arrays exist only in the trace of that differentiation. A function that it
     returns (an optimizer, a loss, an `after`) may have captured such arrays, at any depth. This traces the function
-    while they still exist, and turns them into leaves of a pytree, which JAX carries out of the trace as any other result.
+    while they still exist, and turns them into leaves of a pytree, which JAX carries out of the trace as any other
+    result.
 
-    `jax.closure_convert` captures only those that are being differentiated. Under `jax.disable_jit()` nothing is traced,
-    so that `fn` sees values, and nothing is captured.
+    `jax.closure_convert` captures only those that are being differentiated. Under `jax.disable_jit()` nothing is
+    traced, so that `fn` sees values, and nothing is captured.
 
     Args:
       args: arrays of the shapes and dtypes that `fn` will be called with.
@@ -71,7 +72,8 @@ def without_callbacks(fn: Callable[P, T]) -> Callable[P, T]:
 
 
 def needed_part(jaxpr: Jaxpr, outputs: int | None = None) -> Jaxpr:
-    """The equations that the first `outputs` outputs (None: all) are computed from. Effects such as callbacks do not count."""
+    """The equations that the first `outputs` outputs (None: all) are computed from. Effects such as callbacks do not
+    count."""
     outvars = list(jaxpr.outvars[:outputs])
     needed = {id(v) for v in outvars}
     kept: list[JaxprEqn] = []

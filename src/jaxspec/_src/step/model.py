@@ -64,8 +64,9 @@ class Model:
         """
         if mode != ModeKeys.TRAIN and opt_state is None and self._requires_opt_state:
             raise ValueError(
-                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer state: "
-                "nothing has been trained here. Train first, or write opt_state=None in its signature and do without."
+                f"model_fn ({describe(self.model_fn)}) names `opt_state` in mode {mode!r}, but there is no optimizer "
+                "state: nothing has been trained here. Train first, or write opt_state=None in its signature and do "
+                "without."
             )
         if mode == ModeKeys.PREDICT:
             labels = None
@@ -105,8 +106,9 @@ class Model:
             check_keywords("eval_metrics", spec.eval_metrics)
         if mode == ModeKeys.PREDICT and isinstance(spec.predictions, dict) and not spec.predictions:
             raise ValueError(
-                f"predictions is an empty dict in mode 'infer' ({describe(self.model_fn)}), so predict would yield nothing. Put at "
-                "least one array with a leading batch axis into it: predictions={'class': logits.argmax(-1)}."
+                f"predictions is an empty dict in mode 'infer' ({describe(self.model_fn)}), so predict would yield "
+                "nothing. Put at least one array with a leading batch axis into it: predictions={'class': "
+                "logits.argmax(-1)}."
             )
         check_fetch_names(spec, step)
         return spec

@@ -32,7 +32,8 @@ class ExponentialMovingAverage:
         self.of = (of,) if isinstance(of, str) else tuple(of)
 
     def init(self, init_fn: InitFn) -> AnyFunction:
-        """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and averages that are equal to it."""
+        """An init_fn that makes what `init_fn` (a function or a Flax Module) makes, and averages that are equal to
+        it."""
         make = as_init_fn(init_fn)
 
         def init_with_averages(rng: jax.Array, features: Batch, labels: Batch, params: HyperParameters) -> Variables:

@@ -1,4 +1,5 @@
-"""Warnings, when a step is traced, of variables that training will never change though they seem meant to be trained."""
+"""Warnings, when a step is traced, of variables that training will never change though they seem meant to be
+trained."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -21,8 +22,8 @@ Value: TypeAlias = int
 class Dependence:
     """The values of a jaxpr and of the jitted functions that it calls, numbered, and what each is computed from.
 
-    Each output of any other equation that contains a program (a loop, a custom derivative) counts as dependent on all of
-    its inputs. So "does not depend" is always right, and "depends" nearly always.
+    Each output of any other equation that contains a program (a loop, a custom derivative) counts as dependent on all
+    of its inputs. So "does not depend" is always right, and "depends" nearly always.
     """
 
     def __init__(self, jaxpr: Jaxpr) -> None:
@@ -80,7 +81,8 @@ class Dependence:
 def warn_of_losses_without_gradient(
     values: Dependence, losses: Sequence[Value | None], targets: Sequence[Sequence[Value]], *, takes_variables: bool
 ) -> None:
-    """Warns of each loss whose gradient is zero: it depends on nothing that its TrainOp trains, or only through integers.
+    """Warns of each loss whose gradient is zero: it depends on nothing that its TrainOp trains, or only through
+    integers.
 
     Args:
       values: those of the traced model_fn.
@@ -93,10 +95,10 @@ def warn_of_losses_without_gradient(
             continue
         which = f" of TrainOp {number}" if len(losses) > 1 else ""
         _logger.warning(
-            "%sThe loss%s does not depend on what is trained (variables['params'], or what of= names of it), so its gradient "
-            "is zero and nothing will be learnt. Compute it from the `variables` that model_fn is given: def "
-            "model_fn(variables, features, ...) and module.apply(variables, features). A model that makes or keeps its own "
-            "variables, and a loss of argmax or of comparisons, have no gradient.",
+            "%sThe loss%s does not depend on what is trained (variables['params'], or what of= names of it), so its "
+            "gradient is zero and nothing will be learnt. Compute it from the `variables` that model_fn is given: def "
+            "model_fn(variables, features, ...) and module.apply(variables, features). A model that makes or keeps its "
+            "own variables, and a loss of argmax or of comparisons, have no gradient.",
             "" if takes_variables else "model_fn does not name `variables`. ",
             which,
         )
@@ -107,8 +109,8 @@ def warn_of_stale_collections(
 ) -> None:
     """Warns of each collection that no TrainOp writes, although model_fn seems to compute its new value.
 
-    It seems so if model_fn computes a new value of each of the leaves, which nothing uses, or if the collection was made
-    by `ExponentialMovingAverage.init`. A collection that is only read, or not even that, is a constant.
+    It seems so if model_fn computes a new value of each of the leaves, which nothing uses, or if the collection was
+    made by `ExponentialMovingAverage.init`. A collection that is only read, or not even that, is a constant.
 
     Args:
       values: those of the traced model_fn.
@@ -129,8 +131,9 @@ def warn_of_stale_collections(
             )
         elif leaves and all(map(values.has_unused_new_value, numbers, leaves)):
             _logger.warning(
-                "The collection %r is never updated: model_fn computes new values of it (%s), but no TrainOp writes them. "
-                "Hand them over: outputs, updates = module.apply(..., mutable=[%r]) and minimize(..., updates=updates).",
+                "The collection %r is never updated: model_fn computes new values of it (%s), but no TrainOp writes "
+                "them. Hand them over: outputs, updates = module.apply(..., mutable=[%r]) and minimize(..., "
+                "updates=updates).",
                 name,
                 ", ".join([f"{name}/{leaf}" if leaf else name for leaf in named_leaves(collection)][:3]),
                 name,

@@ -20,7 +20,8 @@ class RecompilationWatch:
         self._kinds: dict[Mode, list[dict[str, str]]] = {}
 
     def called(self, mode: Mode, *, features: Batch, labels: Batch, variables: Variables) -> None:
-        """Records the arguments of a call of model_fn. A call with concrete features compiles nothing, and is ignored."""
+        """Records the arguments of a call of model_fn. A call with concrete features compiles nothing, and is
+        ignored."""
         if not any(map(is_tracer, jax.tree.leaves(features))):
             return
         arguments = named_leaves({"features": features, "labels": labels, "variables": variables})
@@ -31,9 +32,9 @@ class RecompilationWatch:
         kinds.append(kind)
         if len(kinds) > _EXPECTED_KINDS:
             _logger.warning(
-                "model_fn is compiled again and again: in mode %r for %d kinds of arguments by now. What changed last: %s. "
-                "Each kind costs a compilation. Give all batches the same shapes and dtypes: pad them to a few sizes, drop a "
-                "short last batch, keep dtypes fixed.",
+                "model_fn is compiled again and again: in mode %r for %d kinds of arguments by now. What changed last: "
+                "%s. Each kind costs a compilation. Give all batches the same shapes and dtypes: pad them to a few "
+                "sizes, drop a short last batch, keep dtypes fixed.",
                 *(mode, len(kinds), _difference(kinds[-2], kind)),
             )
 

@@ -89,7 +89,8 @@ def trace_train_op(model: Model, variables: Variables, rng: jax.Array, features:
 def _losses_and_collections(
     ops: tuple[TrainOp, ...], spec_loss: Array | None, variables: Variables
 ) -> tuple[list[Array | None], list[Variables]]:
-    """(for each TrainOp the loss that is differentiated, None where gradients are given; all collections that are written)."""
+    """(for each TrainOp the loss that is differentiated, None where gradients are given; all collections that are
+    written)."""
     losses: list[Array | None] = []
     written: list[Variables] = []
     for op in ops:

@@ -89,7 +89,8 @@ def _run_model(
         spec = call({**mine, "params": merge(params, selected)})
         ops = as_train_ops(spec.train_op)
         states = _per_op(opt_state, len(ops))
-        # Varying: otherwise the gradient of a loss that model_fn has averaged itself would be that of one shard's share.
+        # Varying: otherwise the gradient of a loss that model_fn has averaged itself would be that of one shard's
+        # share.
         loss = varying(jnp.asarray(spec.loss))
         detached = [detach(op, call, loss, variables, state) for op, state in zip(ops, states, strict=True)]
         return loss, jax.tree.map(jnp.asarray, (outputs_of(spec), detached))

@@ -34,7 +34,10 @@ def checked_like(expected: PyTree, got: PyTree, what: str, *, same_dtypes: bool 
             continue
         problems.append(f"{name}: got {describe_array(x)}, expected {describe_array(leaf)}")
         if same_shape:
-            mend = f"Write x.astype({leaf.dtype.name!r}) where that is meant, or let init_fn make the leaf with the other dtype."
+            mend = (
+                f"Write x.astype({leaf.dtype.name!r}) where that is meant, "
+                f"or let init_fn make the leaf with the other dtype."
+            )
     if problems:
         raise ValueError(f"{what}: " + "; ".join(problems) + f". {mend}")
     leaves = [
@@ -71,7 +74,8 @@ def strong_arrays(tree: PyTree) -> PyTree:
             array = jnp.asarray(leaf)
         except TypeError:
             raise TypeError(
-                f"variables{jax.tree_util.keystr(path)} is no array: {describe_array(leaf)}. Variables hold arrays only."
+                f"variables{jax.tree_util.keystr(path)} is no array: {describe_array(leaf)}. Variables hold arrays "
+                "only."
             ) from None
         return jax.lax.convert_element_type(array, array.dtype)
 

@@ -83,12 +83,14 @@ def destination(
     for name in names:
         if not isinstance(name, str):
             raise TypeError(
-                f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then the data."
+                f"summary.{function}: the name must be a str, got {type(name).__name__}. The name comes first, then "
+                "the data."
             )
     if is_tracer(data):
         raise TypeError(
-            f"summary.{function}({names[0]!r}): got {describe_array(data)} of a model_fn that is being traced; summaries are "
-            "written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or host_call=summary.host_call(...)."
+            f"summary.{function}({names[0]!r}): got {describe_array(data)} of a model_fn that is being traced; "
+            "summaries are written on the host. Pass it: host_call=(fn, [tensor]) and write it in fn, or "
+            "host_call=summary.host_call(...)."
         )
     condition = _condition.get()
     if condition is not True and not (callable(condition) and _holds(condition())):
@@ -121,8 +123,8 @@ def _one_for_all(what: str, value: ArrayLike) -> np.generic:
     values = np.unique(np.asarray(value))
     if values.size != 1:
         raise ValueError(
-            f"{what} has {np.size(value)} entries, of which these differ: {values[:8].tolist()}; expected one value, or one for "
-            "each shard and all equal. Reduce it, for example with .any(), .all() or [0]."
+            f"{what} has {np.size(value)} entries, of which these differ: {values[:8].tolist()}; expected one value, "
+            "or one for each shard and all equal. Reduce it, for example with .any(), .all() or [0]."
         )
     one: np.generic = values[0]
     return one

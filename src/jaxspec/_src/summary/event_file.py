@@ -23,7 +23,8 @@ _FLUSH_SECS = 10.0
 _CHECK_SECS = 1.0
 """Seconds between two checks that the file still exists. Such a system call lets other threads go first."""
 _RETRY_SECS = 10.0
-"""Seconds from a failure to the next attempt. Until then events are dropped at once, so that a full disk costs no time."""
+"""Seconds from a failure to the next attempt. Until then events are dropped at once, so that a full disk costs no
+time."""
 
 
 class EventFile:
@@ -31,9 +32,9 @@ class EventFile:
 
     Events are written at once, by the thread that calls, and flushed every few seconds. Any thread may call.
 
-    Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there is
-    one warning, and the events are dropped. Some seconds later a new file is opened, because the one that failed may end
-    inside a record.
+    Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there
+    is one warning, and the events are dropped. Some seconds later a new file is opened, because the one that failed may
+    end inside a record.
 
     Args:
       logdir: the directory.
@@ -129,8 +130,9 @@ class EventFile:
         if not self._failing:
             self._failing = True
             _logger.warning(
-                "Summaries cannot be written to %s: %s. The run goes on, and what it computes is returned, but summaries are "
-                "dropped until writing works again. Make room on the disk, make the directory writable, or use another one.",
+                "Summaries cannot be written to %s: %s. The run goes on, and what it computes is returned, but "
+                "summaries are dropped until writing works again. Make room on the disk, make the directory writable, "
+                "or use another one.",
                 *(self._path or self._logdir, error),
             )
 

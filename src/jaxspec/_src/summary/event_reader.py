@@ -20,8 +20,8 @@ def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None)
     """The scalars of all event files that lie directly in a directory, whoever wrote them.
 
     Files are read in the order in which they were begun; of two values of one tag at one step the later one counts. A
-    damaged file raises nothing. There is one warning for it, and what can be read of it counts: all but a damaged record,
-    or, if the file ends inside a record or a checksum is wrong, what comes before that.
+    damaged file raises nothing. There is one warning for it, and what can be read of it counts: all but a damaged
+    record, or, if the file ends inside a record or a checksum is wrong, what comes before that.
 
     Args:
       logdir: the directory; one that does not exist has no scalars.
@@ -47,7 +47,8 @@ def _warn_once(warned: set[str], path: str, trouble: str) -> None:
     if path not in warned:
         warned.add(path)
         _logger.warning(
-            "Event file %s: %s. What can be read of it and of other files counts. Remove the file to be rid of this warning.",
+            "Event file %s: %s. What can be read of it and of other files counts. Remove the file to be rid of this "
+            "warning.",
             *(path, trouble),
         )
 
@@ -65,7 +66,8 @@ def _event_files(logdir: str, warned: set[str]) -> list[str]:
 
 
 def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | None]:
-    """(wall time of the first event in seconds, infinite if there is none; the scalars as (step, tag, value); what was wrong first, or None)."""
+    """(wall time of the first event in seconds, infinite if there is none; the scalars as (step, tag, value); what was
+    wrong first, or None)."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboardX.proto.event_pb2 import Event
 
@@ -104,7 +106,8 @@ class _DamagedError(Exception):
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yields (start in bytes, data) of the records of a TFRecord file: each is length, its checksum, data, their checksum."""
+    """Yields (start in bytes, data) of the records of a TFRecord file: each is length, its checksum, data, their
+    checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     while header := file.read(12):

@@ -53,7 +53,8 @@ def image(name: str, data: ArrayLike, step: ArrayLike | None = None, max_outputs
 def histogram(name: str, data: ArrayLike, step: ArrayLike | None = None) -> None:
     """Writes the distribution of the entries of `data` (any shape) under the tag `name`.
 
-    Entries that are not finite are left out, with a warning at the first time. The distribution of nothing is not written.
+    Entries that are not finite are left out, with a warning at the first time. The distribution of nothing is not
+    written.
 
     Args and errors: as `scalar`.
     """
@@ -82,8 +83,8 @@ def host_call(**tensors: ArrayLike | None) -> HostFunction:
     It writes nothing in evaluation, where the metrics are written once. It obeys `record_if`.
 
     Args:
-      tensors: arrays of one shard, by tag. A scalar, or an array of one entry, is written as a scalar: its mean over all
-        shards. A larger array is written as a histogram of its entries on all shards. None is left out.
+      tensors: arrays of one shard, by tag. A scalar, or an array of one entry, is written as a scalar: its mean over
+        all shards. A larger array is written as a histogram of its entries on all shards. None is left out.
 
     Raises:
       TypeError: for anything but an array or a number.
@@ -92,8 +93,8 @@ def host_call(**tensors: ArrayLike | None) -> HostFunction:
     for name, tensor in given.items():
         if not is_array(tensor) and not isinstance(tensor, bool | int | float):
             raise TypeError(
-                f"summary.host_call: {name} is a {type(tensor).__name__}; expected an array or a number. Pass each array "
-                "under a name of its own."
+                f"summary.host_call: {name} is a {type(tensor).__name__}; expected an array or a number. Pass each "
+                "array under a name of its own."
             )
     # The shapes of one shard are known only here; on the host a scalar has one entry for each shard.
     arrays = frozenset(name for name, tensor in given.items() if np.size(tensor) != 1)
@@ -124,13 +125,13 @@ def _pixels(name: str, data: ArrayLike) -> np.ndarray:
     images = np.asarray(data)
     if images.ndim not in (3, 4) or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"summary.image({name!r}): got {describe_array(images)}, expected [k, height, width, channels] or [height, width, "
-            "channels] with 1, 3 or 4 channels. A grey image [height, width] is passed as image[..., None]."
+            f"summary.image({name!r}): got {describe_array(images)}, expected [k, height, width, channels] or [height, "
+            "width, channels] with 1, 3 or 4 channels. A grey image [height, width] is passed as image[..., None]."
         )
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"summary.image({name!r}): got {describe_array(images)}, expected uint8 of 0 to 255 or floats of 0 to 1. Write "
-            "image.astype(np.uint8), or divide by the largest value."
+            f"summary.image({name!r}): got {describe_array(images)}, expected uint8 of 0 to 255 or floats of 0 to 1. "
+            "Write image.astype(np.uint8), or divide by the largest value."
         )
     if images.dtype != np.uint8:
         images = np.round(np.clip(np.nan_to_num(images.astype(np.float32)), 0, 1) * 255)

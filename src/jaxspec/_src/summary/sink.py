@@ -11,8 +11,8 @@ _METHODS = ("scalar", "text", "image", "histogram", "flush")
 class Sink(Protocol):
     """A destination of summaries: your own writer for Weights & Biases, MLflow, CLU or a database.
 
-    Pass instances to `RunConfig(writers=[...])`. All methods run on the host. Two threads may call at the same time: the
-    one that trains, and the one that runs host_call.
+    Pass instances to `RunConfig(writers=[...])`. All methods run on the host. Two threads may call at the same time:
+    the one that trains, and the one that runs host_call.
 
     `name` is the tag: `loss`, `global_step/sec`, or the name that a host function gave. The tags of an evaluation begin
     with the name of its directory: `eval/loss`, or `eval_NAME/loss` for `evaluate(name="NAME")`.
@@ -28,7 +28,8 @@ class Sink(Protocol):
         """Writes a string, which may be Markdown."""
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Writes one image: uint8 `[height, width, channels]`, 0 to 255, with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
+        """Writes one image: uint8 `[height, width, channels]`, 0 to 255, with 1 (grey), 3 (RGB) or 4 (RGBA)
+        channels."""
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
         """Writes the distribution of values: float64 `[n]`, n >= 1, all of them finite."""

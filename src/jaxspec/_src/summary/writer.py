@@ -28,12 +28,13 @@ _LARGEST_SHOWN = 32
 
 
 class SummaryWriter:
-    """Writes summaries to the event file of a directory. Made by `create_file_writer`; a run's own writes to its sinks, too.
+    """Writes summaries to the event file of a directory. Made by `create_file_writer`; a run's own writes to its sinks,
+    too.
 
     Events are written at once, by the thread that calls, and flushed every few seconds. Any thread may call.
 
-    Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there is
-    one warning, and what was to be written is dropped until writing works again.
+    Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there
+    is one warning, and what was to be written is dropped until writing works again.
 
     Args:
       logdir: the directory of the event file.
@@ -53,7 +54,8 @@ class SummaryWriter:
         """A writer to the same file that writes to sinks, too; itself if there are none.
 
         Args:
-          sinks: of the user. An exception of one comes back, with a note, when the event file and all sinks were written to.
+          sinks: of the user. An exception of one comes back, with a note, when the event file and all sinks were
+            written to.
           prefix: put before the tags in the sinks.
         """
         if not sinks:
@@ -63,7 +65,8 @@ class SummaryWriter:
         return writer
 
     def begin_run(self, step: int) -> None:
-        """Begins a run at a global step: readers of the event file no longer show what an earlier run wrote at later steps."""
+        """Begins a run at a global step: readers of the event file no longer show what an earlier run wrote at later
+        steps."""
         self.user_tags.clear()
         self._file.begin_run(step)
 
@@ -186,7 +189,8 @@ def create_file_writer(
 ) -> SummaryWriter:
     """The writer of a directory; always the same one, so a line that runs every step may call this.
 
-    Its file is opened at the first summary. At most 64 files are open: beyond that, the one used least recently is closed.
+    Its file is opened at the first summary. At most 64 files are open: beyond that, the one used least recently is
+    closed.
 
     Args:
       logdir: the directory of the event files.
