@@ -11,7 +11,7 @@ from jaxspec._src.hooks.early_stopping import stop_if_no_decrease_hook as stop_i
 from jaxspec._src.hooks.early_stopping import stop_if_no_increase_hook as stop_if_no_increase_hook
 from jaxspec._src.hooks.final_ops import FinalOpsHook as FinalOpsHook
 from jaxspec._src.hooks.logging_tensor import LoggingTensorHook as LoggingTensorHook
-from jaxspec._src.hooks.nan import NanTensorHook as NanTensorHook
+from jaxspec._src.hooks.nan_tensor import NanTensorHook as NanTensorHook
 from jaxspec._src.hooks.profiler import ProfilerHook as ProfilerHook
 from jaxspec._src.hooks.rates import ExamplesPerSecondHook as ExamplesPerSecondHook
 from jaxspec._src.hooks.rates import Rates as Rates

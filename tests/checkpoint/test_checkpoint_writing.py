@@ -16,7 +16,7 @@ from tiny_models import assert_trees_equal, counting_init, counting_input, count
 
 import jaxspec as js
 import jaxspec._src.checkpoint.saver as saver_module
-from jaxspec._src.checkpoint import backend, background_write, leftovers
+from jaxspec._src.checkpoint import backend, background_write, removal
 from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec.checkpoint import latest_checkpoint, read_array
@@ -151,13 +151,13 @@ def test_an_interrupted_read_lets_no_other_operation_begin_before_it_has_ended(t
 
 
 def test_where_there_are_no_locks_leftovers_are_recognised_by_their_age(tmp_path, monkeypatch):
-    monkeypatch.setattr(leftovers, "fcntl", None)
+    monkeypatch.setattr(removal, "fcntl", None)
     old, new = tmp_path / "model.ckpt-1.partial-a", tmp_path / "model.ckpt-2.partial-b"
     for path in (old, new):
         path.mkdir()
     os.utime(old, (0, 0))
     path = saved(tmp_path, _state(3))
-    leftovers.remove_leftovers(str(tmp_path))
+    removal.remove_leftovers(str(tmp_path))
     assert set(os.listdir(tmp_path)) == {new.name, os.path.basename(path)}
 
 
@@ -192,7 +192,7 @@ def test_a_clean_up_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
         if not kwargs:
             raise PermissionError(1, "not yours", path)
 
-    monkeypatch.setattr(leftovers.shutil, "rmtree", refuse)
+    monkeypatch.setattr(removal.shutil, "rmtree", refuse)
     saver = Saver(str(tmp_path), keep_max=1)
     saver.begin(None)
     for step in (1, 2):

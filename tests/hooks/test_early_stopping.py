@@ -331,7 +331,7 @@ def test_an_evaluation_that_the_last_look_did_not_see_does_not_stop_a_resumed_ru
 def test_files_are_read_when_it_looks_and_at_the_start(tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        "jaxspec._src.hooks.stopping_hook.read_scalars", lambda eval_dir, warned: reads.append(eval_dir) or {}
+        "jaxspec._src.hooks.early_stopping_hook.read_scalars", lambda eval_dir, warned: reads.append(eval_dir) or {}
     )
     hook = stop_if_lower_hook(Evaluated(tmp_path, {}), "score", 0.5, clock=lambda: 0.0)
     assert asked(hook, range(6, 20), start=5) is None

@@ -226,6 +226,7 @@ def test_wherever_in_model_fn_the_means_are_taken(tmp_path, form):
     check_weighted(tmp_path, [(4, 8), (1, 10)], FORMS[form])
 
 
+@pytest.mark.slow(reason="without jit every operation is dispatched, and compiled, by itself")
 def test_also_under_disable_jit_where_model_fn_reads_the_loss(tmp_path):
     read = []
 

@@ -154,7 +154,9 @@ def net(model_dir, shards=None, save=1000, every=7, **kwargs):
     )
 
 
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize(
+    "shards", [pytest.param(1, marks=pytest.mark.slow(reason="as with four shards, which are always run")), 4]
+)
 def test_promise_1_bitwise_for_every_loop_length(tmp_path, shards):
     """Adam, dropout, batch norm; a checkpoint that falls inside a loop.
 

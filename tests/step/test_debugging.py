@@ -40,6 +40,7 @@ def test_one_step_a_loop(tmp_path, use_tpu):
     assert loops == [(0, 0), (1, 1), (2, 2)]
 
 
+@pytest.mark.slow(reason="without jit every operation is dispatched, and compiled, by itself")
 def test_without_jit_model_fn_sees_values(tmp_path):
     seen = {}
 
@@ -90,6 +91,7 @@ def test_without_jit_model_fn_sees_values(tmp_path):
         )
 
 
+@pytest.mark.slow(reason="without jit every operation is dispatched, and compiled, by itself")
 def test_without_jit_a_model_that_uses_the_axis_is_mapped(tmp_path, caplog):
     class Net(nn.Module):
         @nn.compact
@@ -111,6 +113,7 @@ def test_without_jit_a_model_that_uses_the_axis_is_mapped(tmp_path, caplog):
     np.testing.assert_allclose(debugged, train(tmp_path / "plain"), rtol=1e-4)
 
 
+@pytest.mark.slow(reason="without jit every operation is dispatched, and compiled, by itself")
 def test_a_run_without_jit_leaves_no_program_to_later_runs(tmp_path):
     model = estimator(tmp_path, use_tpu=True)
     with jax.disable_jit():

@@ -67,10 +67,11 @@ def test_no_number_is_drawn_twice(tmp_path, shards):
     np.testing.assert_array_equal(np.concatenate(drawn.pop("eval")), evaluations[1])
 
 
+@pytest.mark.slow(reason="a program for each of several capacities, in three modes")
 def test_the_numbers_do_not_depend_on_the_length_of_loops_or_the_size_of_stacks(tmp_path, monkeypatch):
     runs = []
     for length, most in ((100, 100), (1, 1), (2, 3)):
-        monkeypatch.setattr("jaxspec._src.run.programs._MOST_BATCHES_A_STACK", most)
+        monkeypatch.setattr("jaxspec._src.run.program_cache._MOST_BATCHES_A_STACK", most)
         drawn = {}
         estimator = make(drawn, tmp_path / str(length), iterations_per_loop=length)
         estimator.train(pieces(*[8] * 5))

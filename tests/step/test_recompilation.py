@@ -71,6 +71,7 @@ def test_a_full_and_a_short_batch_in_every_mode_are_no_news(tmp_path, caplog):
     assert warnings(caplog) == []
 
 
+@pytest.mark.slow(reason="without jit every operation is dispatched, and compiled, by itself")
 def test_without_jit_nothing_is_compiled(tmp_path, caplog):
     """Slow: JAX compiles each operation by itself, for each number of rows."""
     with jax.disable_jit():

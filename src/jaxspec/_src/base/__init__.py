@@ -1,1 +1,1 @@
-"""What everything may use: names of arrays, checks, errors, callables."""
+"""What every layer may import: names of leaves, checks of arguments, errors, calls of user functions."""

@@ -1,4 +1,4 @@
-"""The arguments that a user's function names, and a call with just those."""
+"""Which arguments a user's function takes, and calling it with only those."""
 
 import functools
 import inspect

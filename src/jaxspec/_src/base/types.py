@@ -1,4 +1,4 @@
-"""Types by their meaning. `Any` is written here once for what JAX and Python have no better type for."""
+"""Type aliases (PyTree, Batch, Variables, ...). `Any` is written here, and hardly anywhere else."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar

@@ -7,8 +7,8 @@ import re
 import threading
 
 from jaxspec._src.checkpoint import backend, checksums
-from jaxspec._src.checkpoint.leftovers import partial_directory, remove, removed_path
 from jaxspec._src.checkpoint.parts import parts_of
+from jaxspec._src.checkpoint.removal import partial_directory, remove, removed_path
 from jaxspec._src.step.state import TrainState
 
 

@@ -1,4 +1,4 @@
-"""A tree as nested dicts whose names a checkpoint can hold, and the names as they were."""
+"""A tree as nested dicts whose keys are safe in a checkpoint (escaped), and the way back."""
 
 import urllib.parse
 from collections.abc import Hashable

@@ -13,8 +13,8 @@ from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
-from jaxspec._src.checkpoint.leftovers import remove_checkpoint, remove_leftovers
 from jaxspec._src.checkpoint.parts import check_names
+from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
 from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")

@@ -1,4 +1,4 @@
-"""A function for another thread, which sees the context and the settings of JAX of the thread that starts it."""
+"""Wraps a function for another thread, so that it sees the context variables and JAX settings of the caller."""
 
 import contextvars
 import functools

@@ -1,4 +1,4 @@
-"""What one call of train, evaluate or predict asks of its input, and the warnings if the input is not like that."""
+"""What one call asks of its input (mode, batch size, limit, position), and the warnings when it gets less."""
 
 import dataclasses
 import logging

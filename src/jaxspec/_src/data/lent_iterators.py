@@ -1,4 +1,4 @@
-"""Iterators that the caller made and still holds: they go on where they stand in the next call, and are not closed.
+"""Iterators that the caller still holds. They are never closed; the next call continues after the last batch used.
 
 Such an iterator is *lent* to the library. Batches that were read from it and not used are kept for the next call.
 """

@@ -1,4 +1,4 @@
-"""How an input is recognised when training goes on, and how it goes to its saved position."""
+"""Resumes an input: checks that the saved position came from it, then calls its `set_state`."""
 
 import functools
 import itertools

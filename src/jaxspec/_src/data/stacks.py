@@ -1,4 +1,4 @@
-"""Stacks of full batches: one goes to the devices in one transfer, and one dispatch takes a slice of it."""
+"""A stack: several full batches in one array per leaf, sent to the devices in one transfer."""
 
 import dataclasses
 import math

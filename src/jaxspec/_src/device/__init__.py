@@ -1,1 +1,1 @@
-"""Steps mapped over devices, and the training state that lives there."""
+"""Maps steps over devices, and holds the training state on them."""

@@ -1,4 +1,4 @@
-"""A program: a step compiled so that one dispatch runs it any number of times, on every device.
+"""A step compiled with a loop around it: one call, a *dispatch*, runs it on any number of the batches of a stack.
 
 The thread that called the verb dispatches. It sees to it that no more than `MAX_IN_FLIGHT` dispatches are unfinished.
 A training program donates the state: its old buffers are gone after the call. Batches are NumPy arrays, which a CPU

@@ -1,4 +1,4 @@
-"""Batches that do not fill every shard: the devices compute their rows, and no filler rows."""
+"""Runs batches that are not full at their exact size, without padding: full shards first, then the other rows."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable
-from jaxspec._src.hooks.session import Session
-from jaxspec._src.hooks.stopping_hook import (
+from jaxspec._src.hooks.early_stopping_hook import (
     AlignedTimer,
     EarlyStoppingHook,
     EvaluatedMetric,
     HasEvalDir,
     check_estimator,
 )
+from jaxspec._src.hooks.session import Session
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.summary.event_reader import read_scalars
 

@@ -1,4 +1,4 @@
-"""FinalOpsHook: values at the end of a session."""
+"""FinalOpsHook: fetches values once, at the end of a session."""
 
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.hooks.session import Fetches, Session, refuse_arrays

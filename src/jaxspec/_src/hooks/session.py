@@ -122,6 +122,6 @@ def by_tag(argument: str, fetches: str | Iterable[str] | Mapping[str, str]) -> d
     refuse_arrays(argument, fetches)
     if isinstance(fetches, Mapping):
         return dict(sorted(fetches.items()))
-    if not isinstance(fetches, Iterable):
-        raise TypeError(f"{argument} must be a fetch name, or a list or dict of them, got {fetches!r}; write 'loss'.")
-    return {name: name for name in ([fetches] if isinstance(fetches, str) else fetches)}
+    if isinstance(fetches, str) or not isinstance(fetches, Iterable):
+        fetches = [str(fetches)]  # of something else, the session says that it knows no such name
+    return {name: name for name in fetches}

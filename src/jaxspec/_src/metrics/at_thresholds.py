@@ -1,4 +1,4 @@
-"""Counts of right and wrong answers, precision and recall, at each of a list of thresholds."""
+"""True and false positives and negatives, precision and recall, at each of several thresholds."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Counts of right and wrong answers to yes-or-no questions, and the two ratios made of them."""
+"""True and false positives and negatives, precision and recall, of predictions that are true or false."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""collect: any function of all examples of an evaluation, called once, at the end."""
+"""collect: gathers all examples of an evaluation, and calls a function of the user on them at the end."""
 
 import dataclasses
 import functools

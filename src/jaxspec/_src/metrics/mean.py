@@ -1,4 +1,4 @@
-"""Weighted means of what a batch holds: values, tensors, shares of entries."""
+"""mean, mean_tensor, accuracy, percentage_below: weighted means over entries."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""How many labels of each row are among the retrieved classes: what the metrics at k are made of."""
+"""Counts of labels among the k predicted classes of each row: the basis of precision and recall at k."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias

@@ -1,4 +1,4 @@
-"""Counts of right and wrong answers at many thresholds, from one histogram of the predictions.
+"""True and false positives and negatives at many thresholds, from one histogram.
 
 Whether a prediction is positive at a threshold depends on its place among the sorted thresholds only. So a batch is
 binned once (`searchsorted`), instead of being compared with every threshold in a table `[thresholds, examples]`.

@@ -1,1 +1,1 @@
-"""TPUEstimator and its verbs."""
+"""TPUEstimator and its verbs: train, evaluate, predict, train_and_evaluate."""

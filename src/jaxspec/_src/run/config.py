@@ -1,4 +1,4 @@
-"""How a run is carried out: plain records, checked when they are made."""
+"""RunConfig, TPUConfig, InputPipelineConfig, with their checks."""
 
 import dataclasses
 import enum

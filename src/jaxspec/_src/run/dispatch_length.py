@@ -1,4 +1,4 @@
-"""How many steps one dispatch may have, so that it takes about a second."""
+"""Limits one dispatch to about a second, so that signals are answered. A loop may have several dispatches."""
 
 import collections
 import time

@@ -1,4 +1,4 @@
-"""What the verbs of one estimator share: devices, programs, the live state, input, savers, the progress bar."""
+"""What the verbs of one TPUEstimator share: devices, compiled programs, live state, savers, input."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
-from jaxspec._src.run.programs import Programs
+from jaxspec._src.run.program_cache import Programs
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock

@@ -1,4 +1,4 @@
-"""Keeps on disk which checkpoint is to be evaluated, so that a run that is killed before that makes up for it later."""
+"""A file that names the checkpoint to be evaluated, so that a run after a kill makes up for that evaluation."""
 
 import logging
 import pathlib

@@ -1,4 +1,4 @@
-"""The loss of an evaluation, added up on the host."""
+"""The loss of a whole evaluation: weighted sums in float64 over shards and batches, short ones included."""
 
 import itertools
 from collections.abc import Iterable

@@ -1,5 +1,4 @@
-"""The batches of an evaluation or prediction through the devices: one host spec for each, exactly the rows there
-are."""
+"""Runs the batches of evaluate and predict on the devices, and yields a host spec for each, without padding."""
 
 import collections
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,7 +15,7 @@ from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
-from jaxspec._src.run.programs import ModePrograms
+from jaxspec._src.run.program_cache import ModePrograms
 from jaxspec._src.run.signals import interrupted, raise_if_interrupted
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState

@@ -1,4 +1,4 @@
-"""host_call in training: for which steps it runs, who waits for it, and how it is called."""
+"""host_call in training: at which steps it runs, and in which thread. (In evaluation: run/evaluate.py.)"""
 
 import functools
 import logging

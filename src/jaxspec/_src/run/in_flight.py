@@ -1,4 +1,4 @@
-"""The dispatches of a training whose outputs have not been fetched, and what becomes of these outputs."""
+"""Dispatched training steps: fetches their outputs in order, checks the losses, queues host_call, reports."""
 
 import collections
 import dataclasses

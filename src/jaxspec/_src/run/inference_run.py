@@ -11,7 +11,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.run.engine import VERBS, Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.host_batches import HostBatch, run_batches
-from jaxspec._src.run.session import RunningSession
+from jaxspec._src.run.running_session import RunningSession
 from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook

@@ -1,4 +1,4 @@
-"""How many steps a loop has."""
+"""How many steps run between two calls of the hooks (`iterations_per_loop`)."""
 
 
 class LoopLength:

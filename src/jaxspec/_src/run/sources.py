@@ -1,4 +1,4 @@
-"""Which state a verb uses: the live one, that of a checkpoint, or a fresh one."""
+"""Decides which state a call starts from: the one on the devices, a checkpoint, or a fresh one."""
 
 import logging
 import os

@@ -15,8 +15,8 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
 from jaxspec._src.run.loop_length import LoopLength
-from jaxspec._src.run.programs import ModePrograms
-from jaxspec._src.run.session import RunningSession
+from jaxspec._src.run.program_cache import ModePrograms
+from jaxspec._src.run.running_session import RunningSession
 from jaxspec._src.run.signals import Interrupted, StopRequest
 from jaxspec._src.spec.hook import SessionRunContext
 from jaxspec._src.step.state import TrainState

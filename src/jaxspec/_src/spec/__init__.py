@@ -1,1 +1,1 @@
-"""What model_fn returns: plain records with pure functions."""
+"""What model_fn returns (TPUEstimatorSpec, TrainOp, Scaffold), and the interface of hooks."""

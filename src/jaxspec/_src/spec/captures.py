@@ -1,4 +1,4 @@
-"""Finding traced arrays that a host function has captured.
+"""Finds tracers in the closures of host functions, and refuses them while model_fn is traced.
 
 A function that runs on the host after the device has finished must get its arrays as arguments: those that it
 captured while model_fn was traced no longer exist then. JAX would raise UnexpectedTracerError, and only when

@@ -1,4 +1,4 @@
-"""The pairs `(function, tensors)` of a spec: checked when the spec is made, called on the host."""
+"""eval_metrics and host_call, the pairs `(function, tensors)` of a spec: checks, and the call on the host."""
 
 import inspect
 from collections.abc import Mapping

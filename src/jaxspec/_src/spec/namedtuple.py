@@ -1,4 +1,4 @@
-"""What both specs are: namedtuples that are checked when a user makes one, and pytrees."""
+"""Decorators for the two classes of specs: they check when one is constructed, and register a pytree."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable

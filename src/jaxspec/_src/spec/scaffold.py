@@ -1,4 +1,4 @@
-"""Scaffold: what fills fresh variables, on the host."""
+"""Scaffold: a host function that replaces fresh variables, for example by pretrained weights."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A TrainOp that outlives the trace of model_fn in which it was made."""
+"""A TrainOp as a pytree of the arrays it has captured, so that it can leave a trace and be applied later."""
 
 import dataclasses
 import functools

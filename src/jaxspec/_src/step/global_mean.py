@@ -1,4 +1,4 @@
-"""The weighted mean over all shards, and the loss of an evaluation split into such means."""
+"""global_mean: a weighted mean over all shards. And the loss of an evaluation, split into such means."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Functions as jaxprs: callable after their trace has ended, or without what their results do not need."""
+"""Functions as jaxprs: called after their trace, or without callbacks and parts that are not needed."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeAlias

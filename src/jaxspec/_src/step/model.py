@@ -1,4 +1,4 @@
-"""Calls model_fn, checks what it returns, and chooses what a step returns of that."""
+"""Calls model_fn, checks its spec, and drops the arrays that the host does not need in this mode."""
 
 import copy
 

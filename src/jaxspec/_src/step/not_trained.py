@@ -1,5 +1,4 @@
-"""Warnings, when a step is traced, of variables that training will never change though they seem meant to be
-trained."""
+"""Warns of variables that get no gradient and no update, though model_fn seems to train them."""
 
 import logging
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""What one abstract run of model_fn shows: the spec, the state of the optimizer, what depends on what."""
+"""Traces model_fn once without running it: the spec, the shapes of the optimizer state, what depends on what."""
 
 from collections.abc import Callable
 from typing import NamedTuple

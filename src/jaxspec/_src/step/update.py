@@ -1,4 +1,4 @@
-"""One update of the state: model_fn is run and differentiated, and its TrainOps are applied in order."""
+"""One training update on a shard: gradients, averaged over shards, then the TrainOps in order."""
 
 import contextlib
 from collections.abc import Callable

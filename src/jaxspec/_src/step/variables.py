@@ -1,4 +1,4 @@
-"""New values of variables, and which of them a TrainOp trains."""
+"""Checks that new values keep structure and dtype; selects and merges the parameters that are trained."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Where a summary of a host function goes, at which step, and whether it is written at all."""
+"""The context variables behind `summary.scalar` and the others: the writer, the step, `record_if`."""
 
 import contextlib
 import contextvars

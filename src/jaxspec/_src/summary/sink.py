@@ -1,4 +1,4 @@
-"""Sink: the methods of a writer of summaries, so that a user's own can be one."""
+"""Sink: what to implement for a writer of your own (`RunConfig(writers=...)`)."""
 
 from collections.abc import Sequence
 from typing import Protocol

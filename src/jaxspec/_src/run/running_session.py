@@ -1,4 +1,4 @@
-"""What every run shows to hooks and listeners: the values of fetch names."""
+"""The session that hooks get, in every mode: looks up the outputs of a step by name (`loss`, `predictions/x`)."""
 
 import functools
 from collections.abc import Callable

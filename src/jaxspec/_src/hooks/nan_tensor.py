@@ -1,4 +1,4 @@
-"""NanTensorHook: the end of a session that has diverged."""
+"""NanTensorHook: stops when a tensor that the user names is NaN. (For the loss: run/nan_losses.py.)"""
 
 import logging
 

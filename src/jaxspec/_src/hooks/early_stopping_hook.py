@@ -1,4 +1,4 @@
-"""EarlyStoppingHook: when it looks for a reason to stop, and the reasons that lie in the metrics of evaluations."""
+"""The hook of early stopping: when it looks, and the reasons to stop that it finds in the metrics of evaluations."""
 
 import logging
 import os
