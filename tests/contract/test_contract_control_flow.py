@@ -15,6 +15,7 @@ from flow_transcript import FALLBACK, Recording, Transcript, label_of, setups
 
 for module in ("flow_train", "flow_inference", "flow_hooks", "flow_training"):
     importlib.import_module(module)  # which registers its scenarios
+pytestmark = pytest.mark.slow(reason="each transcript is a training, or several, with checkpoints on the way")
 DOCUMENT = load("control_flow")
 CASES = {case["name"]: case for case in DOCUMENT["cases"]}
 AGAIN = pytest.mark.slow(reason="the transcripts that several devices have replayed, once more")

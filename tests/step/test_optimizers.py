@@ -13,6 +13,10 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 3)).astype(np.float32)
 Y = (X @ np.float32([1, -2, 3]) + 0.1 * RNG.normal(size=16)).astype(np.float32)
 
+pytestmark = pytest.mark.slow(
+    reason="optimizers that trace the loss again and again, each compiled on one shard and on several"
+)
+
 
 def loss_of(params, x, y):
     return ((x @ params["w"] + params["b"] - y) ** 2).mean()
@@ -84,7 +88,6 @@ def test_an_optimizer_gives_the_weights_that_optax_gives_and_goes_on_from_a_chec
         np.testing.assert_allclose(again.get_variable_value(f"params/{key}"), value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow(reason="a line search traces and compiles the loss many times over")
 @pytest.mark.parametrize("own_loss", [False, True])
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_a_line_search_sees_the_loss_of_the_whole_batch_on_every_shard(check_vma, own_loss):
