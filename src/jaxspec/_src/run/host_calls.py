@@ -77,13 +77,14 @@ class HostCalls:
 
     def _run(self, spec: TPUEstimatorSpec, start: int, first_step: int, losses: np.ndarray) -> None:
         """Runs in the thread of the queue."""
-        for step in self.due_steps(first_step, len(losses)):
-            index = start + step - first_step
-            host_call = next(specs_of_steps(spec, index, index + 1)).host_call
-            assert host_call is not None
+        # The spec is taken apart once for all steps.
+        for step, of_step in enumerate(specs_of_steps(spec, start, start + len(losses)), first_step):
+            if step % self._every:
+                continue
+            assert of_step.host_call is not None
             try:
                 with run_position(step, self._writer):
-                    call_host_function("host_call", host_call)
+                    call_host_function("host_call", of_step.host_call)
             except BaseException as error:
                 error.add_note(f"in training, at global step {step}")
                 raise
