@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 INIT_FN_ARGUMENTS = ("rng", "features", "labels", "params")
 
 
-InitFn: TypeAlias = Union["Module", AnyFunction]
+if TYPE_CHECKING:
+    InitFn: TypeAlias = Module | AnyFunction
+else:
+    InitFn = AnyFunction
 """A Flax Linen Module, or a function: called by keyword with those of `INIT_FN_ARGUMENTS` that it names; returns
 `Variables`."""
 
