@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
+from jaxspec._src.base.errors import Interrupted
+
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
 """How long a run that a signal ends waits for host_call and input_fn, all in all: the process ends within 10 s."""
@@ -20,10 +22,6 @@ _SECOND_PATIENCE_SECS = 2.0
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 """What `signal.getsignal` returns."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised in an evaluation or a prediction that is made within a training, when a signal ends the training."""
 
 
 class StopRequest:
