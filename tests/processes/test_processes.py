@@ -10,8 +10,15 @@ pytestmark = pytest.mark.slow(reason="starts programs of several processes")
 
 def test_a_program_runs_in_several_processes_and_leaves_its_results(programs, tmp_path):
     with programs.run(tmp_path, "plain_programs:sum_over_all", processes=3, devices=2) as program:
-        assert program.exit_codes() == [0, 0, 0]
         assert program.results() == [12.0] * 3
+
+
+def test_a_process_that_fails_is_a_failure_with_its_traceback(programs, tmp_path):
+    with (
+        programs.run(tmp_path, "plain_programs:no_such_function", processes=1) as program,
+        pytest.raises(AssertionError, match=r"(?s)exit codes \[1\].*no attribute 'no_such_function'"),
+    ):
+        program.results()
 
 
 def test_a_program_that_hangs_is_killed_and_its_output_shown(programs, tmp_path):

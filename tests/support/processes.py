@@ -32,10 +32,12 @@ class Program:
         self._ends = time.monotonic() + timeout
 
     def wait_for(self, text, *, process):
-        """Waits until the process has printed `text`; returns all that it has printed."""
-        return self._wait(
-            lambda: text in self.output(process) and self.output(process), f"process {process} has not printed {text!r}"
-        )
+        """Waits until the process has printed `text`."""
+        self._wait(lambda: text in self.output(process), f"process {process} has not printed {text!r}")
+
+    def wait_for_log(self, text, *, process):
+        """Waits until the process has written `text` to stderr."""
+        self._wait(lambda: text in self.log(process), f"process {process} has not written {text!r} to stderr")
 
     def send(self, number, *, process):
         """Sends a signal to one process."""
@@ -57,8 +59,14 @@ class Program:
         """What the process has written to stderr so far."""
         return (self.directory / f"{process}.stderr").read_text()
 
+    def logs(self):
+        """What each process has written to stderr so far."""
+        return [self.log(process) for process in range(len(self._pids))]
+
     def results(self):
-        """What `finish` was given by each process; None: nothing."""
+        """Waits until all processes have ended with exit code 0; what `finish` was given by each, None: nothing."""
+        codes = self.exit_codes()
+        assert not any(codes), f"exit codes {codes}\n{self.story()}"
         paths = [self.directory / f"{process}.json" for process in range(len(self._pids))]
         return [json.loads(path.read_text()) if path.exists() else None for path in paths]
 
@@ -82,11 +90,12 @@ class Program:
     def _wait(self, condition, otherwise):
         while not (value := condition()):
             if time.monotonic() > self._ends:
-                raise TimeoutError(f"{otherwise} in time.\n{self._story()}")
+                raise TimeoutError(f"{otherwise} in time.\n{self.story()}")
             time.sleep(0.01)
         return value
 
-    def _story(self):
+    def story(self):
+        """What each process did and said, for messages."""
         parts = []
         for process in range(len(self._pids)):
             end = self._exit(process)
@@ -157,6 +166,11 @@ def free_port():
 
 
 # What follows runs in the process that forks, and in its children.
+
+
+def is_child():
+    """Whether this is one of several processes of a program."""
+    return int(os.environ.get("TEST_PROCESSES", 1)) > 1
 
 
 def address():
