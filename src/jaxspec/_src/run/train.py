@@ -20,6 +20,7 @@ from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.validate import check_last_step, no_batch_message
+from jaxspec._src.run.watchdog import watched
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
@@ -40,7 +41,11 @@ def train(
     resume_input: bool | None,
 ) -> None:
     """`TPUEstimator.train`, with its arguments checked."""
-    with engine.training(), contextlib.closing(engine.sources.current(training=False)) as source:
+    with (
+        engine.training(),
+        watched("training", engine.config.stall_timeout_secs),
+        contextlib.closing(engine.sources.current(training=False)) as source,
+    ):
         if max_steps is not None and source.step >= max_steps:
             _logger.warning(
                 "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, "

@@ -11,6 +11,7 @@ from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.shards import fetch_step, first_shard, stack_of_one
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
@@ -135,7 +136,7 @@ class TrainingLoops(RunningSession):
             while self._in_flight and not self._infeed.ready():
                 self._in_flight.look_at_first()  # rather than wait idly
             self._in_flight.raise_if_diverged()
-            with self._interrupt.doing("the input"):
+            with doing("the input"):
                 item = self._infeed.take(min(first + length - self._step, self._in_flight.pace.most), is_cut_short)
             if item is None:
                 break
@@ -200,7 +201,7 @@ class TrainingLoops(RunningSession):
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
         try:
-            with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+            with doing("the checkpoint"), self._interrupt.shield():
                 self._savers[checkpoint_dir].save(first_shard(self._current_state()), self._live_state.position)
         except NanLossDuringTrainingError:
             self._live_state.discard()
@@ -208,5 +209,5 @@ class TrainingLoops(RunningSession):
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
         # An interrupt in the middle of this would leave a thread that never ends.
-        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+        with doing("the checkpoint"), self._interrupt.shield():
             self._savers[checkpoint_dir].wait()
