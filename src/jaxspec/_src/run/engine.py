@@ -22,6 +22,7 @@ from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices, local_devices_of
 from jaxspec._src.device.processes import Exchange, open_exchange
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.program_cache import Programs
@@ -29,6 +30,7 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
+from jaxspec._src.run.watchdog import Watchdog
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 from jaxspec._src.step.init import InitFn
@@ -144,18 +146,22 @@ class Engine:
             self._training.release()
 
     def clock_stopped(self, predictions: Generator[PyTree, None, None]) -> Iterator[PyTree]:
-        """The same items. The time that they take, while a hook of a training waits, does not count for its rates."""
+        """The same items. The time that they take, while a hook of a training waits, does not count for its rates.
+
+        A watchdog watches while an item is made, and not while the caller uses it.
+        """
         ended = object()
-        try:
-            while True:
-                with self.clock.stopped():
-                    item = next(predictions, ended)
-                if item is ended:
-                    return
-                yield item
-        finally:
-            with self.clock.stopped():
-                predictions.close()
+        with contextlib.closing(Watchdog("prediction", self.config.stall_timeout_secs)) as watchdog:
+            try:
+                while True:
+                    with self.clock.stopped(), watchdog:
+                        item = next(predictions, ended)
+                    if item is ended:
+                        return
+                    yield item
+            finally:
+                with self.clock.stopped(), watchdog:
+                    predictions.close()
 
     def fingerprint(self, mode: str) -> dict[str, object]:
         """What must be the same in all processes that run a verb, by name."""
@@ -267,7 +273,8 @@ class Engine:
             step=0 if source is None else source.step,
             restarted=source is not None and source.path is not None,
         )
-        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
+        with doing("the input"):
+            return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
     @contextlib.contextmanager
     def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:

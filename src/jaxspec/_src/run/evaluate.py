@@ -10,13 +10,14 @@ from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.metrics.metric import Mergeable
 from jaxspec._src.metrics.metric_fn_values import as_metric
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.host_batches import HostBatch
 from jaxspec._src.run.inference_run import InferenceRun
-from jaxspec._src.run.signals import doing
 from jaxspec._src.run.summaries import run_writer, write_results
 from jaxspec._src.run.validate import no_batch_message
+from jaxspec._src.run.watchdog import watched
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
 from jaxspec._src.spec.mode import ModeKeys
@@ -40,6 +41,7 @@ def evaluate(
     engine.announce()
     with (
         engine.clock.stopped(),
+        watched("evaluation", engine.config.stall_timeout_secs),
         engine.exchange(ModeKeys.EVAL) as exchange,
         contextlib.closing(engine.agreed_source(exchange, engine.source(checkpoint_path))) as source,
     ):

@@ -13,6 +13,7 @@ from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.program_cache import ModePrograms
@@ -70,7 +71,9 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
         while pending and not infeed.ready():
             # The input may wait for these results.
             yield from pending.popleft()
-        if not (count := infeed.count_ready(min(programs.capacity, pace.most), interrupted)):
+        with doing("the input"):
+            count = infeed.count_ready(min(programs.capacity, pace.most), interrupted)
+        if not count:
             raise_if_interrupted()
             break
         item = infeed.take(count)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxspec._src.device.shards import specs_of_steps
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.signals import StopRequest
@@ -75,7 +76,7 @@ class HostCalls:
         if not self:
             self._report.write_losses(first_step, losses)
         elif not self.failed:
-            with self._interrupt.doing("host_call"):
+            with doing("host_call"):
                 self._queue.put(functools.partial(self._run, spec, first_step, losses), wait=wait)
 
     def _run(self, spec: TPUEstimatorSpec, first_step: int, losses: np.ndarray) -> None:
@@ -95,7 +96,7 @@ class HostCalls:
 
     def finish(self) -> None:
         """Waits until all have run; raises the error of one that failed."""
-        with self._interrupt.doing("host_call"):
+        with doing("host_call"):
             self._queue.join()
 
     def keep_in_step(self, drain: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.in_flight import InFlight
+from jaxspec._src.run.restarts import with_restarts
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.summaries import run_writer
@@ -22,6 +23,7 @@ from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.validate import check_last_step, no_batch_message
+from jaxspec._src.run.watchdog import watched
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
@@ -42,31 +44,43 @@ def train(
     resume_input: bool | None,
 ) -> None:
     """`TPUEstimator.train`, with its arguments checked."""
-    with (
-        engine.training(),
-        engine.exchange(ModeKeys.TRAIN) as exchange,
-        contextlib.closing(engine.agreed_source(exchange, engine.source(training=False))) as source,
-    ):
-        if max_steps is not None and source.step >= max_steps:
-            _logger.warning(
-                "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, "
-                "raise max_steps or pass steps=; to begin anew, use another model_dir.",
-                *(max_steps, source.path or "the state in memory", source.step),
-            )
-            return
-        engine.announce()
-        stop = max_steps if steps is None else source.step + steps
-        check_last_step(source.step, stop)
-        exchange.compare({**engine.fingerprint(ModeKeys.TRAIN), "the last step": stop})
-        limit = None if stop is None else stop - source.step
-        # The first batch is fetched before signals are put off: until then there is nothing to save.
-        with contextlib.closing(
-            engine.open_input(input_fn, ModeKeys.TRAIN, limit=limit, resume=resume_input, source=source)
-        ) as infeed:
-            if infeed.first is None:
-                raise ValueError(no_batch_message(input_fn, "Training"))
-            with signals_put_off() as interrupt:
-                _train_on(engine, exchange, infeed, source, stop, interrupt, hooks, listeners)
+    stop, interrupt = max_steps, StopRequest()
+
+    def run() -> None:
+        nonlocal stop, interrupt
+        with (
+            engine.exchange(ModeKeys.TRAIN) as exchange,
+            contextlib.closing(engine.agreed_source(exchange, engine.source(training=False))) as source,
+        ):
+            if stop is not None and source.step >= stop:
+                _logger.warning(
+                    "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train "
+                    "on, raise max_steps or pass steps=; to begin anew, use another model_dir.",
+                    *(stop, source.path or "the state in memory", source.step),
+                )
+                return
+            engine.announce()
+            if steps is not None and stop is None:  # after a restart, the end stays what it was
+                stop = source.step + steps
+            check_last_step(source.step, stop)
+            exchange.compare({**engine.fingerprint(ModeKeys.TRAIN), "the last step": stop})
+            limit = None if stop is None else stop - source.step
+            # The first batch is fetched before signals are put off: until then there is nothing to save.
+            with contextlib.closing(
+                engine.open_input(input_fn, ModeKeys.TRAIN, limit=limit, resume=resume_input, source=source)
+            ) as infeed:
+                if infeed.first is None:
+                    raise ValueError(no_batch_message(input_fn, "Training"))
+                with signals_put_off() as interrupt:
+                    _train_on(engine, exchange, infeed, source, stop, interrupt, hooks, listeners)
+
+    def start_over() -> None:
+        engine.live_state.discard()
+        if not latest.checkpoint_steps(engine.model_dir):
+            _logger.warning("There is no checkpoint in %s: training begins anew with fresh weights.", engine.model_dir)
+
+    with engine.training(), watched("training", engine.config.stall_timeout_secs):
+        with_restarts(engine.config.max_restarts, run, start_over, ends=lambda: interrupt.signum is not None)
 
 
 def _train_on(

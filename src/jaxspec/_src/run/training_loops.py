@@ -12,6 +12,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.agreement import Agreement
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
@@ -177,7 +178,7 @@ class TrainingLoops(RunningSession):
             self._in_flight.look_at_first()  # rather than wait idly
         if self._in_flight.losses.error is not None:
             return 0
-        with self._interrupt.doing("the input"):
+        with doing("the input"):
             return self._infeed.count_ready(min(most, self._in_flight.pace.most), give_up)
 
     def _raise_if_diverged(self) -> None:
@@ -241,7 +242,7 @@ class TrainingLoops(RunningSession):
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
         try:
-            with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+            with doing("the checkpoint"), self._interrupt.shield():
                 self._savers[checkpoint_dir].save(self._current_state(), self._live_state.position)
         except NanLossDuringTrainingError:
             self._live_state.discard()
@@ -249,5 +250,5 @@ class TrainingLoops(RunningSession):
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
         # An interrupt in the middle of this would leave a thread that never ends.
-        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+        with doing("the checkpoint"), self._interrupt.shield():
             self._savers[checkpoint_dir].wait()
