@@ -28,12 +28,21 @@ class BackgroundWrite:
       state: on one device; or, with several processes, on those of all.
       positions: the encoded position of the input of each process, or None.
       name: of the directory beside the checkpoint, the same in all processes.
+      operation: as in `backend.save`.
     """
 
-    def __init__(self, path: str, step: int, state: TrainState, positions: Sequence[str | None], name: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        step: int,
+        state: TrainState,
+        positions: Sequence[str | None],
+        name: str,
+        operation: int | None = None,
+    ) -> None:
         self._path, self._step = path, step
         self._state: TrainState | None = state
-        self._positions, self._name = positions, name
+        self._positions, self._name, self._operation = positions, name, operation
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._once = threading.Lock()
@@ -99,7 +108,7 @@ class BackgroundWrite:
 
     def _save(self, directory: str) -> None:
         assert self._state is not None
-        backend.save(directory, parts_of(self._state, self._positions), self._release_state)
+        backend.save(directory, parts_of(self._state, self._positions), self._release_state, self._operation)
 
     def _release_state(self) -> None:
         self._state = None

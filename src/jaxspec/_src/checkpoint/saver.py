@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import uuid
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.types import Clock
+from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
@@ -21,6 +23,17 @@ from jaxspec._src.device.shards import first_shard
 from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
+
+
+class _Start(NamedTuple):
+    """What a process knows when a save begins. What process 0 says of the directory counts."""
+
+    exists: bool
+    """Whether there is a checkpoint of this step."""
+    name: str
+    """A new one, for what is written."""
+    position: str | None
+    operation: int
 
 
 class Saver:
@@ -58,7 +71,7 @@ class Saver:
         """
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
-        self._exchange = exchange
+        self._exchange, self._writing = exchange, None
         if exchange.is_first:
             remove_leftovers(self.model_dir)
 
@@ -82,8 +95,15 @@ class Saver:
         exchange, first = self._exchange, first_shard(state)
         step = int(first.step)
         path = checkpoint_path(self.model_dir, step)
-        said = exchange.gather("save", (step in checkpoint_steps(self.model_dir), uuid.uuid4().hex[:8], position))
-        exists, name, _ = said[0]
+        is_alone = exchange.count == 1
+        mine = _Start(
+            exists=step in checkpoint_steps(self.model_dir),
+            name=uuid.uuid4().hex[:8],
+            position=position,
+            operation=0 if is_alone else backend.operation_number(),
+        )
+        starts = exchange.gather("save", mine)
+        exists, name, _, _ = starts[0]
         if exists and step in self._own_steps:
             return
         check_names(first)
@@ -92,10 +112,11 @@ class Saver:
             if exists:
                 _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
             _logger.info("Saving checkpoint for %d into %s.", step, path)
-        positions = [position for _, _, position in said]
         # orbax refuses arrays that one of several processes has alone.
-        written = first if exchange.count == 1 else state
-        self._writing = (step, BackgroundWrite(path, step, written, positions, name))
+        written = first if is_alone else state
+        operation = None if is_alone else backend.agreed_number(start.operation for start in starts)
+        positions = [start.position for start in starts]
+        self._writing = (step, BackgroundWrite(path, step, written, positions, name, operation))
         self._writing[1].begin()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -122,6 +143,13 @@ class Saver:
             self._remove_old()
         self._writing = None
         return True
+
+    def wait_after_error(self, timeout: float) -> None:
+        """As `wait`, when a run ends with an error. It waits for none of the other processes, if there are some."""
+        if self._exchange.count == 1:
+            self.wait()
+        elif self._writing is not None:
+            self._writing[1].wait(timeout)
 
     def _remove_old(self) -> None:
         """Removes all but the newest `keep_max` checkpoints of this run. A failure is a warning."""
