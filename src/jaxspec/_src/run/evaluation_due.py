@@ -9,7 +9,9 @@ _logger = logging.getLogger("jaxspec")
 
 
 class EvaluationDue:
-    """A file with the step to evaluate, which process 0 writes. It exists from before its checkpoint is written until after its last export.
+    """A file with the step to evaluate, which process 0 writes.
+
+    It exists from before its checkpoint is written until after its last export.
 
     Args:
       eval_dir: the directory of the evaluation's event files.

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 
 from jaxspec._src.base.errors import Interrupted
 from jaxspec._src.base.types import Clock, Metrics
@@ -80,13 +81,17 @@ class _EvaluatingListener(CheckpointSaverListener):
         self._estimator, self._spec, self._max_steps = estimator, spec, max_steps
         self.metrics: Metrics | None = None
         self.exports: list[object] | None = None
-        self._clock, self._timer = clock, SecondOrStepTimer(every_secs=spec.throttle_secs)
+        self._clock, self._timer = (
+            clock,
+            SecondOrStepTimer(every_secs=spec.throttle_secs, clock=clock or time.monotonic),
+        )
         self._due = EvaluationDue(estimator.eval_dir(spec.name))
         self._evaluated: str | None = None
 
     def catch_up(self) -> None:
         """Evaluates and exports the latest checkpoint, if a run before this one was to, and was killed."""
         with self._exchange() as exchange:
+            self._timer.clock = self._clock or exchange.clock
             latest, step = exchange.from_first("what is due", (self._estimator.latest_checkpoint(), self._due.step()))
         if latest is None or step is None or checkpoint_step(latest) != step:
             return
