@@ -12,6 +12,7 @@ from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
+from jaxspec._src.checkpoint.claim import Claim
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
@@ -43,14 +44,17 @@ class Saver:
         self._clock, self._started = clock, clock()
         self._own_steps: set[int] = set()
         self._writing: tuple[int, BackgroundWrite] | None = None
+        self._claim: Claim | None = None
 
-    def begin(self, step: int | None) -> None:
+    def begin(self, step: int | None, claim: Claim | None = None) -> None:
         """Begins a run, and removes what killed runs left.
 
         Args:
           step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that
             state, and later checkpoints belong to another run. None if nothing is known about the checkpoints.
+          claim: on the directory; nothing is written once another training has it.
         """
+        self._claim = claim
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
         remove_leftovers(self.model_dir)
@@ -70,8 +74,11 @@ class Saver:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
           ValueError: if a checkpoint could not tell two leaves apart; it names both, and nothing is written.
           OSError: if the checkpoint before could not be written.
+          RuntimeError: if another training has taken the directory over.
         """
         self.wait()
+        if self._claim is not None:
+            self._claim.check()
         step = int(state.step)
         path = checkpoint_path(self.model_dir, step)
         exists = step in checkpoint_steps(self.model_dir)

@@ -7,6 +7,7 @@ import jax
 
 from jaxspec._src.base.types import InputFn
 from jaxspec._src.checkpoint import latest
+from jaxspec._src.checkpoint.claim import Claim, claimed
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
@@ -66,14 +67,16 @@ def train(
                 if infeed.first is None:
                     raise ValueError(no_batch_message(input_fn, "Training"))
                 with signals_put_off() as interrupt:
-                    _train_on(engine, infeed, source, stop, interrupt, hooks, listeners)
+                    _train_on(engine, infeed, source, stop, interrupt, hooks, listeners, claim)
 
     def start_over() -> None:
         engine.live_state.discard()
         if not latest.checkpoint_steps(engine.model_dir):
             _logger.warning("There is no checkpoint in %s: training begins anew with fresh weights.", engine.model_dir)
 
-    with engine.training(), watched("training", engine.config.stall_timeout_secs):
+    # One process claims for all of a run.
+    claiming = claimed(engine.model_dir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with engine.training(), watched("training", engine.config.stall_timeout_secs), claiming as claim:
         with_restarts(engine.config.max_restarts, run, start_over, ends=lambda: interrupt.signum is not None)
 
 
@@ -85,6 +88,7 @@ def _train_on(
     interrupt: StopRequest,
     hooks: Hooks,
     listeners: Listeners,
+    claim: Claim | None,
 ) -> None:
     """Trains on the batches of `infeed` from `source` to the global step `stop`."""
     engine.clock = TrainingClock()
@@ -109,7 +113,8 @@ def _train_on(
         infeed.start(programs.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
-            engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None)
+            is_own = checkpoint_dir == engine.model_dir
+            engine.saver(checkpoint_dir).begin(source.step if is_own else None, claim if is_own else None)
         report = TrainingReport(
             step=source.step,
             writer=writer,
