@@ -1,5 +1,6 @@
 """A run that makes no progress says what it waits for, and is otherwise left alone."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,8 +11,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.base.activities import doing
 from jaxspec._src.run import watchdog as watchdog_module
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.watchdog import Watchdog
 from jaxspec.hooks import SessionRunHook
 
@@ -53,27 +54,15 @@ class Time:
 
 
 @pytest.fixture
-def time_of():
-    """Times whose watchdogs end."""
-    times = []
-
-    def new():
-        times.append(Time())
-        return times[-1]
-
-    yield new
-    for one in times:
-        one.end()
-
-
-@pytest.fixture
-def now(time_of):
-    return time_of()
+def now():
+    return Time()
 
 
 @pytest.fixture
 def watchdog(now):
-    return Watchdog("training", STALL_SECS, clock=now, wait=now.wait)
+    with contextlib.closing(Watchdog("training", STALL_SECS, clock=now, wait=now.wait)) as one:
+        yield one
+        now.end()
 
 
 def warnings(caplog):

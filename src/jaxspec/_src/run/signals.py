@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
-from jaxspec._src.run.activities import CURRENT, Activities
+from jaxspec._src.base.activities import CURRENT, Activities
+from jaxspec._src.base.errors import Interrupted
 
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
@@ -22,10 +23,6 @@ _SECOND_PATIENCE_SECS = 2.0
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 """What `signal.getsignal` returns."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised in an evaluation or a prediction that is made within a training, when a signal ends the training."""
 
 
 class StopRequest:
