@@ -142,7 +142,8 @@ class HookCalls:
         session."""
         call = f"{type(hook).__name__}.{method}"
         try:
-            with doing(f"hook {call}"):
+            # wants_loop_end is called again and again while the run waits for the input.
+            with doing(f"hook {call}", progress=method != "wants_loop_end"):
                 yield
         except BaseException as error:
             if isinstance(error, StopIteration) and method in ("before_run", "after_run"):
