@@ -31,6 +31,7 @@ def test_runs_that_are_killed_and_started_again_end_with_the_same_weights_bit_fo
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.split() == [*["-9"] * 2, "0", "0"], done.stderr
+    assert done.stderr.count("it is taken over") == 2  # without waiting
     assert signal.SIGKILL == 9
     assert checkpoint_steps(disturbed)[-1] == checkpoint_steps(undisturbed)[-1] == killed_runs.STEPS
     one, other = killed_runs.estimator(disturbed), killed_runs.estimator(undisturbed)

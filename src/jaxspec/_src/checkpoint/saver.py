@@ -15,6 +15,7 @@ from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
+from jaxspec._src.checkpoint.claim import Claim
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
@@ -60,15 +61,18 @@ class Saver:
         self._own_steps: set[int] = set()
         self._writing: tuple[int, BackgroundWrite] | None = None
         self._exchange: Exchange = Alone()
+        self._claim: Claim | None = None
 
-    def begin(self, step: int | None, exchange: Exchange) -> None:
+    def begin(self, step: int | None, exchange: Exchange, claim: Claim | None = None) -> None:
         """Begins a run, and removes what killed runs left.
 
         Args:
           exchange: of the run. Its processes write each checkpoint together, and call `save` and `wait` alike.
           step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that
             state, and later checkpoints belong to another run. None if nothing is known about the checkpoints.
+          claim: on the directory, in process 0; nothing is written once another training has it.
         """
+        self._claim = claim
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
         self._exchange, self._writing = exchange, None
@@ -90,8 +94,11 @@ class Saver:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
           ValueError: if a checkpoint could not tell two leaves apart; it names both, and nothing is written.
           OSError: if the checkpoint before could not be written.
+          RuntimeError: if another training has taken the directory over.
         """
         self.wait()
+        if self._claim is not None:
+            self._claim.check()
         exchange, first = self._exchange, first_shard(state)
         step = int(first.step)
         path = checkpoint_path(self.model_dir, step)

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.agreement import Agreement
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
