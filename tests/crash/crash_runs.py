@@ -153,7 +153,7 @@ def crash_test(kills, seed, directory, run=run, log=print):
             if code:
                 report.killed(moment, printed, model_dir)
         assert checkpoint_steps(str(model_dir))[-1] == STEPS
-        assert not leftovers(model_dir)
+        assert is_done or not leftovers(model_dir)  # the next training removes them, unless there is nothing to train
         check_equal(last_arrays(model_dir), expected[model])
         report.trainings += 1
     return report
