@@ -134,7 +134,7 @@ class Estimator:
 
     def restore(self):
         """The time to check every byte and to read the variables, in seconds."""
-        checksums._verify_bytes.cache_clear()  # as in a new process
+        checksums._file_with_other_bytes.cache_clear()  # as in a new process
         path = js.checkpoint.latest_checkpoint(self.directory)
         variables = jax.eval_shape(self.model.init, jax.random.key(0))
         began = time.perf_counter()
