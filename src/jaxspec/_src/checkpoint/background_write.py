@@ -73,6 +73,11 @@ class BackgroundWrite:
             raise self._error
         return True
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that the checkpoint could not be written: `wait` raises the error."""
+        return self._done.is_set() and self._error is not None
+
     def _start(self) -> None:
         if not self._once.locked():
             # A process that must end does not wait for this thread: what it leaves is removed at the next start.

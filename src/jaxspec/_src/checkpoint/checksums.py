@@ -68,21 +68,24 @@ def verify(path: str, step: int) -> None:
             raise DamagedCheckpointError(
                 path, f"the file {name} has {found[name][0]} bytes, and {files[name][0]} were written"
             )
-    _verify_bytes(path, manifest, tuple(found.items()))
+    name = _file_with_other_bytes(path, manifest, tuple(found.items()))
+    if name is not None:
+        raise DamagedCheckpointError(path, f"the file {name} has other bytes than were written (its checksum differs)")
 
 
-@functools.lru_cache(maxsize=16)  # an exception is not kept; `found` makes other sizes or times another call
-def _verify_bytes(path: str, manifest: bytes, found: tuple[tuple[str, tuple[int, int]], ...]) -> None:
-    for name, (_, crc) in json.loads(manifest)["files"].items():
+@functools.lru_cache(maxsize=16)  # `found` makes other sizes or times another call
+def _file_with_other_bytes(path: str, manifest: bytes, found: tuple[tuple[str, tuple[int, int]], ...]) -> str | None:
+    """The first file whose checksum differs."""
+    files: dict[str, tuple[int, int]] = json.loads(manifest)["files"]
+    for name, (_, crc) in files.items():
         try:
             is_right = _crc(os.path.join(path, name)) == crc
         except OSError as error:
             raise_if_removed(path, error)
             raise DamagedCheckpointError(path, f"the file {name} cannot be read ({error.strerror})") from error
         if not is_right:
-            raise DamagedCheckpointError(
-                path, f"the file {name} has other bytes than were written (its checksum differs)"
-            )
+            return name
+    return None
 
 
 def raise_if_removed(path: str, error: Exception) -> None:

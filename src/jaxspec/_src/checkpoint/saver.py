@@ -158,6 +158,11 @@ class Saver:
         elif self._writing is not None:
             self._writing[1].wait(timeout)
 
+    def raise_if_failed(self) -> None:
+        """Raises the OSError of a checkpoint that could not be written, if that is known by now. It does not wait."""
+        if self._writing is not None and self._writing[1].failed:
+            self.wait()
+
     def _remove_old(self) -> None:
         """Removes all but the newest `keep_max` checkpoints of this run. A failure is a warning."""
         if not self._keep_max:

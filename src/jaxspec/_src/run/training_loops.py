@@ -131,6 +131,8 @@ class TrainingLoops(RunningSession):
                 stop = True
                 continue
             self._in_flight.look_at_ready()
+            for saver in self._savers.values():
+                saver.raise_if_failed()  # rather than when the next checkpoint is due
             stop = self._agreement.input_ended or context.stop_requested
 
     def _next_length(self, stop: bool) -> int:
