@@ -15,12 +15,18 @@ from types import ModuleType
 
 import jax
 
+from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.base.types import PyTree, T
 
 _one_at_a_time = threading.Lock()
 
 NOT_READ = ...
 """It stands for a leaf that `load` does not read. (It is orbax's PLACEHOLDER, without the import.)"""
+
+
+def reaches(path: str) -> bool:
+    """Whether orbax can read and write there: on a disk and in Google Cloud Storage, not in S3."""
+    return not in_bucket(path) or path.startswith("gs://")
 
 
 def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:

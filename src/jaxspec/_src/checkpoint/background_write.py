@@ -4,11 +4,14 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import threading
 
+from jaxspec._src.base import buckets
+from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
-from jaxspec._src.checkpoint.removal import partial_directory, remove, removed_path
+from jaxspec._src.checkpoint.removal import partial_directory, remove, remove_from_bucket, removed_path
 from jaxspec._src.step.state import TrainState
 
 
@@ -17,8 +20,9 @@ class BackgroundWrite:
 
     It is made first and begun afterwards, so that its owner knows of it if an interrupt comes at any moment.
 
-    The files are written into a directory beside the checkpoint, then their manifest, then the directory is renamed:
-    the checkpoint appears whole or not at all.
+    The checkpoint appears whole or not at all. On a disk the files are written into a directory beside it, which is
+    renamed at the end. In a bucket they are written to their final place, and the manifest last. orbax cannot write to
+    S3: there the files are written on the disk, and copied.
 
     Args:
       path: of the checkpoint. One that exists is replaced.
@@ -71,24 +75,42 @@ class BackgroundWrite:
             if self._done.is_set():
                 return
             try:
-                os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                with partial_directory(self._path) as partial:
-                    self._write(os.path.join(partial, "checkpoint"))
+                if in_bucket(self._path):
+                    self._write_into_bucket()
+                else:
+                    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                    with partial_directory(self._path) as partial:
+                        self._write_on_disk(os.path.join(partial, "checkpoint"))
             except Exception as error:
                 self._error = _short_error(self._path, error)
             finally:
                 self._release_state()
                 self._done.set()
 
-    def _write(self, written: str) -> None:
-        assert self._state is not None
-        backend.save(written, parts_of(self._state, self._position), self._release_state)
+    def _write_on_disk(self, written: str) -> None:
+        self._save(written)
         checksums.write_manifest(written, self._step)
         gone = removed_path(self._path)
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._path, gone)
         os.replace(written, self._path)
         remove(gone)
+
+    def _write_into_bucket(self) -> None:
+        remove_from_bucket(self._path)
+        if backend.reaches(self._path):
+            self._save(self._path)
+            checksums.write_manifest(self._path, self._step)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            written = os.path.join(directory, "checkpoint")
+            self._save(written)
+            buckets.upload(written, self._path)
+            checksums.write_manifest(self._path, self._step, copy=written)
+
+    def _save(self, directory: str) -> None:
+        assert self._state is not None
+        backend.save(directory, parts_of(self._state, self._position), self._release_state)
 
     def _release_state(self) -> None:
         self._state = None
@@ -100,15 +122,18 @@ def _short_error(path: str, error: Exception) -> OSError:
     in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
     cause = _first_os_error(error)
     number = int(in_text[1]) if in_text else None if cause is None else cause.errno
-    if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
+    if number in (None, errno.ENOENT) and not in_bucket(path) and not os.path.isdir(os.path.dirname(path)):
         number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
+    elif cause is not None and cause.errno == number and cause.strerror:
+        reason = cause.strerror
     elif number is not None:
         reason = os.strerror(number)
     else:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        number = errno.EACCES if buckets.is_refusal(reason) else None
     text = (
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints "
-        "are as they were: make room or repair the directory, then call train again."
+        "are as they were: make room, or repair the directory or the permission to write to it, then call train again."
     )
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True

@@ -1,7 +1,6 @@
 """Saver: writes the checkpoints of one estimator, and removes the old ones."""
 
 import logging
-import os
 import time
 
 import jax
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
+from jaxspec._src.base.paths import join, write_file
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
-from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps, times_kept
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
 from jaxspec._src.step.state import TrainState
@@ -114,16 +114,13 @@ class Saver:
             return
         # Later ones are damaged or of another run: they do not take the place of these.
         steps = [step for step in checkpoint_steps(self.model_dir) if step <= max(self._own_steps)]
-        # By path, the file that marks a checkpoint as kept for ever.
-        marks = {path: os.path.join(path, KEPT) for path in (checkpoint_path(self.model_dir, step) for step in steps)}
-        others = [path for path, mark in marks.items() if not os.path.exists(mark)]
-        kept_at = [os.path.getmtime(marks[path]) for path in marks if path not in others]
-        last_kept = max(kept_at, default=self._started)
-        for path in others[: -self._keep_max]:
+        kept = times_kept(self.model_dir)
+        last_kept = max((kept[step] for step in steps if step in kept), default=self._started)
+        for step in [step for step in steps if step not in kept][: -self._keep_max]:
+            path = checkpoint_path(self.model_dir, step)
             if self._clock() - last_kept >= self._keep_secs:
                 last_kept = self._clock()
-                with open(marks[path], "w", encoding="utf-8") as file:
-                    file.write("kept by keep_checkpoint_every_n_hours\n")
+                write_file(join(path, KEPT), b"kept by keep_checkpoint_every_n_hours\n")
             else:
                 remove_checkpoint(path)
 
