@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.base.types import PyTree, T
 
 _one_at_a_time = threading.Lock()
@@ -41,6 +42,11 @@ def _operations() -> Any:
     from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
     return OperationIdGenerator
+
+
+def reaches(path: str) -> bool:
+    """Whether orbax can read and write there: on a disk and in Google Cloud Storage, not in S3."""
+    return not in_bucket(path) or path.startswith("gs://")
 
 
 def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None], operation: int | None = None) -> None:

@@ -1,7 +1,6 @@
 """Saver: writes the checkpoints of one estimator, and removes the old ones."""
 
 import logging
-import os
 import time
 import uuid
 from typing import NamedTuple
@@ -11,12 +10,13 @@ import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
+from jaxspec._src.base.paths import join, write_file
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
 from jaxspec._src.checkpoint.claim import Claim
-from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps, times_kept
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
 from jaxspec._src.device.processes import Alone, Exchange
@@ -75,7 +75,14 @@ class Saver:
         self._claim = claim
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
-        self._exchange, self._writing = exchange, None
+        self._exchange = exchange
+        if exchange.count > 1:
+            if not backend.reaches(self.model_dir):
+                raise ValueError(
+                    f"{self.model_dir}: several processes write a checkpoint together, to a disk that they share or to "
+                    "gs://. Use one of these as model_dir, or one process."
+                )
+            self._writing = None  # whether the others know of it, too, is not known
         if exchange.is_first:
             remove_leftovers(self.model_dir)
 
@@ -169,16 +176,13 @@ class Saver:
             return
         # Later ones are damaged or of another run: they do not take the place of these.
         steps = [step for step in checkpoint_steps(self.model_dir) if step <= max(self._own_steps)]
-        # By path, the file that marks a checkpoint as kept for ever.
-        marks = {path: os.path.join(path, KEPT) for path in (checkpoint_path(self.model_dir, step) for step in steps)}
-        others = [path for path, mark in marks.items() if not os.path.exists(mark)]
-        kept_at = [os.path.getmtime(marks[path]) for path in marks if path not in others]
-        last_kept = max(kept_at, default=self._started)
-        for path in others[: -self._keep_max]:
+        kept = times_kept(self.model_dir)
+        last_kept = max((kept[step] for step in steps if step in kept), default=self._started)
+        for step in [step for step in steps if step not in kept][: -self._keep_max]:
+            path = checkpoint_path(self.model_dir, step)
             if self._clock() - last_kept >= self._keep_secs:
                 last_kept = self._clock()
-                with open(marks[path], "w", encoding="utf-8") as file:
-                    file.write("kept by keep_checkpoint_every_n_hours\n")
+                write_file(join(path, KEPT), b"kept by keep_checkpoint_every_n_hours\n")
             else:
                 remove_checkpoint(path)
 
