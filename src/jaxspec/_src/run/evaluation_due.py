@@ -1,7 +1,8 @@
 """A file that names the checkpoint to be evaluated, so that a run after a kill makes up for that evaluation."""
 
 import logging
-import pathlib
+
+from jaxspec._src.base.paths import join, read_file, remove, write_file
 
 _logger = logging.getLogger("jaxspec")
 
@@ -14,12 +15,12 @@ class EvaluationDue:
     """
 
     def __init__(self, eval_dir: str) -> None:
-        self._path = pathlib.Path(eval_dir, "evaluation_due")
+        self._path = join(eval_dir, "evaluation_due")
 
     def step(self) -> int | None:
         """The global step whose checkpoint is to be evaluated, or None."""
         try:
-            return int(self._path.read_text())
+            return int(read_file(self._path))
         except (OSError, ValueError):  # there is none, or it was cut short: then its checkpoint had not been begun
             return None
 
@@ -27,10 +28,7 @@ class EvaluationDue:
         """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be
         written."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self._path.with_suffix(".tmp")
-            unfinished.write_text(str(step))
-            unfinished.replace(self._path)
+            write_file(self._path, str(step).encode())
         except OSError as error:
             _logger.warning(
                 "%s cannot be written (%s): if this run is killed before step %d is evaluated, the next one will not "
@@ -41,6 +39,8 @@ class EvaluationDue:
     def done(self) -> None:
         """Removes the file: the evaluation and its exports are done, or will not be made."""
         try:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             _logger.warning("%s cannot be removed (%s): the next run evaluates that step again.", self._path, error)

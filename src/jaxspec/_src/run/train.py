@@ -19,7 +19,7 @@ from jaxspec._src.run.summaries import run_writer
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
-from jaxspec._src.run.validate import check_last_step, no_batch_message
+from jaxspec._src.run.validate import check_can_be_written, check_last_step, no_batch_message
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
@@ -49,6 +49,8 @@ def train(
             )
             return
         engine.announce()
+        if engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs:
+            check_can_be_written(engine.model_dir)
         stop = max_steps if steps is None else source.step + steps
         check_last_step(source.step, stop)
         limit = None if stop is None else stop - source.step
