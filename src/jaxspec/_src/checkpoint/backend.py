@@ -10,8 +10,9 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -24,20 +25,44 @@ NOT_READ = ...
 """It stands for a leaf that `load` does not read. (It is orbax's PLACEHOLDER, without the import.)"""
 
 
+def operation_number() -> int:
+    """The number of the last operation of this process. `agreed_number` makes one for all processes of it."""
+    return int(_operations().get_current_operation_id())
+
+
+def agreed_number(numbers: Iterable[int]) -> int:
+    """The number of the save that processes with these numbers make together next.
+
+    Each may read in another thread before it saves, so the number leaves some room.
+    """
+    return max(numbers) + 100
+
+
+def _operations() -> Any:
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+    return OperationIdGenerator
+
+
 def reaches(path: str) -> bool:
     """Whether orbax can read and write there: on a disk and in Google Cloud Storage, not in S3."""
     return not in_bucket(path) or path.startswith("gs://")
 
 
-def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:
-    """Writes a directory with the parts; returns when all of it is written.
+def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None], operation: int | None = None) -> None:
+    """Writes a directory with the parts; returns when all of it is written. All processes of a run call it together.
 
     Args:
       path: the directory to make. It appears whole or not at all.
       parts: trees of arrays as nested dicts, or JSON.
       copied: called when the arrays have been copied to the host, so that they may be donated.
+      operation: what the processes have agreed on; None: there is one process.
     """
-    with _orbax(path) as (ocp, path):
+    with _orbax(path, alone=False) as (ocp, path):
+        # orbax numbers the operations of each process, and joins those of the same number. Reads are counted, too, and
+        # one process may have made more of them.
+        while operation is not None and operation_number() < operation:
+            _operations().next_operation_id()
         writing = ocp.save_checkpointables_async(path, parts, overwrite=True)
         copied()
         writing.result()
@@ -67,7 +92,7 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
     is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
     def run() -> T:
-        with jax.enable_x64(is_x64), _orbax(path) as (ocp, plain):
+        with jax.enable_x64(is_x64), _orbax(path, alone=True) as (ocp, plain):
             return read(ocp, plain)
 
     reader = concurrent.futures.ThreadPoolExecutor(1, "jaxspec-checkpoint-reader")
@@ -77,14 +102,22 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
 
 
 @contextlib.contextmanager
-def _orbax(path: str) -> Iterator[tuple[ModuleType, str]]:
-    """Yields (orbax, the path to give it), while no other thread calls orbax."""
+def _orbax(path: str, *, alone: bool) -> Iterator[tuple[ModuleType, str]]:
+    """Yields (orbax, the path to give it), while no other thread calls orbax.
+
+    Args:
+      alone: whether this process does it without the others.
+    """
     with _one_at_a_time:
         import orbax.checkpoint.experimental.v1 as ocp
 
         # A directory that is made in the background, and cannot be made, keeps the process alive for minutes.
         context = ocp.Context()
         context.asynchronous.create_directories_asynchronously = False
+        if alone and jax.process_count() > 1:
+            this = jax.process_index()
+            context.multiprocessing.primary_host, context.multiprocessing.active_processes = this, {this}
+            context.multiprocessing.barrier_sync_key_prefix = f"jaxspec_{this}"
         with context, _without_patterns(path) as plain, _errors_logged_once():
             yield ocp, plain
 

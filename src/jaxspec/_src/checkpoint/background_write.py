@@ -6,12 +6,14 @@ import os
 import re
 import tempfile
 import threading
+from collections.abc import Sequence
 
 from jaxspec._src.base import buckets
 from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
-from jaxspec._src.checkpoint.removal import partial_directory, remove, remove_from_bucket, removed_path
+from jaxspec._src.checkpoint.removal import locked_directory, partial_path, remove, remove_from_bucket, removed_path
+from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.step.state import TrainState
 
 
@@ -27,14 +29,24 @@ class BackgroundWrite:
     Args:
       path: of the checkpoint. One that exists is replaced.
       step: the number of updates that the state has had.
-      state: on one device.
-      position: the encoded position of the input, or None.
+      state: on one device; or, with several processes, on those of all.
+      positions: the encoded position of the input of each process, or None.
+      name: of the directory beside the checkpoint, the same in all processes.
+      operation: as in `backend.save`.
     """
 
-    def __init__(self, path: str, step: int, state: TrainState, position: str | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        step: int,
+        state: TrainState,
+        positions: Sequence[str | None],
+        name: str,
+        operation: int | None = None,
+    ) -> None:
         self._path, self._step = path, step
         self._state: TrainState | None = state
-        self._position = position
+        self._positions, self._name, self._operation = positions, name, operation
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._once = threading.Lock()
@@ -65,6 +77,11 @@ class BackgroundWrite:
             raise self._error
         return True
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that the checkpoint could not be written: `wait` raises the error."""
+        return self._done.is_set() and self._error is not None
+
     def _start(self) -> None:
         if not self._once.locked():
             # A process that must end does not wait for this thread: what it leaves is removed at the next start.
@@ -75,17 +92,23 @@ class BackgroundWrite:
             if self._done.is_set():
                 return
             try:
-                if in_bucket(self._path):
+                if not is_first_process():  # process 0 does the rest
+                    self._save(self._path if in_bucket(self._path) else self._partial_checkpoint)
+                elif in_bucket(self._path):
                     self._write_into_bucket()
                 else:
                     os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                    with partial_directory(self._path) as partial:
-                        self._write_on_disk(os.path.join(partial, "checkpoint"))
+                    with locked_directory(os.path.dirname(self._partial_checkpoint)):
+                        self._write_on_disk(self._partial_checkpoint)
             except Exception as error:
                 self._error = _short_error(self._path, error)
             finally:
                 self._release_state()
                 self._done.set()
+
+    @property
+    def _partial_checkpoint(self) -> str:
+        return os.path.join(partial_path(self._path, self._name), "checkpoint")
 
     def _write_on_disk(self, written: str) -> None:
         self._save(written)
@@ -110,7 +133,7 @@ class BackgroundWrite:
 
     def _save(self, directory: str) -> None:
         assert self._state is not None
-        backend.save(directory, parts_of(self._state, self._position), self._release_state)
+        backend.save(directory, parts_of(self._state, self._positions), self._release_state, self._operation)
 
     def _release_state(self) -> None:
         self._state = None
@@ -133,7 +156,7 @@ def _short_error(path: str, error: Exception) -> OSError:
         number = errno.EACCES if buckets.is_refusal(reason) else None
     text = (
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints "
-        "are as they were: make room, or repair the directory or the permission to write to it, then call train again."
+        "are as they were: make room or repair the directory, or get the permission to write, then call train again."
     )
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True

@@ -96,13 +96,17 @@ def verify(path: str, step: int) -> None:
             raise DamagedCheckpointError(
                 path, f"the file {name} has {found[name].size} bytes, and {files[name][0]} were written"
             )
-    _verify_bytes(path, manifest, tuple(found.items()))
+    name = _file_with_other_bytes(path, manifest, tuple(found.items()))
+    if name is not None:
+        raise DamagedCheckpointError(path, f"the file {name} has other bytes than were written (its checksum differs)")
 
 
-@functools.lru_cache(maxsize=16)  # an exception is not kept; `found` makes other sizes or versions another call
-def _verify_bytes(path: str, manifest: bytes, found: tuple[tuple[str, StoredFile], ...]) -> None:
+@functools.lru_cache(maxsize=16)  # `found` makes other sizes or versions another call
+def _file_with_other_bytes(path: str, manifest: bytes, found: tuple[tuple[str, StoredFile], ...]) -> str | None:
+    """The first file whose checksum differs."""
     stored = dict(found)
-    for name, (_, crc, *versions) in json.loads(manifest)["files"].items():
+    files: dict[str, list[int | str]] = json.loads(manifest)["files"]
+    for name, (_, crc, *versions) in files.items():
         if versions == [stored[name].version]:
             continue
         try:
@@ -111,9 +115,8 @@ def _verify_bytes(path: str, manifest: bytes, found: tuple[tuple[str, StoredFile
             raise_if_removed(path, error)
             raise DamagedCheckpointError(path, f"the file {name} cannot be read ({error.strerror})") from error
         if not is_right:
-            raise DamagedCheckpointError(
-                path, f"the file {name} has other bytes than were written (its checksum differs)"
-            )
+            return name
+    return None
 
 
 def raise_if_removed(path: str, error: Exception) -> None:

@@ -131,8 +131,9 @@ def checkpoints_iterator(
 ) -> Iterator[str]:
     """Yields the latest checkpoint of a directory whenever there is a new one: the loop of a separate evaluator.
 
-    Checkpoints that come and go while the caller is busy are left out. Only complete ones are yielded, but the trainer
-    may remove one later: `RunConfig(keep_checkpoint_max=...)` says how many it keeps.
+    Checkpoints that come and go while the caller is busy are left out. Damaged ones are skipped, each with a warning.
+    The trainer may remove a checkpoint after it was yielded (`RunConfig(keep_checkpoint_max=...)` says how many it
+    keeps): what reads it then raises FileNotFoundError, and the iterator goes on with the next one.
 
     Args:
       model_dir: the directory. It need not exist yet.
@@ -157,13 +158,33 @@ def checkpoints_iterator(
     directory = absolute_path(model_dir)
     look_every = _LOOK_INTO_BUCKET_EVERY_SECS if in_bucket(directory) else _LOOK_EVERY_SECS
 
+    damages: set[str] = set()
+
+    def latest_but(last: str | None) -> str | None:
+        """The latest undamaged checkpoint; None if it is `last`, or if there is none."""
+        for step in reversed(checkpoint_steps(directory)):
+            path = checkpoint_path(directory, step)
+            if path == last:
+                break
+            try:
+                checksums.verify(path, step)
+            except FileNotFoundError:
+                continue  # a trainer has removed it
+            except DamagedCheckpointError as error:
+                if str(error) not in damages:
+                    damages.add(str(error))
+                    _logger.warning("%s", error)
+            else:
+                return path
+        return None
+
     def wait_for_new(last: str | None) -> str | None:
         """The latest checkpoint as soon as it is not `last`, or None at the timeout. Looks at least once."""
         until = None if timeout is None else clock() + timeout
         _logger.info("Waiting for new checkpoint at %s", directory)
         while True:
-            path = latest_checkpoint(directory)
-            if path is not None and path != last:
+            path = latest_but(last)
+            if path is not None:
                 _logger.info("Found new checkpoint at %s", path)
                 return path
             if until is not None and clock() + look_every > until:

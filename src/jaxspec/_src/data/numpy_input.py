@@ -1,4 +1,7 @@
-"""numpy_input_fn: batches of arrays in memory, in order or shuffled, that report their position."""
+"""numpy_input_fn: batches of arrays in memory, in order or shuffled, that report their position.
+
+In several processes each one yields its rows of every global batch.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -7,6 +10,7 @@ import numpy as np
 
 from jaxspec._src.base.arrays import describe_leaves, named_leaves
 from jaxspec._src.base.hyperparameters import value_of
+from jaxspec._src.base.tpu_context import TPUContext
 from jaxspec._src.base.types import HyperParameters, PyTree
 from jaxspec._src.data.position import PositionState
 from jaxspec._src.data.resume import arrays_fingerprint
@@ -21,23 +25,31 @@ def numpy_input_fn(
     num_epochs: int | None = 1,
     shuffle: bool = False,
     seed: int = 0,
+    process_local: bool = False,
 ) -> Callable[..., "NumpyBatches"]:
     """An input_fn over arrays in memory.
+
+    In several processes x and y are the whole data set, the same in each. Each process yields its rows of a global
+    batch: the first process the first `params["batch_size"]` rows, the second one those that follow. So all processes
+    together train on the batches, and evaluate the examples, that a single process would.
 
     Args:
       x: features: an array `[examples, ...]` or any tree of them.
       y: labels, likewise, with as many examples; None: batches have no labels.
-      batch_size: the rows of a batch; None: `params["batch_size"]`.
+      batch_size: the rows of a global batch; None: `params["batch_size"]` rows in each process.
       num_epochs: how often all examples are given; None: for ever. A batch may span two epochs.
-      shuffle: whether the examples are shuffled, in each epoch anew, from `seed` and the number of the epoch.
+      shuffle: whether the examples are shuffled, in each epoch anew, from `seed` and the number of the epoch. The order
+        is the same in all processes.
       seed: the seed of the shuffling.
+      process_local: whether x and y hold the examples of this process only, other ones in each process. Each process
+        then yields batches of its own arrays. Give each the same number of examples: training ends with the shortest.
 
     Returns:
       An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
       run that is killed and started again goes on with the example that follows. Another data set, or another order,
       begins at its beginning: a position counts for arrays of the same structure, dtypes, shapes and values (of arrays
       of more than 1 MiB, 1,024 rows spread over the whole are compared) in the same order. batch_size and num_epochs
-      may change.
+      may change, and so may the number of processes, but with `process_local`.
     """
     x, y = jax.tree.map(np.asarray, (x, y))
     leaves = named_leaves((x, y))
@@ -48,39 +60,65 @@ def numpy_input_fn(
     ((examples,),) = sizes
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
+    if shuffle and seed is None:
+        raise ValueError(
+            "numpy_input_fn: seed must be a number, got None: all processes must shuffle alike, and a restart must "
+            "find the same order. Leave it out (it is 0 then), or choose a number."
+        )
 
     def input_fn(params: HyperParameters, mode: str) -> NumpyBatches:
-        size = batch_size if batch_size is not None else value_of(params, "batch_size")
+        context = value_of(params, "context")
+        host, hosts = (context.current_host, context.num_hosts) if isinstance(context, TPUContext) else (0, 1)
+        size = value_of(params, "batch_size")
+        if batch_size is not None:
+            size, rest = divmod(batch_size, hosts)
+            if rest:
+                raise ValueError(
+                    f"numpy_input_fn: batch_size={batch_size} rows of all processes are no multiple of the {hosts} "
+                    f"processes. Choose a multiple of {hosts}."
+                )
         if size is None:
             raise ValueError(
                 "numpy_input_fn: no batch size: pass batch_size=, or give the estimator the batch size of this mode."
             )
+        if process_local:
+            host, hosts = 0, 1
         drop = mode == ModeKeys.TRAIN
-        if drop and num_epochs is not None and 0 < num_epochs * examples < size:
+        if drop and num_epochs is not None and 0 < num_epochs * examples < size * hosts:
             raise ValueError(
-                f"numpy_input_fn: {examples} examples, given {num_epochs} times, are fewer than the {size} rows of one "
-                "batch, and training leaves out a short batch: nothing would be trained. Choose a smaller batch size, "
-                "or num_epochs=None to repeat the examples."
+                f"numpy_input_fn: {examples} examples, given {num_epochs} times, are fewer than the {size * hosts} "
+                "rows of one batch, and training leaves out a short batch: nothing would be trained. Choose a smaller "
+                "batch size, or num_epochs=None to repeat the examples."
             )
-        return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop)
+        return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop, host, hosts)
 
     return input_fn
 
 
 class NumpyBatches(Iterator[PyTree]):
     """The batches of `numpy_input_fn`: a `CheckpointableIterator` of x, or of (x, y), with arrays of `batch_size`
-    rows."""
+    rows. With `num_hosts` of them these are the rows of the host numbered `host`, of global batches."""
 
     def __init__(
-        self, x: PyTree, y: PyTree, batch_size: int, num_epochs: int | None, seed: int | None, drop_remainder: bool
+        self,
+        x: PyTree,
+        y: PyTree,
+        batch_size: int,
+        num_epochs: int | None,
+        seed: int | None,
+        drop_remainder: bool,
+        host: int = 0,
+        num_hosts: int = 1,
     ) -> None:
         self._data = x if y is None else (x, y)
         self._size = jax.tree.leaves(x)[0].shape[0]
         self._batch_size = batch_size
+        self._offset, self._global_size = host * batch_size, num_hosts * batch_size
         self._total = None if num_epochs is None else num_epochs * self._size
         self._seed = seed
         self._drop_remainder = drop_remainder
         self._next_row = 0
+        """The first row of the next global batch, counted over the epochs."""
         self._order = (-1, np.arange(0))
         """(the current epoch, the order of its examples)."""
 
@@ -90,12 +128,14 @@ class NumpyBatches(Iterator[PyTree]):
         return self._total is None and self._size > 0
 
     def __next__(self) -> PyTree:
-        start, stop = self._next_row, self._next_row + self._batch_size
-        if self._total is not None and stop > self._total:
-            stop = start if self._drop_remainder else self._total
+        end = self._next_row + self._global_size
+        if self._total is not None and end > self._total:
+            end = self._next_row if self._drop_remainder else self._total
+        start = self._next_row + self._offset
+        stop = min(start + self._batch_size, end)
         if start >= stop or not self._size:
-            raise StopIteration
-        self._next_row = stop
+            raise StopIteration  # the other processes may have rows of a short last batch
+        self._next_row = end
         first = start % self._size
         if self._seed is None and first + (stop - start) <= self._size:
             # Rows that lie together need no index, and no copy.
@@ -125,7 +165,7 @@ class NumpyBatches(Iterator[PyTree]):
         return {"seed": self._seed, "arrays": arrays_fingerprint(self._data)}
 
     def get_state(self) -> dict[str, int | None]:
-        """The position: how many rows have been given, of how many examples, in which order."""
+        """The position: how many rows all processes have given, of how many examples, in which order."""
         return {"rows": self._next_row, "of": self._size, "seed": self._seed}
 
     def set_state(self, state: PositionState) -> None:

@@ -3,12 +3,15 @@
 import logging
 
 from jaxspec._src.base.paths import join, read_file, remove, write_file
+from jaxspec._src.device.processes import is_first_process
 
 _logger = logging.getLogger("jaxspec")
 
 
 class EvaluationDue:
-    """A file with the step to evaluate. It exists from before its checkpoint is written until after its last export.
+    """A file with the step to evaluate, which process 0 writes.
+
+    It exists from before its checkpoint is written until after its last export.
 
     Args:
       eval_dir: the directory of the evaluation's event files.
@@ -27,6 +30,8 @@ class EvaluationDue:
     def note(self, step: int) -> None:
         """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be
         written."""
+        if not is_first_process():
+            return
         try:
             write_file(self._path, str(step).encode())
         except OSError as error:
@@ -38,6 +43,8 @@ class EvaluationDue:
 
     def done(self) -> None:
         """Removes the file: the evaluation and its exports are done, or will not be made."""
+        if not is_first_process():
+            return
         try:
             remove(self._path)
         except FileNotFoundError:

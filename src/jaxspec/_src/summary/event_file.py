@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from jaxspec._src.base.buckets import GrowingObject
 from jaxspec._src.base.paths import check_writable, find_file, in_bucket, join, make_directory, open_to_write, remove
 from jaxspec._src.base.types import Clock
+from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.summary import protos
 from jaxspec._src.summary.records import write_record
 
@@ -67,7 +68,9 @@ class EventFile:
             self._run_start = step
 
     def write(self, event: "Event") -> None:
-        """Writes an event, and flushes if that is due."""
+        """Writes an event, and flushes if that is due. Of several processes only process 0 writes."""
+        if not is_first_process():
+            return
         record = event.SerializeToString()
         with self._lock:
             now = self._clock()
@@ -96,6 +99,8 @@ class EventFile:
 
     def warn_if_unwritable(self) -> None:
         """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
+        if not is_first_process():
+            return
         try:
             check_writable(self._logdir)
         except OSError as error:
