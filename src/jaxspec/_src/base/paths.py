@@ -183,6 +183,13 @@ def remove(path: str) -> None:
         os.remove(path)
 
 
+def existing_part(path: str) -> str:
+    """The longest part of a local path at which there is something: a directory, or a file."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def check_writable(directory: str) -> None:
     """Raises an OSError if a directory cannot be written to, or cannot be made. In a bucket an object is written, and
     removed again."""
@@ -191,9 +198,7 @@ def check_writable(directory: str) -> None:
         buckets.write(probe, b"")
         buckets.remove(probe)
         return
-    place = directory
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
+    place = existing_part(directory)
     is_dir, effective = os.path.isdir(place), os.access in os.supports_effective_ids
     if not (is_dir and os.access(place, os.W_OK | os.X_OK, effective_ids=effective)):
         number = errno.EACCES if is_dir else errno.ENOTDIR

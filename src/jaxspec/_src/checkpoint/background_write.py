@@ -156,7 +156,7 @@ def _short_error(path: str, error: Exception) -> OSError:
         number = errno.EACCES if buckets.is_refusal(reason) else None
     text = (
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints "
-        "are as they were: make room, or repair the directory or the permission to write to it, then call train again."
+        "are as they were: make room or repair the directory, or get the permission to write, then call train again."
     )
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True

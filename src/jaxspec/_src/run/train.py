@@ -62,7 +62,7 @@ def train(
                 )
                 return
             engine.announce()
-            if engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs:
+            if exchange.is_first and (engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs):
                 check_can_be_written(engine.model_dir)
             if steps is not None and stop is None:  # after a restart, the end stays what it was
                 stop = source.step + steps

@@ -3,13 +3,15 @@
 import logging
 import os
 import tempfile
-from pathlib import Path
+
+import jax
 
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
-from jaxspec._src.base.paths import absolute_path, check_writable
+from jaxspec._src.base.paths import absolute_path, check_writable, existing_part, find_file, in_bucket
 from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
+from jaxspec._src.checkpoint import backend
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 
@@ -85,8 +87,7 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
         paths.append(tempfile.mkdtemp())
         _logger.warning("Using temporary folder as model directory: %s", paths[0])
     directory = absolute_path(paths[0])
-    place = next(place for place in (Path(directory), *Path(directory).parents) if place.exists())
-    if not place.is_dir():
+    if not in_bucket(directory) and find_file(place := existing_part(directory)) is not None:
         raise NotADirectoryError(
             f"model_dir is {directory}, but {place} is a file. Name a directory, or a path where one can be made."
         )
@@ -94,7 +95,12 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
 
 
 def check_can_be_written(model_dir: str) -> None:
-    """Raises an OSError unless checkpoints can be written to `model_dir`: before an hour is spent on the first one."""
+    """Raises an error unless checkpoints can be written to `model_dir`: before an hour is spent on the first one."""
+    if jax.process_count() > 1 and not backend.reaches(model_dir):
+        raise ValueError(
+            f"model_dir is {model_dir}, and {jax.process_count()} processes are to write checkpoints there. Only one "
+            "process can write to S3, since orbax cannot. Use gs://bucket/directory, or a directory that all see."
+        )
     try:
         check_writable(model_dir)
     except OSError as error:
