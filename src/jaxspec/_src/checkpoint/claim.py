@@ -31,7 +31,7 @@ def claimed(
     when it has not been refreshed for a while. A directory that cannot be written to is not claimed.
 
     Args:
-      model_dir: an absolute path; made if it does not exist.
+      model_dir: absolute, or in a bucket; made if it does not exist.
       clock: seconds since the epoch.
       sleep: waits so many seconds.
 

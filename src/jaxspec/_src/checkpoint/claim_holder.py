@@ -66,7 +66,7 @@ class Holder:
             return False
 
     def write(self, path: str) -> None:
-        """Writes the file of the claim; a reader sees the old content or the new one."""
+        """Writes the file of the claim, and makes its directory."""
         write_file(path, json.dumps(dataclasses.asdict(self)).encode())
 
     @classmethod
