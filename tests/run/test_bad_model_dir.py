@@ -9,6 +9,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec._src.checkpoint import background_write
+from jaxspec._src.checkpoint.latest import checkpoint_steps
 
 
 def estimator(model_dir, save=1000):
@@ -30,6 +31,24 @@ def test_a_model_dir_that_is_a_file_or_lies_in_one_is_refused(below, tmp_path):
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("save", [1000, None])
+def test_a_directory_that_cannot_be_written_to_is_an_error_before_the_first_step_if_checkpoints_are_due(
+    save, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, *args, **kwargs: False)  # root may write anywhere
+    made = estimator(tmp_path / "run", save)
+    if save is None:
+        made.train(counting_input(), steps=2)
+        return
+    match = (
+        f"checkpoints cannot be written to {tmp_path / 'run'}: Permission denied. Nothing was trained. Make the directory "
+        "writable, or name another model_dir. RunConfig.*trains without checkpoints"
+    )
+    with pytest.raises(PermissionError, match=match):
+        made.train(counting_input(), steps=2)
+    assert checkpoint_steps(tmp_path / "run") == []
+
+
 class WaitsForWriting(js.hooks.SessionRunHook):
     """Waits after each loop until no checkpoint is being written."""
 
@@ -49,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_training_at_the_next_loop_and_
     monkeypatch.setattr(background_write.checksums, "write_manifest", refuse)
     made = estimator(tmp_path)
     match = (
-        f"model.ckpt-0 could not be written: {os.strerror(number)}. The state is still in memory.*make room or repair"
+        f"model.ckpt-0 could not be written: {os.strerror(number)}. The state is still in memory.*make room, or repair"
     )
     with pytest.raises(OSError, match=match) as caught:
         made.train(counting_input(), steps=900, hooks=[WaitsForWriting()])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
-from jaxspec._src.base.paths import join, write_file
+from jaxspec._src.base.paths import check_writable, join, write_file
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
@@ -85,6 +85,18 @@ class Saver:
             self._writing = None  # whether the others know of it, too, is not known
         if exchange.is_first:
             remove_leftovers(self.model_dir)
+
+    def check_directory(self) -> None:
+        """Raises an OSError that says what to do if the directory cannot be written to, or cannot be made."""
+        try:
+            check_writable(self.model_dir)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoints cannot be written to {self.model_dir}: {error.strerror or error}. Nothing was trained. "
+                "Make the directory writable, or name another model_dir. RunConfig(save_checkpoints_steps=None, "
+                "save_checkpoints_secs=None) trains without checkpoints.",
+            ) from error
 
     def save(self, state: TrainState, position: str | None = None) -> None:
         """Begins to write a checkpoint of the state, and returns when the state may be donated.

@@ -108,6 +108,8 @@ def _train_on(
     of_model = {f"the variable {name}": describe_array(leaf) for name, leaf in named_leaves(variables).items()}
     exchange.compare({**of_model, "model_fn (a hash of what it computes)": programs.fingerprint})
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(programs.spec.training_hooks or ())), listeners)
+    for checkpoint_dir in checkpoint_dirs if exchange.is_first else ():
+        engine.saver(checkpoint_dir).check_directory()
     with (
         run_writer(engine.config, engine.model_dir) as writer,
         HookCalls(hooks, "in training") as calls,
