@@ -9,6 +9,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from take import take
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
@@ -143,7 +144,7 @@ def test_sixty_four_bits_are_kept_where_the_caller_enabled_them():
             InputRequest(lambda: [np.zeros(4, np.float64)] * 3, mode="train", num_shards=1, batch_size=4, ragged=False)
         )
         feed.start(1)
-    taken = [feed.take(1) for _ in range(3)]
+    taken = [take(feed, 1) for _ in range(3)]
     feed.close()
     assert [item.data[0].dtype for item in taken] == [np.float64] * 3
 
@@ -260,12 +261,12 @@ def test_batches_in_flight_when_a_loop_is_cut_short_are_kept():
 
     first = feed()
     first.start(4)
-    item = first.take(10)  # of the ten that it asks for it takes those of one stack
-    taken = item.stop - item.start
+    item = take(first, 10)  # of the ten that it asks for it takes those of one stack
+    taken = item.count
     first.close()
     second = feed()
     second.start(1)
-    values = [int(second.take(1).data[0]["x"][0, 0, 0]) for _ in range(12)]
+    values = [int(take(second, 1).data[0]["x"][0, 0, 0]) for _ in range(12)]
     second.close()
     assert values == list(range(taken, taken + 12))
 
@@ -396,7 +397,7 @@ def test_an_evaluation_of_a_minute_says_once_that_it_goes_on(caplog):
         request = InputRequest(counting_input(6), mode=mode, num_shards=1, batch_size=ROWS, ragged=True, limit=limit)
         feed = Infeed(request, clock=lambda: now[0])
         feed.start(1)
-        while feed.take(1) is not None:
+        while take(feed, 1) is not None:
             now[0] += 25
         feed.close()
 

@@ -56,23 +56,23 @@ def outputs():
 
 
 def test_each_step_of_a_dispatch_is_a_spec_of_its_whole_batch():
-    (spec,) = shards.specs_of_steps(outputs(), 1, 2)
+    _, spec = shards.specs_of_steps(outputs(), 2)
     assert spec.loss == 1.5
     assert_equal(spec.eval_metrics[1], {"rows": [6, 7, 8, 9, 10, 11], "scalar": [20, 21]})
     assert not isinstance(spec.eval_metrics[1]["scalar"], ShardScalars)
 
 
 def test_scalars_of_shards_carry_their_rows_where_batches_differ_in_size():
-    first, _ = shards.specs_of_steps(outputs(), 0, 2, rows_per_shard=3)
+    first, _ = shards.specs_of_steps(outputs(), 2, rows_per_shard=3)
     assert_equal(first.eval_metrics[1]["scalar"].rows, [3, 3])
 
 
 def test_steps_of_one_shard_are_put_together_as_a_dispatch_gives_them():
     # Each spec has another function, as specs from two calls of model_fn have.
-    spec = shards.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], 1, capacity=4)
-    assert_equal(spec.loss, [0, 1, 2, 0])
-    assert_equal(spec.eval_metrics[1]["x"], np.array([[[0] * 3], [[1] * 3], [[2] * 3], [[0] * 3]]))
-    again = [step.eval_metrics[1]["x"] for step in shards.specs_of_steps(spec, 1, 3)]
+    spec = shards.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], capacity=4)
+    assert_equal(spec.loss, [1, 2, 0, 0])
+    assert_equal(spec.eval_metrics[1]["x"], np.array([[[1] * 3], [[2] * 3], [[0] * 3], [[0] * 3]]))
+    again = [step.eval_metrics[1]["x"] for step in shards.specs_of_steps(spec, 2)]
     assert_equal(again, [np.full(3, 1), np.full(3, 2)])
 
 

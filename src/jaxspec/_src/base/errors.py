@@ -16,3 +16,11 @@ class DamagedCheckpointError(ValueError):
             f"the checkpoint {path} is damaged: {problem}. Remove it, or restore it from a copy; the checkpoint "
             "before it may be used."
         )
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of this run has failed, or does not answer. The message names it, and where it was."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in an evaluation or a prediction that is made within a training, when a signal ends the training."""

@@ -24,14 +24,14 @@ NOT_READ = ...
 
 
 def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:
-    """Writes a directory with the parts; returns when all of it is written.
+    """Writes a directory with the parts; returns when all of it is written. All processes of a run call it together.
 
     Args:
       path: the directory to make. It appears whole or not at all.
       parts: trees of arrays as nested dicts, or JSON.
       copied: called when the arrays have been copied to the host, so that they may be donated.
     """
-    with _orbax(path) as (ocp, path):
+    with _orbax(path, alone=False) as (ocp, path):
         writing = ocp.save_checkpointables_async(path, parts, overwrite=True)
         copied()
         writing.result()
@@ -61,7 +61,7 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
     is_x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
     def run() -> T:
-        with jax.enable_x64(is_x64), _orbax(path) as (ocp, plain):
+        with jax.enable_x64(is_x64), _orbax(path, alone=True) as (ocp, plain):
             return read(ocp, plain)
 
     reader = concurrent.futures.ThreadPoolExecutor(1, "jaxspec-checkpoint-reader")
@@ -71,14 +71,22 @@ def _read(path: str, read: Callable[[ModuleType, str], T]) -> T:
 
 
 @contextlib.contextmanager
-def _orbax(path: str) -> Iterator[tuple[ModuleType, str]]:
-    """Yields (orbax, the path to give it), while no other thread calls orbax."""
+def _orbax(path: str, *, alone: bool) -> Iterator[tuple[ModuleType, str]]:
+    """Yields (orbax, the path to give it), while no other thread calls orbax.
+
+    Args:
+      alone: whether this process does it without the others.
+    """
     with _one_at_a_time:
         import orbax.checkpoint.experimental.v1 as ocp
 
         # A directory that is made in the background, and cannot be made, keeps the process alive for minutes.
         context = ocp.Context()
         context.asynchronous.create_directories_asynchronously = False
+        if alone and jax.process_count() > 1:
+            this = jax.process_index()
+            context.multiprocessing.primary_host, context.multiprocessing.active_processes = this, {this}
+            context.multiprocessing.barrier_sync_key_prefix = f"jaxspec_{this}"
         with context, _without_patterns(path) as plain, _errors_logged_once():
             yield ocp, plain
 

@@ -5,10 +5,12 @@ import errno
 import os
 import re
 import threading
+from collections.abc import Sequence
 
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
-from jaxspec._src.checkpoint.removal import partial_directory, remove, removed_path
+from jaxspec._src.checkpoint.removal import locked_directory, partial_path, remove, removed_path
+from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.step.state import TrainState
 
 
@@ -23,14 +25,15 @@ class BackgroundWrite:
     Args:
       path: of the checkpoint. One that exists is replaced.
       step: the number of updates that the state has had.
-      state: on one device.
-      position: the encoded position of the input, or None.
+      state: on one device; or, with several processes, on those of all.
+      positions: the encoded position of the input of each process, or None.
+      name: of the directory beside the checkpoint, the same in all processes.
     """
 
-    def __init__(self, path: str, step: int, state: TrainState, position: str | None) -> None:
+    def __init__(self, path: str, step: int, state: TrainState, positions: Sequence[str | None], name: str) -> None:
         self._path, self._step = path, step
         self._state: TrainState | None = state
-        self._position = position
+        self._positions, self._name = positions, name
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._once = threading.Lock()
@@ -71,9 +74,14 @@ class BackgroundWrite:
             if self._done.is_set():
                 return
             try:
+                partial = partial_path(self._path, self._name)
+                written = os.path.join(partial, "checkpoint")
+                if not is_first_process():
+                    self._save(written)  # process 0 does the rest
+                    return
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                with partial_directory(self._path) as partial:
-                    self._write(os.path.join(partial, "checkpoint"))
+                with locked_directory(partial):
+                    self._write(written)
             except Exception as error:
                 self._error = _short_error(self._path, error)
             finally:
@@ -81,14 +89,17 @@ class BackgroundWrite:
                 self._done.set()
 
     def _write(self, written: str) -> None:
-        assert self._state is not None
-        backend.save(written, parts_of(self._state, self._position), self._release_state)
+        self._save(written)
         checksums.write_manifest(written, self._step)
         gone = removed_path(self._path)
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._path, gone)
         os.replace(written, self._path)
         remove(gone)
+
+    def _save(self, directory: str) -> None:
+        assert self._state is not None
+        backend.save(directory, parts_of(self._state, self._positions), self._release_state)
 
     def _release_state(self) -> None:
         self._state = None

@@ -5,7 +5,7 @@ process) and `meta`. A tree is stored as nested dicts of names, whatever its nod
 names alone. In place of typed random keys it holds their data, and `meta` names the PRNG implementation of each.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TypedDict
 
 import jax
@@ -41,8 +41,8 @@ def check_names(state: TrainState) -> None:
     escape(state.opt_state)
 
 
-def parts_of(state: TrainState, position: str | None) -> dict[str, PyTree]:
-    """The parts to write for a state on one device, and the encoded position of this process's input."""
+def parts_of(state: TrainState, positions: Sequence[str | None]) -> dict[str, PyTree]:
+    """The parts to write for a state, and the encoded position of the input of each process."""
     step = {"global_step": state.step, "rng": state.rng}
     trees = {"variables": state.variables, "opt_state": state.opt_state, "step": step}
     stored = {part: stored_form(tree) for part, tree in trees.items()}
@@ -54,7 +54,10 @@ def parts_of(state: TrainState, position: str | None) -> dict[str, PyTree]:
         "variables_are_plain": int(is_plain(state.variables)),
     }
     # As bytes: orbax merges the files of array parts only, and warns about any other part.
-    input_part = {f"process_{jax.process_index()}": np.frombuffer((position or "").encode() or b" ", np.uint8)}
+    input_part = {
+        f"process_{process}": np.frombuffer((position or "").encode() or b" ", np.uint8)
+        for process, position in enumerate(positions)
+    }
     return {**without_empty(stored), "input": input_part, "meta": meta}
 
 

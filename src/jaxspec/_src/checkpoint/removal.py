@@ -21,24 +21,28 @@ _LEFT_OVER_AFTER_SECS = 24 * 3600
 """On a file system without locks, a directory in which nothing changed for so long counts as left over."""
 
 
+def partial_path(path: str, name: str) -> str:
+    """The directory beside `path` in which it is written. No other one has this name."""
+    return f"{path}.partial-{name}"
+
+
 @contextlib.contextmanager
-def partial_directory(path: str) -> Iterator[str]:
-    """Makes a new directory beside `path` to write in, and removes it at the end.
+def locked_directory(path: str) -> Iterator[None]:
+    """Makes a directory, and removes it at the end.
 
     It is locked meanwhile, so that other processes see that the one which writes is alive.
     """
     with contextlib.ExitStack() as lock:
         is_ours = False
         while not is_ours:
-            partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
-            os.mkdir(partial)
+            os.mkdir(path)
             # Until it is locked, a process that starts may remove it as left over.
             with contextlib.suppress(FileNotFoundError):
-                is_ours = _lock(partial, lock) is not False and os.path.isdir(partial)
+                is_ours = _lock(path, lock) is not False and os.path.isdir(path)
         try:
-            yield partial
+            yield
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(model_dir: str) -> None:

@@ -122,13 +122,11 @@ def stored_variables(path: str) -> PyTree | None:
     return unescape(variables)
 
 
-def read_position(path: str) -> str | None:
-    """The encoded position of this process's input, or None if the checkpoint has none."""
+def read_positions(path: str) -> list[str | None]:
+    """The encoded position of the input of each process that wrote the checkpoint; None for one that has none."""
     stored = StoredCheckpoint(path)
-    name = f"process_{jax.process_index()}"
-    if name not in stored.parts["input"]:
-        return None
-    return stored.load_on_host(stored.parts["input"][name]).tobytes().decode().strip() or None
+    arrays = [stored.load_on_host(stored.parts["input"][f"process_{i}"]) for i in range(len(stored.parts["input"]))]
+    return [array.tobytes().decode().strip() or None for array in arrays]
 
 
 def _read(path: str, likes: dict[str, PyTree], sharding: Sharding) -> dict[str, PyTree]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxspec._src.checkpoint.checksums import KEPT
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
+from jaxspec._src.device.processes import Alone, Exchange
+from jaxspec._src.device.shards import first_shard
 from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
@@ -43,17 +46,21 @@ class Saver:
         self._clock, self._started = clock, clock()
         self._own_steps: set[int] = set()
         self._writing: tuple[int, BackgroundWrite] | None = None
+        self._exchange: Exchange = Alone()
 
-    def begin(self, step: int | None) -> None:
+    def begin(self, step: int | None, exchange: Exchange) -> None:
         """Begins a run, and removes what killed runs left.
 
         Args:
+          exchange: of the run. Its processes write each checkpoint together, and call `save` and `wait` alike.
           step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that
             state, and later checkpoints belong to another run. None if nothing is known about the checkpoints.
         """
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
-        remove_leftovers(self.model_dir)
+        self._exchange = exchange
+        if exchange.is_first:
+            remove_leftovers(self.model_dir)
 
     def save(self, state: TrainState, position: str | None = None) -> None:
         """Begins to write a checkpoint of the state, and returns when the state may be donated.
@@ -63,8 +70,8 @@ class Saver:
         on, and `wait` waits for it.
 
         Args:
-          state: on one device.
-          position: the encoded position of the input, or None.
+          state: the same on all devices.
+          position: the encoded position of the input of this process, or None.
 
         Raises:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
@@ -72,17 +79,23 @@ class Saver:
           OSError: if the checkpoint before could not be written.
         """
         self.wait()
-        step = int(state.step)
+        exchange, first = self._exchange, first_shard(state)
+        step = int(first.step)
         path = checkpoint_path(self.model_dir, step)
-        exists = step in checkpoint_steps(self.model_dir)
+        said = exchange.gather("save", (step in checkpoint_steps(self.model_dir), uuid.uuid4().hex[:8], position))
+        exists, name, _ = said[0]
         if exists and step in self._own_steps:
             return
-        check_names(state)
-        _refuse_non_finite(state, step)
-        if exists:
-            _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
-        _logger.info("Saving checkpoint for %d into %s.", step, path)
-        self._writing = (step, BackgroundWrite(path, step, state, position))
+        check_names(first)
+        _refuse_non_finite(first, step)
+        if exchange.is_first:
+            if exists:
+                _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
+            _logger.info("Saving checkpoint for %d into %s.", step, path)
+        positions = [position for _, _, position in said]
+        # orbax refuses arrays that one of several processes has alone.
+        written = first if exchange.count == 1 else state
+        self._writing = (step, BackgroundWrite(path, step, written, positions, name))
         self._writing[1].begin()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -103,8 +116,10 @@ class Saver:
         except OSError:
             self._writing = None
             raise
+        self._exchange.gather(f"end of the checkpoint of step {step}", None)
         self._own_steps.add(step)
-        self._remove_old()
+        if self._exchange.is_first:
+            self._remove_old()
         self._writing = None
         return True
 

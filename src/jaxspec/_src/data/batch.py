@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -25,8 +26,11 @@ class InputBatch:
     position: str | None = None
     """The position of the input after this batch, as text; None if the input reports none."""
 
+    left: ClassVar[int] = 1
+    """How many batches have not been taken. (Of a `Stack` there may be several.)"""
+
     def rest(self) -> "list[InputBatch]":
-        """The batches that have not been taken: this one. (Of a `Stack` there may be several.)"""
+        """The batches that have not been taken: this one."""
         return [self]
 
 

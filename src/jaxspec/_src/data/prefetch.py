@@ -28,7 +28,7 @@ _logger = logging.getLogger("jaxspec")
 _CHECK_SECS = 0.1
 """How often the wait for the first batch calls `check_interrupt`."""
 _PATIENCE_SECS = 0.02
-"""How long `take` waits for a full stack before it takes one that is not full."""
+"""How long `count_ready` waits for a full stack before it settles for one that is not full."""
 _JOIN_SECS = 10
 """How long `close` waits for the thread, which input_fn may keep busy."""
 _INTERRUPTED_JOIN_SECS = 1
@@ -38,11 +38,11 @@ _INTERRUPTED_JOIN_SECS = 1
 class Infeed:
     """The batches of one call of input_fn, prefetched by a thread that has a copy of the caller's context.
 
-    The constructor waits for the first batch: `first` is None if there is none. `start` begins the prefetching, `take`
-    gives the next batches, `close` ends the thread.
+    The constructor waits for the first batch: `first` is None if there is none. `start` begins the prefetching,
+    `count_ready` waits for the next batches, `take` gives them, `close` ends the thread.
 
-    A *lent* iterator, one that the caller holds, too, is not closed. It is read no further than `take` asks, and
-    batches that were read and not taken are kept in `memory` for the next call.
+    A *lent* iterator, one that the caller holds, too, is not closed. It is read no further than `count_ready` asks,
+    and batches that were read and not taken are kept in `memory` for the next call.
 
     Args:
       request: what is asked for.
@@ -71,7 +71,7 @@ class Infeed:
         self._singles = SingleBatches()
         self._taken = 0
         self.ended = False
-        """Whether `take` has come to the end of the input."""
+        """Whether `count_ready` has come to the end of the input."""
         self._closed = False
         self._close_error: BaseException | None = None
         opening: concurrent.futures.Future[InputBatch | None] = concurrent.futures.Future()
@@ -104,7 +104,7 @@ class Infeed:
         return jax.tree.map(lambda x: np.array(x[:rows]), self.first.data)
 
     def ready(self) -> bool:
-        """Whether `take` would answer at once."""
+        """Whether `count_ready` would answer at once."""
         return self._queue.ready()
 
     def start(self, capacity: int) -> None:
@@ -113,32 +113,37 @@ class Infeed:
         self._warnings.starts()
         self._started.set()
 
-    def take(self, most: int, give_up: Callable[[], bool] = lambda: False) -> Slice | InputBatch | None:
-        """Up to `most` full batches of one stack; or one ragged batch; or None at the end of the input.
+    def count_ready(self, most: int, give_up: Callable[[], bool] = lambda: False) -> int:
+        """How many batches `take(most)` gives at once: full ones of one stack, or one ragged batch.
 
-        Waits for the input, but only until `give_up()` is true; it returns None then, too. An exception of the input is
-        raised here, once the batches before it have been taken.
+        Waits for the input, but only until `give_up()` is true. 0: it gave up, or the input has ended. An exception of
+        the input is raised here, once the batches before it have been taken.
         """
         if self._source.lent:
             # In evaluation, batches that are fetched ahead may never be used.
             most = most if self._request.training else 1
             self._queue.ask(self._taken + most)
         self._warnings.taken(self._taken)
-        while (item := self._queue.take(most, _PATIENCE_SECS)) is None:
+        while not (ready := self._queue.count_ready(most, _PATIENCE_SECS)):
             if give_up():
-                return None
+                return 0
             self._warnings.taken(self._taken)
-        if isinstance(item, End):
-            if item.error is not None:
-                raise item.error
+        if isinstance(ready, End):
+            if ready.error is not None:
+                raise ready.error
             if not self.ended:
                 self._warnings.ended(self._taken)
             self.ended = True
-            return None
+            return 0
+        return ready
+
+    def take(self, count: int) -> Slice | InputBatch:
+        """The next `count` batches of one stack, or one ragged batch, after `count_ready` has found so many."""
+        item = self._queue.take(count)
         if isinstance(item, InputBatch):
             self._taken += 1
             return item
-        self._taken += item.stop - item.start
+        self._taken += item.count
         return self._singles.alone(item)
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:

@@ -43,7 +43,8 @@ class StackQueue:
         self._num_shards = num_shards
         self._items: collections.deque[Stack | InputBatch | End] = collections.deque()
         self._filling: Stack | None = None
-        self._current: Stack | None = None
+        self._current: Stack | InputBatch | None = None
+        """What is being taken."""
         self._asked: float = math.inf
         self._changed = threading.Condition()
 
@@ -109,11 +110,11 @@ class StackQueue:
         """Whether `take` would answer at once."""
         return self._current is not None or bool(self._items)
 
-    def take(self, most: int, patience_secs: float) -> Slice | InputBatch | End | None:
-        """Up to `most` full batches of one stack; or one ragged batch; or the end, again and again.
+    def count_ready(self, most: int, patience_secs: float) -> int | End:
+        """How many batches `take(most)` would give now: full ones of one stack, or one ragged batch. Or the end, again
+        and again.
 
-        Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. None: there is
-        nothing.
+        Waits for a full stack, but for no longer than `patience_secs`: what there is will do then. 0: there is nothing.
         """
         with self._changed:
             if self._current is None:
@@ -123,15 +124,21 @@ class StackQueue:
                         return item
                     self._items.popleft()
                     self._changed.notify_all()
-                    if isinstance(item, InputBatch):
-                        return item
                     self._current = item
                 else:
                     self._current, self._filling = self._filling, None
-            if (stack := self._current) is None:
-                return None
-            part = stack.take(most)
-            if part.stop == stack.count:
+            return 0 if self._current is None else min(most, self._current.left)
+
+    def take(self, most: int) -> Slice | InputBatch:
+        """Up to `most` full batches of one stack, or one ragged batch, after `count_ready` found some."""
+        with self._changed:
+            current = self._current
+            assert current is not None
+            if isinstance(current, InputBatch):
+                self._current = None
+                return current
+            part = current.take(most)
+            if current.taken == current.count:
                 self._current = None
             return part
 

@@ -28,6 +28,11 @@ class Stack:
         """How many batches have been added."""
         return len(self.positions)
 
+    @property
+    def left(self) -> int:
+        """How many batches have not been taken."""
+        return self.count - self.taken
+
     def add(self, batch: InputBatch) -> None:
         """Copies a batch into the next place."""
         copy_into_stack(self.data, self.count, batch.data)
@@ -37,7 +42,7 @@ class Stack:
         """Up to `most` batches that have not been taken."""
         start, stop = self.taken, min(self.taken + most, self.count)
         self.taken = stop
-        return Slice(self.data, start, stop, self.positions[stop - 1])
+        return Slice(self.data, start, stop - start, self.positions[stop - 1])
 
     def rest(self) -> list[InputBatch]:
         """The batches that have not been taken, as they came."""
@@ -48,14 +53,14 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Batches `start` to `stop - 1` of a stack, counted from 0."""
+    """Batches of a stack, from batch `start` on, counted from 0."""
 
     data: tuple[PyTree, PyTree]
     """The arrays of the whole stack."""
     start: int
-    stop: int
+    count: int
     position: str | None
-    """The position of the input after batch `stop - 1`."""
+    """The position of the input after the last one."""
 
     @property
     def capacity(self) -> int:
@@ -75,8 +80,8 @@ class SingleBatches:
 
     def alone(self, item: Slice) -> Slice:
         """The slice; or, if it is a single batch, a slice of a stack that holds nothing else."""
-        if item.stop - item.start == 1 < item.capacity:
+        if item.count == 1 < item.capacity:
             self._seen += 1
             if self._seen > _WORTH_A_PROGRAM:
-                return Slice(jax.tree.map(lambda x: x[item.start : item.stop], item.data), 0, 1, item.position)
+                return Slice(jax.tree.map(lambda x: x[item.start : item.start + 1], item.data), 0, 1, item.position)
         return item

@@ -21,8 +21,8 @@ import contextlib
 import threading
 
 import jax
-import jax.numpy as jnp
 
+from jaxspec._src.device.mapping import copied
 from jaxspec._src.step.state import TrainState
 
 
@@ -111,8 +111,7 @@ class LiveState:
             assert self._held is not None
             held = self._taken = self._held
             self._held = None
-            state: TrainState = jax.tree.map(jnp.copy, held.state) if held.readers else held.state
-            return state
+            return copied(held.state) if held.readers else held.state
 
     def give_back(self) -> None:
         """After a dispatch that raised: the state that was taken is live again, unless its buffers were donated."""

@@ -13,25 +13,48 @@ from jaxspec._src.step.axis import SHARD_AXIS
 
 
 def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:
-    """The devices that an estimator maps over: `num_shards` (None: all) of `jax.devices()`, or one CPU device."""
+    """The devices that an estimator maps over: `num_shards` (None: all) of `jax.devices()`, or one CPU device.
+
+    Those of one process follow each other, in the order of the processes.
+    """
     if not use_tpu:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"use_tpu=False runs on one CPU device of one process, but there are {jax.process_count()} processes. "
+                "Leave use_tpu as it is, which maps over the devices of all processes, CPUs too; or start one process."
+            )
         return (jax.local_devices(backend="cpu")[0],)
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if num_shards is not None and num_shards > len(devices):
         raise ValueError(
             f"TPUConfig.num_shards is {num_shards}, but there are only {describe_devices(devices)}. Lower it, or leave "
             "it as None to use all. (On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual "
             "devices.)"
         )
+    if num_shards not in (None, len(devices)) and jax.process_count() > 1:
+        raise ValueError(
+            f"TPUConfig.num_shards is {num_shards}, but several processes map over all of their devices, which are "
+            f"{describe_devices(devices)}. Leave num_shards as None."
+        )
     return tuple(devices[:num_shards])
+
+
+def local_devices_of(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
+    """Those of the devices that belong to this process."""
+    return tuple(device for device in devices if device.process_index == jax.process_index())
 
 
 def describe_devices(devices: Sequence[jax.Device], *, use_tpu: bool = True) -> str:
     """A description for logs, such as `8 x TPU v5 lite, 1 process`."""
-    if devices[0].platform == "cpu":
-        return f"{len(devices)} x cpu ({'no accelerator found' if use_tpu else 'use_tpu=False'})"
+    is_cpu = devices[0].platform == "cpu"
     processes = len({device.process_index for device in devices})
-    return f"{len(devices)} x {devices[0].device_kind}, {processes} process{'es' if processes > 1 else ''}"
+    counted = f"{processes} process{'es' if processes > 1 else ''}"
+    if processes > 1:
+        counted += f", of which this is process {jax.process_index()} (counted from 0)"
+    if not is_cpu:
+        return f"{len(devices)} x {devices[0].device_kind}, {counted}"
+    why = "no accelerator found" if use_tpu else "use_tpu=False"
+    return f"{len(devices)} x cpu ({why})" + (f", {counted}" if processes > 1 else "")
 
 
 Outputs = TypeVar("Outputs", bound=tuple[PyTree, ...])
@@ -46,6 +69,9 @@ def map_over_devices(
     donate_argnums: Sequence[int] = (),
 ) -> Callable[..., Outputs]:
     """`fn` compiled for all `devices`, with `SHARD_AXIS` bound. Like `jax.pmap`, whose cache never drops a program.
+
+    The devices may be those of several processes. Then each process passes its own part of a mapped argument (as NumPy
+    arrays), and gets all of every result.
 
     Args:
       fn: returns a tuple.
@@ -63,8 +89,31 @@ def map_over_devices(
     # A step makes its own outputs the same on all devices, as under pmap.
     mapped = jax.shard_map(one_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     in_shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in in_specs)
-    program: Callable[..., Outputs] = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
-    return program
+    program: Callable[..., Outputs]
+    if len(local_devices_of(devices)) == len(devices):
+        program = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
+        return program
+    # The results of other processes are gathered within the program, since all processes must call a program alike.
+    gathered = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    program = jax.jit(mapped, in_shardings=in_shardings, out_shardings=gathered, donate_argnums=donate_argnums)
+
+    def with_global_arrays(*args: PyTree) -> Outputs:
+        outputs: Outputs = program(*map(_as_global, args, in_shardings))
+        return outputs
+
+    return with_global_arrays
+
+
+def _as_global(arg: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """The argument as arrays of all processes, made of the NumPy arrays that each process has."""
+
+    def one(x: np.ndarray | jax.Array) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        made: jax.Array = jax.make_array_from_process_local_data(sharding, np.asarray(x))
+        return made
+
+    return jax.tree.map(one, arg)
 
 
 def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
@@ -80,10 +129,20 @@ def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
 
 
 def broadcast(state: T, devices: Sequence[jax.Device]) -> T:
-    """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it."""
+    """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it.
+
+    Args:
+      state: on a device of this process, or on all `devices`. Where they belong to several processes, each has the same
+        values.
+    """
+    local, sharding = local_devices_of(devices), broadcast_sharding(devices)
     # device_put may let the first device's copy share the buffer of the original, which donation would then delete.
-    copies: T = jax.device_put(jax.tree.map(jnp.copy, state), broadcast_sharding(devices))
-    return copies
+    state = jax.tree.map(jnp.copy, state)
+    is_everywhere = any(not x.is_fully_addressable for x in jax.tree.leaves(state))
+    if is_everywhere or len(local) == len(devices):
+        copies: T = jax.device_put(state, sharding)
+        return copies
+    return _from_copies(lambda x: [jax.device_put(x, device) for device in local], state, devices)
 
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
@@ -91,17 +150,69 @@ def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
 
 
-def on_first(state: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """A broadcast state on `devices`, the first of those that hold it. Nothing is copied.
+def copied(state: T) -> T:
+    """A copy of a broadcast state, on the same devices. Each process copies what it holds, and waits for no other."""
+    if all(x.is_fully_addressable for x in jax.tree.leaves(state)):
+        copies: T = jax.tree.map(jnp.copy, state)
+        return copies
+    return _from_copies(lambda x: [jnp.copy(shard.data) for shard in x.addressable_shards], state, _devices_of(state))
+
+
+def on_first(state: T, devices: Sequence[jax.Device]) -> T:
+    """A broadcast state on `devices`, the first of those of this process that hold it. Nothing is copied.
 
     A program for `devices` would accept the whole state, but would pick out these copies at each call.
     """
+
+    if _devices_of(state) == tuple(devices):
+        return state
+    return _from_copies(lambda x: _copies_on(x, devices), state, devices)
+
+
+def on_all(state: T, devices: Sequence[jax.Device]) -> T:
+    """A state that each process holds on its own devices as one on the `devices` of all. Nothing is copied."""
+    if _devices_of(state) == tuple(devices):
+        return state
+    return _from_copies(lambda x: _copies_on(x, local_devices_of(devices)), state, devices)
+
+
+def from_first_process(state: T) -> T:
+    """The values of process 0, on a device of each process. All processes must call it."""
+    if jax.process_count() == 1:
+        return state
+    # Within a dispatch as any other, so it keeps its place among those of the training.
+    from jax.experimental import multihost_utils
+
+    def data(x: jax.Array) -> jax.Array:
+        return jax.random.key_data(x) if is_key(x) else x
+
+    def like(x: jax.Array, value: np.ndarray) -> jax.Array:
+        array = jnp.asarray(value, data(x).dtype)
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x)) if is_key(x) else array
+
+    values = multihost_utils.broadcast_one_to_all(jax.tree.map(data, state))
+    made: T = jax.tree.map(like, state, values)
+    return made
+
+
+def _devices_of(state: PyTree) -> tuple[jax.Device, ...]:
+    return tuple(jax.tree.leaves(state)[0].sharding.mesh.devices.flat)
+
+
+def _copies_on(x: jax.Array, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    by_device = {shard.device: shard.data for shard in x.addressable_shards}
+    return [by_device[device] for device in devices]
+
+
+def _from_copies(copies: Callable[[jax.Array], list[jax.Array]], state: T, devices: Sequence[jax.Device]) -> T:
+    """The state as broadcast arrays on `devices`, made of the copies of each leaf on those of this process."""
     sharding = broadcast_sharding(devices)
 
-    def one(x: jax.Array) -> PyTree:
+    def one(x: jax.Array) -> jax.Array:
         if is_key(x):
-            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        copies = {shard.device: shard.data for shard in x.addressable_shards}
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [copies[device] for device in devices])
+            keys: jax.Array = jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return keys
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies(x))
 
-    return jax.tree.map(one, state)
+    made: T = jax.tree.map(one, state)
+    return made

@@ -52,45 +52,48 @@ class Program:
         self._program = map_over_devices(
             self._run,
             self.devices,
-            in_axes=(None, 1, None, None),
+            in_axes=(None, 1, 0, None),
             out_axes=(None, None, 1),
             donate_argnums=(0,) if trains else (),
         )
 
     def __call__(
-        self, state: TrainState, batches: Stacks, start: int, stop: int
+        self, state: TrainState, batches: Stacks, start: int, count: int
     ) -> tuple[TrainState, TPUEstimatorSpec]:
-        """Runs the step on batches `start` to `stop - 1`.
+        """Runs the step on `count` batches of a stack, from batch `start` on.
+
+        With several processes each calls it, with the same count and a stack of its own.
 
         Args:
           state: on the devices, without a device axis. Gone after the call if the step trains.
           batches: NumPy, of one capacity.
-          start, stop: which of the `capacity` batches, counted from 0.
+          start: which of the `capacity` batches is the first, counted from 0.
 
         Returns:
           (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the
-          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`. Entries of other batches
-            are zeros.
+          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`, over the shards of all
+          processes. Its first `count` entries belong to the steps; the others are zeros.
         """
         if debugging() and len(self.devices) == 1:
-            return self._run_eagerly(state, batches, start, stop)
+            return self._run_eagerly(state, batches, start, count)
+        starts = np.full(jax.tree.leaves(batches)[0].shape[1], start, np.int32)
         with jax.transfer_guard("allow"):  # the batch has to reach the devices, whatever the caller forbids elsewhere
-            new_state, loss, spec = self._program(state, batches, np.int32(start), np.int32(stop))
+            new_state, loss, spec = self._program(state, batches, starts, np.int32(count))
         return state if new_state is None else new_state, replaced(spec, loss=loss)
 
     def _run_eagerly(
-        self, state: TrainState, batches: Stacks, start: int, stop: int
+        self, state: TrainState, batches: Stacks, start: int, count: int
     ) -> tuple[TrainState, TPUEstimatorSpec]:
         """The steps one after the other on the only shard, with values instead of tracers."""
         specs: list[TPUEstimatorSpec] = []
-        for i in range(start, stop):
+        for i in range(start, start + count):
             new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
             state = state if new_state is None else new_state
             specs.append(jax.device_get(spec))
-        return state, outputs_of_steps(specs, start, capacity_of(batches))
+        return state, outputs_of_steps(specs, capacity_of(batches))
 
     def _run(
-        self, state: TrainState, batches: Stacks, start: Array, stop: Array
+        self, state: TrainState, batches: Stacks, start: Array, count: Array
     ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
         capacity = capacity_of(batches)
         if self.single_step:
@@ -103,13 +106,13 @@ class Program:
 
         def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
             carried, buffers = carry
-            new, out = self._step(carried if self.trains else state, *_batch(batches, i))
+            new, out = self._step(carried if self.trains else state, *_batch(batches, start + i))
             outputs = jax.tree.leaves(out)
             buffers = [jax.lax.dynamic_update_index_in_dim(b, x, i, 0) for b, x in zip(buffers, outputs, strict=True)]
             return new, buffers
 
         # A spec cannot be carried (its functions are new objects at each trace): its leaves are.
-        new_state, buffers = jax.lax.fori_loop(start, stop, body, (state if self.trains else None, buffers))
+        new_state, buffers = jax.lax.fori_loop(0, count, body, (state if self.trains else None, buffers))
         spec = jax.tree.unflatten(jax.tree.structure(out), buffers)
         return new_state, spec.loss, replaced(spec, loss=None)
 

@@ -39,10 +39,13 @@ class RaggedPrograms:
         self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
         self._programs: dict[int, Program] = {}
 
-    def on(self, state: TrainState) -> Callable[[Batch, int], Callable[[], list[Group]]]:
+    def on(self, state: TrainState, shards_before: int = 0) -> Callable[[Batch, int], Callable[[], list[Group]]]:
         """A function that dispatches a batch, given its leaves `[rows, ...]` and its number, on `state`.
 
         It returns another function, which waits for the devices and gives the groups of the batch, in order.
+
+        Args:
+          shards_before: the shards of the processes before this one.
         """
         states: dict[int, TrainState] = {}
 
@@ -59,12 +62,12 @@ class RaggedPrograms:
                 if shards not in states:
                     states[shards] = on_first(state, self._devices[:shards])
                 stack = stack_of_one(jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch), shards)
-                place = places_in_stack(number, full_shards if start else 0, 1, shards)
+                place = places_in_stack(number, shards_before + (full_shards if start else 0), 1, shards)
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
                 pending.append((spec, stop - start, shards))
 
             return lambda: [
-                Group(next(specs_of_steps(jax.device_get(spec), 0, 1, rows // shards)), rows)
+                Group(next(specs_of_steps(jax.device_get(spec), 1, rows // shards)), rows)
                 for spec, rows, shards in pending
             ]
 

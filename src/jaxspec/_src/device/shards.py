@@ -146,10 +146,8 @@ def fetch_step(leaf: Array, *, index: int) -> np.ndarray:
     return concatenate_shards(jax.device_get(leaf)[index])
 
 
-def specs_of_steps(
-    spec: TPUEstimatorSpec, start: int, stop: int, rows_per_shard: int | None = None
-) -> Iterator[TPUEstimatorSpec]:
-    """The specs of steps `start` to `stop - 1` of a dispatch, each of its whole batch.
+def specs_of_steps(spec: TPUEstimatorSpec, count: int, rows_per_shard: int | None = None) -> Iterator[TPUEstimatorSpec]:
+    """The specs of the `count` steps of a dispatch, each of its whole batch.
 
     Args:
       spec: the outputs of the dispatch, on the host.
@@ -160,7 +158,7 @@ def specs_of_steps(
     leaves, structure = jax.tree.flatten((spec.predictions, {name: tensors for name, (_, tensors) in pairs.items()}))
     counted = rows_per_shard is not None and spec.mode == ModeKeys.EVAL
     scalars = [k for k, leaf in enumerate(leaves) if leaf.ndim == 2] if counted else []
-    for i in range(start, stop):
+    for i in range(count):
         arrays = [concatenate_shards(leaf[i]) for leaf in leaves]
         for k in scalars:
             arrays[k] = ShardScalars(arrays[k], np.full(len(arrays[k]), rows_per_shard))
@@ -173,16 +171,15 @@ def specs_of_steps(
         )
 
 
-def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], start: int, capacity: int) -> TPUEstimatorSpec:
-    """The opposite of `specs_of_steps`, for one shard: host specs of steps from `start` on as the outputs of a
-    dispatch.
+def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], capacity: int) -> TPUEstimatorSpec:
+    """The opposite of `specs_of_steps`, for one shard: host specs of steps as the outputs of a dispatch.
 
-    Entries of other steps are zeros.
+    Entries beyond them are zeros.
     """
 
     def stacked(*values: np.ndarray) -> np.ndarray:
         stack = np.zeros((capacity, *values[0].shape), values[0].dtype)
-        stack[start : start + len(values)] = values
+        stack[: len(values)] = values
         return stack
 
     # Specs of two calls differ in their functions, and so in their treedefs: only their leaves can be put together.

@@ -1,7 +1,6 @@
 """CheckpointSaverHook: when checkpoints are written. Its listeners: user code that runs around every checkpoint."""
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 
 from jaxspec._src.base.types import Clock
@@ -66,7 +65,7 @@ class CheckpointSaverHook(SessionRunHook):
       save_secs, save_steps: exactly one of them.
       saver, checkpoint_basename, scaffold, save_graph_def: arguments of TensorFlow. Leave them out.
       listeners: `CheckpointSaverListener`s.
-      clock: seconds since some start.
+      clock: seconds since some start; None: that of the session.
     """
 
     after_host_calls = False
@@ -82,7 +81,7 @@ class CheckpointSaverHook(SessionRunHook):
         listeners: object = None,
         save_graph_def: bool = True,
         *,
-        clock: Clock = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         if saver is not None and scaffold is not None:
             raise ValueError("You cannot provide both saver and scaffold. Neither means anything here: leave both out.")
@@ -96,7 +95,8 @@ class CheckpointSaverHook(SessionRunHook):
                 raise ValueError(f"CheckpointSaverHook: {name} must be {only!r} here, got {given!r}; leave it out.")
         self._given_dir = None if checkpoint_dir is None else os.path.abspath(os.fspath(checkpoint_dir))
         self._steps = save_steps
-        self._timer = SecondOrStepTimer(save_secs, save_steps, clock=clock)
+        self._clock = clock
+        self._timer = SecondOrStepTimer(save_secs, save_steps)
         self._own_listeners = self._listeners = check_listeners(listeners)
 
     def start_saving(self, model_dir: str, listeners: Sequence[object] = ()) -> str:
@@ -113,6 +113,7 @@ class CheckpointSaverHook(SessionRunHook):
     def after_create_session(self, session: TrainingSession, coord: None) -> None:
         if not hasattr(session, "save_checkpoint"):
             raise TypeError("CheckpointSaverHook belongs to training; leave it out of evaluate and predict.")
+        self._timer.clock = self._clock or session.clock
         self._save(session)
 
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:

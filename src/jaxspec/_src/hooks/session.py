@@ -83,6 +83,10 @@ class Session(Protocol):
 class TrainingSession(Session, Protocol):
     """The session of a training: it also saves checkpoints."""
 
+    def clock(self) -> float:
+        """Seconds since some start. All processes of a run read the same between two steps, so that they decide alike
+        on what depends on the time."""
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Starts to write a checkpoint of this step, unless there is one. First, the losses of all steps are checked.
 

@@ -29,7 +29,7 @@ class SecondOrStepTimer:
         clock: Clock = time.monotonic,
     ) -> None:
         check_one_of(every_secs, every_steps)
-        self._every_secs, self._every_steps, self._clock = every_secs, every_steps, clock
+        self._every_secs, self._every_steps, self.clock = every_secs, every_steps, clock
         self.reset()
 
     def reset(self) -> None:
@@ -42,14 +42,14 @@ class SecondOrStepTimer:
             return True
         last_step, last_time = self._last
         if self._every_secs is not None:
-            return step != last_step and self._clock() >= last_time + self._every_secs
+            return step != last_step and self.clock() >= last_time + self._every_secs
         assert self._every_steps is not None
         return step >= last_step + self._every_steps
 
     def update_last_triggered_step(self, step: int) -> tuple[float | None, int | None]:
         """Records a trigger at a global step; returns (seconds, steps) since the one before, (None, None) at the
         first."""
-        last, self._last = self._last, (step, self._clock())
+        last, self._last = self._last, (step, self.clock())
         return (None, None) if last is None else (self._last[1] - last[1], step - last[0])
 
     def last_triggered_step(self) -> int | None:

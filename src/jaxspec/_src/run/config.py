@@ -137,6 +137,23 @@ class RunConfig:
     """Whether train, evaluate and predict show a progress bar, drawn by tqdm on standard error. It appears on a
     terminal and in a notebook; elsewhere the log lines show the progress. None: not where `NO_COLOR` is set or `TERM`
     is "dumb"; True: also there; False: never."""
+    coordinator_address: str | None = None
+    """`host:port` of process 0, for a run of several processes. The three fields are given together, or left as None:
+    then the environment decides, as far as JAX knows it (Cloud TPU, GKE, SLURM, Open MPI). Processes that the program
+    has joined itself, with `jax.distributed.initialize`, stay as they are."""
+    num_processes: int | None = None
+    """How many processes there are. 1: this process stays alone, whatever the environment says."""
+    process_id: int | None = None
+    """Which process this is, counted from 0. It may differ between processes, as nothing else in the config may."""
+    process_timeout_secs: float = 900
+    """How long a process waits for the others, at the start and later. A process that is killed is noticed before."""
+    stall_timeout_secs: float | None = 900
+    """After so many seconds without progress train, evaluate and predict log a warning that says what they wait for,
+    with the stacks of all threads, and once a minute more. Time spent compiling, or in your code between two
+    predictions, does not count. Nothing is ended. None: no warning."""
+    max_restarts: int = 0
+    """How often one call of train goes on from the newest checkpoint after an error of the devices or the runtime that
+    a restart may cure. 0: the error is raised."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the
     event files: what train and evaluate write themselves, and what host functions write with `summary`. Kept as a
@@ -185,8 +202,23 @@ class RunConfig:
         put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
-        for name in ("keep_checkpoint_every_n_hours", "log_step_count_steps"):
+        check_number("max_restarts", self.max_restarts, minimum=0, whole=True, required=True)
+        positive = (
+            "keep_checkpoint_every_n_hours",
+            "log_step_count_steps",
+            "process_timeout_secs",
+            "stall_timeout_secs",
+        )
+        for name in positive:
             check_number(name, getattr(self, name), above=0)
+        if self.coordinator_address is not None and not isinstance(self.coordinator_address, str):
+            raise TypeError(f"coordinator_address must be a string 'host:port', got {self.coordinator_address!r}.")
+        check_number("num_processes", self.num_processes, above=0, whole=True)
+        check_number("process_id", self.process_id, minimum=0, whole=True)
+        if self.process_id is not None and self.num_processes is not None and self.process_id >= self.num_processes:
+            raise ValueError(
+                f"process_id is {self.process_id}, but there are {self.num_processes} processes: it is counted from 0."
+            )
 
     def replace(self, **kwargs: Any) -> "RunConfig":
         """A checked copy with some fields changed. Setting one of save_checkpoints_steps and _secs clears the other."""

@@ -1,6 +1,7 @@
 """What the verbs of one TPUEstimator share: devices, compiled programs, live state, savers, input."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import threading
@@ -17,8 +18,11 @@ from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
-from jaxspec._src.device.mapping import choose_devices, describe_devices
+from jaxspec._src.device.mapping import choose_devices, describe_devices, local_devices_of
+from jaxspec._src.device.processes import Exchange, open_exchange
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.program_cache import Programs
@@ -26,6 +30,7 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
+from jaxspec._src.run.watchdog import Watchdog
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 from jaxspec._src.step.init import InitFn
@@ -66,6 +71,12 @@ class Engine:
     ) -> None:
         assert config.model_dir is not None
         assert config.tpu_config is not None
+        join_processes(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            timeout_secs=config.process_timeout_secs,
+        )
         self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
         self.use_tpu, self.batch_sizes = use_tpu, batch_sizes
@@ -84,8 +95,17 @@ class Engine:
 
     @functools.cached_property
     def devices(self) -> tuple[jax.Device, ...]:
-        """What every program is mapped over."""
+        """What training is mapped over: the devices of all processes."""
         return choose_devices(use_tpu=self.use_tpu, num_shards=self.tpu_config.num_shards)
+
+    @functools.cached_property
+    def local_devices(self) -> tuple[jax.Device, ...]:
+        """What evaluation and prediction are mapped over: the devices of this process."""
+        return local_devices_of(self.devices)
+
+    def exchange(self, mode: str) -> Exchange:
+        """The exchange of a run that begins now in all processes."""
+        return open_exchange(VERBS[mode], timeout_secs=self.config.process_timeout_secs)
 
     def announce(self) -> None:
         """Logs the devices, once."""
@@ -107,12 +127,13 @@ class Engine:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled programs, each made once."""
-        return Programs(self._model, self.devices, loop_steps=self.loop_steps)
+        return Programs(self._model, self.devices, self.local_devices, loop_steps=self.loop_steps)
 
     @functools.cached_property
     def initial_state(self) -> InitialState:
         """Makes the state that a verb starts from."""
-        return InitialState(self._model, self._init_fn, self.devices, seed=self.config.tf_random_seed or 0)
+        seed = self.config.tf_random_seed or 0
+        return InitialState(self._model, self._init_fn, self.devices, self.local_devices, seed=seed)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -125,24 +146,72 @@ class Engine:
             self._training.release()
 
     def clock_stopped(self, predictions: Generator[PyTree, None, None]) -> Iterator[PyTree]:
-        """The same items. The time that they take, while a hook of a training waits, does not count for its rates."""
-        ended = object()
-        try:
-            while True:
-                with self.clock.stopped():
-                    item = next(predictions, ended)
-                if item is ended:
-                    return
-                yield item
-        finally:
-            with self.clock.stopped():
-                predictions.close()
+        """The same items. The time that they take, while a hook of a training waits, does not count for its rates.
 
-    def source(self, checkpoint_path: str | None = None) -> Source:
-        """The state that a verb other than train uses."""
+        A watchdog watches while an item is made, and not while the caller uses it.
+        """
+        ended = object()
+        with contextlib.closing(Watchdog("prediction", self.config.stall_timeout_secs)) as watchdog:
+            try:
+                while True:
+                    with self.clock.stopped(), watchdog:
+                        item = next(predictions, ended)
+                    if item is ended:
+                        return
+                    yield item
+            finally:
+                with self.clock.stopped(), watchdog:
+                    predictions.close()
+
+    def fingerprint(self, mode: str) -> dict[str, object]:
+        """What must be the same in all processes that run a verb, by name."""
+        different = {"process_id", "writers", "progress_bar", "tpu_config", "model_dir"}
+        fields = [field.name for field in dataclasses.fields(self.config) if not field.name.startswith("_")]
+        return {
+            "the verb": VERBS[mode],
+            _BATCH_SIZE_NAMES[mode]: self.batch_sizes[mode],
+            "model_dir": self.model_dir,
+            "the version of JAX": jax.__version__,
+            **{f"RunConfig.{name}": getattr(self.config, name) for name in fields if name not in different},
+            **{
+                f"TPUConfig.{field.name}": getattr(self.tpu_config, field.name)
+                for field in dataclasses.fields(self.tpu_config)
+                if field.name != "experimental_feed_hook"
+            },
+        }
+
+    def source(self, checkpoint_path: str | None = None, *, training: bool | None = None) -> Source:
+        """The state that a verb uses: a leased one.
+
+        Args:
+          training: as in `Sources.current`; None: whether another thread, or a caller of this one, trains.
+        """
         if checkpoint_path:
             return self.sources.of_checkpoint(checkpoint_path)
-        return self.sources.current(training=self._training.locked())
+        return self.sources.current(training=self._training.locked() if training is None else training)
+
+    def agreed_source(self, exchange: Exchange, source: Source) -> Source:
+        """The source that all processes use: that of process 0, which may know of a newer checkpoint.
+
+        Raises:
+          RuntimeError: if another process cannot use it.
+        """
+        found = exchange.gather("choice of the state", (source.live is not None, source.path, source.step))
+        is_live, path, _ = found[0]
+        if all(other == found[0] for other in found):
+            return source
+        if path is None or is_live:
+            which = [
+                f"process {i}: {'the state in memory' if live else path or 'a fresh state'}, of step {step}"
+                for i, (live, path, step) in enumerate(found)
+            ]
+            source.close()
+            raise RuntimeError(
+                f"the processes of this run would go on from different states ({'; '.join(which)}). All must see the "
+                f"same model_dir, which is {self.model_dir} here: put it on storage that they share."
+            )
+        source.close()
+        return self.sources.of_checkpoint(path)
 
     def saver(self, checkpoint_dir: str) -> Saver:
         """The one saver of a directory."""
@@ -170,7 +239,7 @@ class Engine:
                 f"{name.split('_')[0]} batch size {size} must be divisible by number of replicas {len(self.devices)}. "
                 f"Choose a multiple of {len(self.devices)}, or fewer shards with TPUConfig(num_shards=...)."
             )
-        return int(size // jax.process_count())
+        return int(size * len(self.local_devices) // len(self.devices))
 
     def open_input(
         self,
@@ -195,7 +264,7 @@ class Engine:
             input_fn,
             {"params": with_values(self.params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
-            num_shards=len(self.devices) // jax.process_count(),
+            num_shards=len(self.local_devices),
             batch_size=batch_size if self.use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self.use_tpu,
             limit=limit,
@@ -204,7 +273,8 @@ class Engine:
             step=0 if source is None else source.step,
             restarted=source is not None and source.path is not None,
         )
-        return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
+        with doing("the input"):
+            return Infeed(request, memory=self._input_memory, check_interrupt=raise_if_interrupted)
 
     @contextlib.contextmanager
     def progress(self, mode: str, *, start: int, total: int | None) -> Iterator["ProgressBar | None"]:
@@ -219,7 +289,7 @@ class Engine:
             start=start,
             total=total,
             batch_size=self.batch_sizes[mode],
-            enabled=self.config.progress_bar,
+            enabled=self.config.progress_bar if jax.process_index() == 0 else False,
         )
         try:
             yield bar

@@ -8,7 +8,7 @@ from typing import Self
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.session import Fetches, Session
-from jaxspec._src.run.signals import doing
+from jaxspec._src.run.activities import doing
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")

@@ -13,6 +13,7 @@ from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.program_cache import ModePrograms
@@ -50,7 +51,8 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
       programs: of the mode; `infeed` stacks as many batches as they take.
     """
     num_shards = len(programs.full.devices)
-    run_ragged = programs.ragged.on(state)
+    shards_before = jax.process_index() * num_shards  # randomness differs between the processes
+    run_ragged = programs.ragged.on(state, shards_before)
     number = 0
     pace = DispatchLength()
     # Generators: they fetch when they are asked.
@@ -58,8 +60,8 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
 
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[HostBatch]:
         host = jax.device_get(spec)
-        pace.done(item.stop - item.start, began)
-        for one in specs_of_steps(host, item.start, item.stop, rows_per_shard=infeed.rows_per_shard):
+        pace.done(item.count, began)
+        for one in specs_of_steps(host, item.count, rows_per_shard=infeed.rows_per_shard):
             yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
 
     def fetch_ragged(fetch: Callable[[], list[Group]]) -> Iterator[HostBatch]:
@@ -69,18 +71,21 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
         while pending and not infeed.ready():
             # The input may wait for these results.
             yield from pending.popleft()
-        if (item := infeed.take(min(programs.capacity, pace.most), interrupted)) is None:
+        with doing("the input"):
+            count = infeed.count_ready(min(programs.capacity, pace.most), interrupted)
+        if not count:
             raise_if_interrupted()
             break
+        item = infeed.take(count)
         if isinstance(item, InputBatch):
             pending.append(fetch_ragged(run_ragged(item.data, number)))
             number += 1
         else:
-            place = places_in_stack(number - item.start, 0, item.capacity, num_shards)
+            place = places_in_stack(number - item.start, shards_before, item.capacity, num_shards)
             began = pace.clock()
-            _, spec = programs.full(state, (*item.data, place), item.start, item.stop)
+            _, spec = programs.full(state, (*item.data, place), item.start, item.count)
             pending.append(fetch_slice(spec, item, began))
-            number += item.stop - item.start
+            number += item.count
         while len(pending) > MAX_IN_FLIGHT - 1:
             yield from pending.popleft()
     while pending:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxspec._src.device.shards import specs_of_steps
+from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.signals import StopRequest
@@ -30,6 +31,7 @@ class HostCalls:
       report: writes the losses of a dispatch after its host calls.
       writer: the run's own summary writer.
       interrupt: set by a signal.
+      here: whether host_call runs in this process: of several, in process 0.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class HostCalls:
         report: TrainingReport,
         writer: SummaryWriter,
         interrupt: StopRequest,
+        *,
+        here: bool,
     ) -> None:
         every = engine.tpu_config.experimental_host_call_every_n_steps
-        self._every = 0 if shard.host_call is None else every
+        self._every = 0 if shard.host_call is None or not here else every
         self._live_state, self._report, self._writer, self._interrupt = engine.live_state, report, writer, interrupt
         # With use_tpu=False they run before the next dispatch.
         self._queue = HostQueue(threaded=engine.use_tpu, give_up=self._gives_up)
@@ -60,11 +64,11 @@ class HostCalls:
         every = self._every
         return [step for step in range(first_step, first_step + count) if step % every == 0] if every else []
 
-    def put(self, spec: TPUEstimatorSpec, start: int, first_step: int, losses: np.ndarray, *, wait: bool) -> None:
+    def put(self, spec: TPUEstimatorSpec, first_step: int, losses: np.ndarray, *, wait: bool) -> None:
         """Runs host_call for the steps of one dispatch that are due, and then reports their losses.
 
         Args:
-          spec: the outputs of the dispatch, on the host. The steps begin at its entry `start`.
+          spec: the outputs of the dispatch, on the host.
           first_step: the global step of the first one.
           losses: of the steps.
           wait: whether to wait when too many dispatches wait for their host calls.
@@ -72,13 +76,13 @@ class HostCalls:
         if not self:
             self._report.write_losses(first_step, losses)
         elif not self.failed:
-            with self._interrupt.doing("host_call"):
-                self._queue.put(functools.partial(self._run, spec, start, first_step, losses), wait=wait)
+            with doing("host_call"):
+                self._queue.put(functools.partial(self._run, spec, first_step, losses), wait=wait)
 
-    def _run(self, spec: TPUEstimatorSpec, start: int, first_step: int, losses: np.ndarray) -> None:
+    def _run(self, spec: TPUEstimatorSpec, first_step: int, losses: np.ndarray) -> None:
         """Runs in the thread of the queue."""
         # The spec is taken apart once for all steps.
-        for step, of_step in enumerate(specs_of_steps(spec, start, start + len(losses)), first_step):
+        for step, of_step in enumerate(specs_of_steps(spec, len(losses)), first_step):
             if step % self._every:
                 continue
             assert of_step.host_call is not None
@@ -92,7 +96,7 @@ class HostCalls:
 
     def finish(self) -> None:
         """Waits until all have run; raises the error of one that failed."""
-        with self._interrupt.doing("host_call"):
+        with doing("host_call"):
             self._queue.join()
 
     def keep_in_step(self, drain: Callable[[], None]) -> None:

@@ -21,9 +21,8 @@ class Dispatch:
     first_step: int
     spec: TPUEstimatorSpec
     """On the devices, as `Program` returns it."""
-    start: int
-    stop: int
-    """The steps are entries `start` to `stop - 1` of the leaves."""
+    count: int
+    """The steps are the first `count` entries of the leaves."""
     began: float
     """When it was dispatched, by the clock of `DispatchLength`."""
 
@@ -83,7 +82,7 @@ class InFlight:
         if self.losses.error is not None:
             self._dispatches.popleft()  # steps after a NaN are not reported
             return
-        first, count = dispatch.first_step, dispatch.stop - dispatch.start
+        first, count = dispatch.first_step, dispatch.count
         calls_host = self.host_calls.due_steps(first, count)
         try:
             spec = jax.device_get(dispatch.spec if calls_host else replaced(dispatch.spec, host_call=None))
@@ -91,10 +90,10 @@ class InFlight:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
         self.pace.done(count, dispatch.began)
-        losses = self.losses.check(first, spec.loss[dispatch.start : dispatch.stop])
+        losses = self.losses.check(first, spec.loss[:count])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._dispatches.popleft()
-        self.host_calls.put(spec, dispatch.start, first, losses, wait=wait)
+        self.host_calls.put(spec, first, losses, wait=wait)
         self.loss = float(losses[-1])
         self._seen_step = first + len(losses)
         self._report.show_progress(self._seen_step, self.loss)

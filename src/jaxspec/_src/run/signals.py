@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
+from jaxspec._src.base.errors import Interrupted
+from jaxspec._src.run.activities import CURRENT, Activities
+
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
 """How long a run that a signal ends waits for host_call and input_fn, all in all: the process ends within 10 s."""
@@ -22,17 +25,17 @@ Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Ha
 """What `signal.getsignal` returns."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised in an evaluation or a prediction that is made within a training, when a signal ends the training."""
-
-
 class StopRequest:
-    """Set by the first signal; read between two dispatches."""
+    """Set by the first signal; read between two dispatches.
 
-    def __init__(self) -> None:
+    Args:
+      activities: of the training, for the line that answers the signal.
+    """
+
+    def __init__(self, activities: Activities | None = None) -> None:
+        self._activities = activities
         self.signum: int | None = None
         self._deadline: float | None = None
-        self._activities: list[str] = []
         self._told = threading.Event()
         self._shields = 0
         self._kept: Callable[[], object] | None = None
@@ -48,15 +51,6 @@ class StopRequest:
     def seconds_left(self) -> float | None:
         """How long host_call and input_fn may still be waited for; None: as long as they take."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Within it, this activity is under way; the log line that answers a signal names it."""
-        self._activities.append(what)
-        try:
-            yield
-        finally:
-            self._activities.pop()
 
     @contextlib.contextmanager
     def shield(self) -> Iterator[None]:
@@ -81,7 +75,8 @@ class StopRequest:
         """Sets the request. Called in a signal handler: it takes no lock, and the line is written by a thread."""
         self.signum = signum
         self.hurry()
-        _thread.start_new_thread(self._tell, (signum, ", in ".join(reversed(self._activities)) or "the devices"))
+        awaited = "the devices" if self._activities is None else self._activities.awaited()
+        _thread.start_new_thread(self._tell, (signum, awaited))
 
     def _tell(self, signum: int, waited_for: str) -> None:
         try:
@@ -112,12 +107,6 @@ def raise_if_interrupted() -> None:
         raise Interrupted("a signal ends the training within which this was called")
 
 
-def doing(what: str) -> contextlib.AbstractContextManager[None]:
-    """Within it, this is what a training is busy with, if there is one."""
-    request = _request.get()
-    return contextlib.nullcontext() if request is None else request.doing(what)
-
-
 @contextlib.contextmanager
 def signals_put_off() -> Iterator[StopRequest]:
     """Within it the first SIGINT or SIGTERM only sets the request; others act as usual, when no shield is up.
@@ -125,7 +114,7 @@ def signals_put_off() -> Iterator[StopRequest]:
     Leaving the block, the signal is raised again, so that the caller's own handling happens: also after an error, which
     gets a note then. In a thread other than the main one, signals are left alone.
     """
-    request = StopRequest()
+    request = StopRequest(CURRENT.get())
     token = _request.set(request)
     before: dict[int, Handler] = {}
     is_main_thread = threading.current_thread() is threading.main_thread()

@@ -4,6 +4,8 @@ import logging
 import os
 from typing import NamedTuple
 
+import jax
+
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.checkpoint import latest, restore
 from jaxspec._src.device.live_state import Lease, LiveState
@@ -28,7 +30,7 @@ class Source(NamedTuple):
     def position(self) -> str | None:
         """Where the training input goes on after this state; None: at its beginning."""
         if self.path is not None:
-            return restore.read_position(self.path)
+            return _position_of(self.path, restore.read_positions(self.path))
         # A state that was lost takes its position with it: a fresh one begins the input again.
         return None if self.live is None else self.live.position
 
@@ -36,6 +38,21 @@ class Source(NamedTuple):
         """Ends the lease of a live state."""
         if self.live is not None:
             self.live.close()
+
+
+def _position_of(path: str, positions: list[str | None]) -> str | None:
+    """The position for the input of this process, of those that the processes had which wrote the checkpoint."""
+    if len(positions) == jax.process_count():
+        return positions[jax.process_index()]
+    # They read the same number of batches. Where this number is all that a position says, it is good for any process.
+    if len(set(positions)) == 1:
+        return positions[0]
+    _logger.warning(
+        "The input begins again: the checkpoint %s was written by %d processes, whose inputs were at different "
+        "positions, and now there are %d.",
+        *(path, len(positions), jax.process_count()),
+    )
+    return None
 
 
 class Sources:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxspec._src.base.arrays import describe_array
 from jaxspec._src.base.types import Metrics
+from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
 
@@ -22,13 +23,14 @@ def run_writer(config: RunConfig, logdir: str) -> Iterator[SummaryWriter]:
     """The writer of a training or an evaluation, flushed on leaving.
 
     Args:
-      config: its writers are the sinks. In them, the tags of an evaluation begin with the name of its directory.
+      config: its writers are the sinks, in process 0. In them, the tags of an evaluation begin with the name of its
+        directory.
       logdir: the directory of the event file: the model_dir, or the directory of an evaluation in it.
     """
     assert config.model_dir is not None
     name = os.path.relpath(logdir, config.model_dir)
     prefix = "" if name == os.curdir else f"{name}/"
-    writer = create_file_writer(logdir).with_sinks(config.writers, prefix=prefix)
+    writer = create_file_writer(logdir).with_sinks(config.writers if is_first_process() else (), prefix=prefix)
     try:
         yield writer
     except BaseException as error:
@@ -58,6 +60,8 @@ def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
       path: of the checkpoint that was evaluated; it is written, too, if it exists.
       writer: of the evaluation.
     """
+    if not is_first_process():
+        return
     step = results["global_step"]
     shown = ", ".join(f"{name} = {_shown(results[name])}" for name in sorted(results, key=str))
     _logger.info("Saving dict for global step %d: %s", step, shown)

@@ -5,14 +5,17 @@ import logging
 
 import jax
 
+from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.types import InputFn
 from jaxspec._src.checkpoint import latest
 from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.processes import Exchange
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.in_flight import InFlight
+from jaxspec._src.run.restarts import with_restarts
 from jaxspec._src.run.signals import StopRequest, signals_put_off
 from jaxspec._src.run.sources import Source
 from jaxspec._src.run.summaries import run_writer
@@ -20,6 +23,7 @@ from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
 from jaxspec._src.run.validate import check_last_step, no_batch_message
+from jaxspec._src.run.watchdog import watched
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.init import noting_verb
@@ -40,30 +44,48 @@ def train(
     resume_input: bool | None,
 ) -> None:
     """`TPUEstimator.train`, with its arguments checked."""
-    with engine.training(), contextlib.closing(engine.sources.current(training=False)) as source:
-        if max_steps is not None and source.step >= max_steps:
-            _logger.warning(
-                "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train on, "
-                "raise max_steps or pass steps=; to begin anew, use another model_dir.",
-                *(max_steps, source.path or "the state in memory", source.step),
-            )
-            return
-        engine.announce()
-        stop = max_steps if steps is None else source.step + steps
-        check_last_step(source.step, stop)
-        limit = None if stop is None else stop - source.step
-        # The first batch is fetched before signals are put off: until then there is nothing to save.
-        with contextlib.closing(
-            engine.open_input(input_fn, ModeKeys.TRAIN, limit=limit, resume=resume_input, source=source)
-        ) as infeed:
-            if infeed.first is None:
-                raise ValueError(no_batch_message(input_fn, "Training"))
-            with signals_put_off() as interrupt:
-                _train_on(engine, infeed, source, stop, interrupt, hooks, listeners)
+    stop, interrupt = max_steps, StopRequest()
+
+    def run() -> None:
+        nonlocal stop, interrupt
+        with (
+            engine.exchange(ModeKeys.TRAIN) as exchange,
+            contextlib.closing(engine.agreed_source(exchange, engine.source(training=False))) as source,
+        ):
+            if stop is not None and source.step >= stop:
+                _logger.warning(
+                    "Skipping training since max_steps has already saved. max_steps=%d, and %s is at step %d: to train "
+                    "on, raise max_steps or pass steps=; to begin anew, use another model_dir.",
+                    *(stop, source.path or "the state in memory", source.step),
+                )
+                return
+            engine.announce()
+            if steps is not None and stop is None:  # after a restart, the end stays what it was
+                stop = source.step + steps
+            check_last_step(source.step, stop)
+            exchange.compare({**engine.fingerprint(ModeKeys.TRAIN), "the last step": stop})
+            limit = None if stop is None else stop - source.step
+            # The first batch is fetched before signals are put off: until then there is nothing to save.
+            with contextlib.closing(
+                engine.open_input(input_fn, ModeKeys.TRAIN, limit=limit, resume=resume_input, source=source)
+            ) as infeed:
+                if infeed.first is None:
+                    raise ValueError(no_batch_message(input_fn, "Training"))
+                with signals_put_off() as interrupt:
+                    _train_on(engine, exchange, infeed, source, stop, interrupt, hooks, listeners)
+
+    def start_over() -> None:
+        engine.live_state.discard()
+        if not latest.checkpoint_steps(engine.model_dir):
+            _logger.warning("There is no checkpoint in %s: training begins anew with fresh weights.", engine.model_dir)
+
+    with engine.training(), watched("training", engine.config.stall_timeout_secs):
+        with_restarts(engine.config.max_restarts, run, start_over, ends=lambda: interrupt.signum is not None)
 
 
 def _train_on(
     engine: Engine,
+    exchange: Exchange,
     infeed: Infeed,
     source: Source,
     stop: int | None,
@@ -78,12 +100,15 @@ def _train_on(
         programs, trace = engine.programs.training(
             infeed, variables, engine.initial_state.rng, trace=source.live is None
         )
+    of_model = {f"the variable {name}": describe_array(leaf) for name, leaf in named_leaves(variables).items()}
+    exchange.compare({**of_model, "model_fn (a hash of what it computes)": programs.fingerprint})
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(programs.spec.training_hooks or ())), listeners)
     with (
         run_writer(engine.config, engine.model_dir) as writer,
         HookCalls(hooks, "in training") as calls,
         engine.progress(ModeKeys.TRAIN, start=source.step, total=stop) as bar,
     ):
+        exchange.gather("start", None)  # all come to what the devices do together, or none
         state = engine.initial_state.for_training(source, variables, trace)
         if source.live is None:
             engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
@@ -94,7 +119,7 @@ def _train_on(
         infeed.start(programs.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
-            engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None)
+            engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None, exchange)
         report = TrainingReport(
             step=source.step,
             writer=writer,
@@ -102,20 +127,23 @@ def _train_on(
             batch_size=engine.batch_sizes[ModeKeys.TRAIN],
             bar=bar,
             clock=engine.clock,
+            logs=exchange.is_first,
         )
-        host_calls = HostCalls(engine, programs.spec, report, writer, interrupt)
+        host_calls = HostCalls(engine, programs.spec, report, writer, interrupt, here=exchange.is_first)
         in_flight = InFlight(engine, host_calls, report, source.step)
         loops = TrainingLoops(
-            engine, programs, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
+            engine, exchange, programs, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
         )
         try:
             loops.train()
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
+            exchange.gather("end", None)
         finally:
             # Where none could be written, the state in memory is all there is.
             has_checkpoint = bool(latest.checkpoint_steps(engine.model_dir))
             engine.sources.expects_checkpoint = has_checkpoint and engine.model_dir in checkpoint_dirs
-    _logger.info("Loss for final step: %s.", in_flight.loss)
+    if exchange.is_first:
+        _logger.info("Loss for final step: %s.", in_flight.loss)
 
 
 def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hooks, list[str]]:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 
+from jaxspec._src.base.errors import Interrupted
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener
@@ -11,7 +12,6 @@ from jaxspec._src.hooks.session import Session
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator
 from jaxspec._src.run.evaluation_due import EvaluationDue
-from jaxspec._src.run.signals import Interrupted
 from jaxspec._src.run.train_and_eval_specs import EvalSpec, TrainSpec
 
 _logger = logging.getLogger("jaxspec")

@@ -4,20 +4,23 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from jaxspec._src.base.errors import NanLossDuringTrainingError
+from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
-from jaxspec._src.device.shards import fetch_step, first_shard, stack_of_one
+from jaxspec._src.device.processes import Exchange
+from jaxspec._src.device.shards import fetch_step, stack_of_one
+from jaxspec._src.run.activities import doing
+from jaxspec._src.run.agreement import Agreement
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
 from jaxspec._src.run.in_flight import Dispatch, InFlight
 from jaxspec._src.run.loop_length import LoopLength
 from jaxspec._src.run.program_cache import ModePrograms
 from jaxspec._src.run.running_session import RunningSession
-from jaxspec._src.run.signals import Interrupted, StopRequest
+from jaxspec._src.run.signals import StopRequest
 from jaxspec._src.spec.hook import SessionRunContext
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
@@ -30,6 +33,7 @@ class TrainingLoops(RunningSession):
 
     Args:
       engine: of the estimator; its live state is the one to train.
+      exchange: of the run: the processes agree on the length of each loop and dispatch, and on when to stop.
       programs: of TRAIN; the one of full batches is dispatched.
       in_flight: looks at the outputs.
       infeed: the batches, started.
@@ -44,6 +48,7 @@ class TrainingLoops(RunningSession):
     def __init__(
         self,
         engine: Engine,
+        exchange: Exchange,
         programs: ModePrograms,
         in_flight: InFlight,
         infeed: Infeed,
@@ -56,11 +61,12 @@ class TrainingLoops(RunningSession):
     ) -> None:
         super().__init__(programs.spec)
         self._live_state, self._program, self._infeed = engine.live_state, programs.full, infeed
-        self._hooks, self._in_flight = hooks, in_flight
+        self._hooks, self._in_flight, self._exchange = hooks, in_flight, exchange
         self._stop_step, self._interrupt = stop_step, interrupt
         self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
         self._savers = {checkpoint_dir: engine.saver(checkpoint_dir) for checkpoint_dir in checkpoint_dirs}
         self._step = self.first_step = step
+        self._agreement = Agreement(exchange, interrupt)
         self.summary_writer = summary_writer
 
     def train(self) -> None:
@@ -96,7 +102,8 @@ class TrainingLoops(RunningSession):
             if self._live_state.state is not None:
                 self._interrupt.hurry()
                 self._in_flight.finish_in_haste()
-                for checkpoint_dir in self._savers:  # whatever hooks would do
+                # Whatever hooks would do. Several processes save together, and one of them alone cannot.
+                for checkpoint_dir in self._savers if self._exchange.count == 1 else ():
                     self.save_checkpoint(checkpoint_dir)
             raise
         except BaseException as error:
@@ -104,11 +111,15 @@ class TrainingLoops(RunningSession):
             raise
 
     def _run_loops(self) -> None:
-        while not self.interrupted and self._step != self._stop_step:
-            length = self._length.next(self._step, stop=self._stop_step, due=self._hooks.next_step(self._step))
+        stop = False
+        while self._step != self._stop_step and (length := self._next_length(stop)):
             context = SessionRunContext(self, self._step, self._step + length - 1)
             try:
                 asked = self._hooks.before_run(context)
+            except (SessionStopped, Interrupted):
+                self._agreed_steps(0)  # the other processes are about to dispatch
+                return
+            try:
                 self._run_loop(length)
                 if self._step == context.first_step:
                     return  # the input has ended: no loop, no after_run
@@ -116,11 +127,20 @@ class TrainingLoops(RunningSession):
                 finish = self._in_flight.finish_host_calls if self._in_flight.host_calls else None
                 self._hooks.after_run(context, asked, finish)
             except (SessionStopped, Interrupted):  # the latter: of an evaluation that a hook makes
-                return
+                stop = True
+                continue
             self._in_flight.look_at_ready()
-            self._in_flight.raise_if_diverged()
-            if self._infeed.ended or context.stop_requested:
-                return
+            stop = self._agreement.input_ended or context.stop_requested
+
+    def _next_length(self, stop: bool) -> int:
+        """The steps of the next loop; 0 if a process asks to stop."""
+        diverged = self._in_flight.losses.error is not None
+        length = 0
+        if not (stop or self.interrupted or diverged):
+            length = self._length.next(self._step, stop=self._stop_step, due=self._hooks.next_step(self._step))
+        length = self._agreement.loop_steps(self._step, length, diverged=diverged)
+        self._raise_if_diverged()
+        return length
 
     def _run_loop(self, length: int) -> None:
         """Dispatches `length` steps; fewer if the input ends, a signal comes, or something is due by the clock."""
@@ -130,23 +150,42 @@ class TrainingLoops(RunningSession):
             return self.interrupted or (self._step > first and self._hooks.wants_loop_end(self._step))
 
         while self._step < first + length:
-            if self._step > first and (self._length.is_up(time.monotonic() - began) or is_cut_short()):
-                break
-            while self._in_flight and not self._infeed.ready():
-                self._in_flight.look_at_first()  # rather than wait idly
-            self._in_flight.raise_if_diverged()
-            with self._interrupt.doing("the input"):
-                item = self._infeed.take(min(first + length - self._step, self._in_flight.pace.most), is_cut_short)
-            if item is None:
+            ready = 0
+            if self._step == first or not (self._length.is_up(time.monotonic() - began) or is_cut_short()):
+                ready = self._count_ready(first + length - self._step, is_cut_short)
+            count = self._agreed_steps(ready)
+            if not count:
                 break
             # The first one may compile for long, and has nothing to lose.
             with self._interrupt.shield() if self._step > self.first_step else contextlib.nullcontext():
-                self._dispatch(item)
+                self._dispatch(self._infeed.take(count))
         if self._step > first:
             self._in_flight.loop_ended(self._step)
         if self._length.timed:
             self._in_flight.drain()
             self._length.took(self._step - first, time.monotonic() - began)
+
+    def _agreed_steps(self, ready: int) -> int:
+        """The steps of the next dispatch, for which this process has `ready` batches; 0 ends the loop."""
+        diverged = self._in_flight.losses.error is not None
+        steps = self._agreement.dispatch_steps(self._step, ready, ended=self._infeed.ended, diverged=diverged)
+        self._raise_if_diverged()
+        return steps
+
+    def _count_ready(self, most: int, give_up: Callable[[], bool]) -> int:
+        """Waits for the input; returns how many batches the next dispatch may have."""
+        while self._in_flight and not self._infeed.ready():
+            self._in_flight.look_at_first()  # rather than wait idly
+        if self._in_flight.losses.error is not None:
+            return 0
+        with doing("the input"):
+            return self._infeed.count_ready(min(most, self._in_flight.pace.most), give_up)
+
+    def _raise_if_diverged(self) -> None:
+        """Raises if a process has seen a NaN loss: all see it then."""
+        if self._agreement.diverged:
+            self._in_flight.drain()
+        self._in_flight.raise_if_diverged()
 
     def _dispatch(self, item: Slice | InputBatch) -> None:
         if isinstance(item, InputBatch):
@@ -156,10 +195,10 @@ class TrainingLoops(RunningSession):
         began = self._in_flight.pace.clock()
         state = self._live_state.take()
         try:
-            state, spec = self._program(state, item.data, item.start, item.stop)
-            self._in_flight.add(Dispatch(self._step, spec, item.start, item.stop, began))
-            self._step_done(spec, functools.partial(fetch_step, index=item.stop - 1))
-            self._step += item.stop - item.start
+            state, spec = self._program(state, item.data, item.start, item.count)
+            self._in_flight.add(Dispatch(self._step, spec, item.count, began))
+            self._step_done(spec, functools.partial(fetch_step, index=item.count - 1))
+            self._step += item.count
             self._live_state.put(state, self._step, item.position)
         except BaseException:
             del state
@@ -188,6 +227,9 @@ class TrainingLoops(RunningSession):
         lease = self._live_state.lease()
         return None if lease is None else lease.keep()
 
+    def clock(self) -> float:
+        return self._exchange.clock()
+
     def _current_state(self) -> TrainState:
         assert self._live_state.state is not None
         return self._live_state.state
@@ -200,13 +242,13 @@ class TrainingLoops(RunningSession):
         self._in_flight.drain()
         self._in_flight.raise_if_diverged()
         try:
-            with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
-                self._savers[checkpoint_dir].save(first_shard(self._current_state()), self._live_state.position)
+            with doing("the checkpoint"), self._interrupt.shield():
+                self._savers[checkpoint_dir].save(self._current_state(), self._live_state.position)
         except NanLossDuringTrainingError:
             self._live_state.discard()
             raise
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
         # An interrupt in the middle of this would leave a thread that never ends.
-        with self._interrupt.doing("the checkpoint"), self._interrupt.shield():
+        with doing("the checkpoint"), self._interrupt.shield():
             self._savers[checkpoint_dir].wait()

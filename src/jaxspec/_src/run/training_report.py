@@ -28,6 +28,7 @@ class TrainingReport:
       batch_size: examples in a global batch; None: unknown.
       bar: the progress bar, or None.
       clock: seconds since some start.
+      logs: whether there are log lines: of several processes, process 0 writes them.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class TrainingReport:
         batch_size: int | None,
         bar: "ProgressBar | None",
         clock: Clock,
+        logs: bool = True,
     ) -> None:
         self._writer, self._batch_size, self._bar = writer, batch_size, bar
-        self._log_timer = _timer(config.log_step_count_steps, step, clock)
+        self._log_timer = _timer(config.log_step_count_steps if logs else None, step, clock)
         self._summary_timer = _timer(config.save_summary_steps, step, clock)
 
     def write_losses(self, first: int, losses: np.ndarray) -> None:

@@ -1,5 +1,7 @@
 """Functions as jaxprs: called after their trace, or without callbacks and parts that are not needed."""
 
+import hashlib
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeAlias
 
@@ -22,6 +24,12 @@ def debugging() -> bool:
     `jax.lax.stop_gradient(x)` is the value itself.
     """
     return bool(getattr(jax.config, "jax_disable_jit", False))  # JAX does not declare its type
+
+
+def fingerprint(jaxpr: Jaxpr | None) -> str:
+    """A hash of what a jaxpr computes, the same in every process that traces the same function; None has one, too."""
+    without_addresses = re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
+    return hashlib.sha256(without_addresses.encode()).hexdigest()[:16]
 
 
 def convert_closure(fn: AnyFunction, *args: PyTree) -> Converted:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxspec._src.base.types import Clock
+from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.summary import protos
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class EventFile:
             self._run_start = step
 
     def write(self, event: "Event") -> None:
-        """Writes an event, and flushes if that is due."""
+        """Writes an event, and flushes if that is due. Of several processes only process 0 writes."""
+        if not is_first_process():
+            return
         record = event.SerializeToString()
         with self._lock:
             now = self._clock()
@@ -79,6 +82,8 @@ class EventFile:
 
     def warn_if_unwritable(self) -> None:
         """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
+        if not is_first_process():
+            return
         place = self._logdir
         while not os.path.lexists(place):
             place = os.path.dirname(place)

@@ -1,0 +1,258 @@
+"""What the processes of one run tell each other: small values, over the coordination service of `jax.distributed`.
+
+Each process gives a value, and each gets the values of all, so that all decide alike. The devices take no part in it,
+and may be busy meanwhile.
+"""
+
+import contextlib
+import itertools
+import logging
+import pickle
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxspec._src.base.errors import Interrupted, OtherProcessError
+from jaxspec._src.base.types import Clock, T
+
+_logger = logging.getLogger("jaxspec")
+_POLL_SECS = 0.5
+"""So long a wait cannot be interrupted."""
+_WARN_SECS = 60.0
+_GROUP = 64
+"""So many exchanges are removed from the coordination service together."""
+_numbers = itertools.count()
+"""Of the runs of this process: the coordination service, which keeps their values, belongs to the process, too."""
+_finished: list[str] = []
+"""The runs whose values have not been removed from the coordination service."""
+
+
+class Exchange(contextlib.AbstractContextManager["Exchange"], Protocol):
+    """Passes values between the processes of one run. Used as a context manager: an error that leaves it is reported.
+
+    All processes must make the same exchanges in the same order.
+    """
+
+    index: int
+    """This process, counted from 0."""
+    count: int
+    """The number of processes."""
+    place: str
+    """Where the run is, such as "at global step 3": the errors of other processes name it."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which writes and logs for all."""
+        return self.index == 0
+
+    def gather(self, what: str, value: T) -> list[T]:
+        """The values of all processes, by process. Each waits for all.
+
+        Args:
+          what: the same in all processes; errors name it.
+          value: it is pickled.
+
+        Raises:
+          OtherProcessError: if another process has failed, makes another exchange, or does not come in time.
+        """
+
+    def clock(self) -> float:
+        """Seconds since some start: the same in all processes, and standing still between two exchanges."""
+
+    def from_first(self, what: str, value: T) -> T:
+        """The value of process 0."""
+        return self.gather(what, value)[0]
+
+    def compare(self, values: Mapping[str, object]) -> None:
+        """Raises a ValueError, in every process, if one of the named values differs between two processes."""
+        of_first, *others = self.gather("comparison", dict(values))
+        for process, other in enumerate(others, 1):
+            for name in [*of_first, *(name for name in other if name not in of_first)]:
+                mine, theirs = (repr(each[name]) if name in each else "nothing" for each in (of_first, other))
+                if mine != theirs:
+                    raise ValueError(
+                        f"the processes of this run differ in {name}: {mine} in process 0, {theirs} in process "
+                        f"{process}. Start the same program with the same arguments in all processes."
+                    )
+
+
+class Alone(Exchange):
+    """The exchange of a single process, which gets back what it gives."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.index, self.count, self.place, self._clock = 0, 1, "", clock
+
+    def gather(self, what: str, value: T) -> list[T]:
+        return [value]
+
+    def clock(self) -> float:
+        return self._clock()
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class KeyValueStore(Protocol):
+    """The part of JAX's client of the coordination service that is used here."""
+
+    def key_value_set_bytes(self, key: str, value: bytes, allow_overwrite: bool = False) -> None: ...
+    def blocking_key_value_get_bytes(self, key: str, timeout_in_ms: int) -> bytes: ...
+    def key_value_delete(self, key: str) -> None: ...
+
+
+class _Message(NamedTuple):
+    what: str
+    value: Any
+    time: float
+
+
+class _Failure(NamedTuple):
+    """In place of a message, when a process has failed."""
+
+    text: str
+    kind: type[BaseException]
+    """What the other processes raise."""
+
+
+class Together(Exchange):
+    """The exchange of several processes. Process 0 collects the values, and publishes them together.
+
+    Args:
+      store: of the coordination service.
+      index, count: of the process.
+      verb: what runs.
+      name: of the run, the same in all processes; no other run may have had it.
+      timeout_secs: how long a process may be waited for.
+      clock: seconds since some start.
+    """
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        index: int,
+        count: int,
+        verb: str,
+        name: str,
+        *,
+        timeout_secs: float,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.index, self.count, self.place = index, count, f"in {verb}"
+        self._store, self._name, self._timeout_secs, self._clock = store, name, timeout_secs, clock
+        self._number, self._now, self._is_told = 0, clock(), False
+
+    def gather(self, what: str, value: T) -> list[T]:
+        what = f"{what} {self.place}"
+        mine = _Message(what, value, self._clock())
+        if self.is_first:
+            messages: list[Any] = [mine]
+            for process in range(1, self.count):
+                messages.append(self._wait(self._key(process), what, process))
+            self._set(self._own_key(), messages)
+        else:
+            self._set(self._own_key(), mine)
+            messages = self._wait(self._key("all"), what, 0)
+        self._next()
+        for process, message in enumerate(messages):
+            if message.what != what:
+                raise OtherProcessError(
+                    f"process {self.index} is at {what!r}, and process {process} at {message.what!r}: the processes "
+                    "do not run alike. Call the same verbs and hooks in the same order in all of them, and let nothing "
+                    "of this depend on the process or on its clock."
+                )
+        self._now = messages[0].time
+        return [message.value for message in messages]
+
+    def clock(self) -> float:
+        return self._now
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        _finished.append(self._name)
+        if error is None or self._is_told or (isinstance(error, OtherProcessError) and not self.is_first):
+            return
+        is_mine = not isinstance(error, OtherProcessError)
+        text = f"{type(error).__name__}: {error}" if is_mine else f"{error}"
+        text = f"process {self.index} of this run has failed {self.place}: {text}" if is_mine else text
+        kinds = (kind for kind in (Interrupted, KeyboardInterrupt) if isinstance(error, kind))
+        with contextlib.suppress(Exception):  # the coordination service may be gone
+            self._set(self._own_key(), _Failure(text, next(kinds, OtherProcessError)))
+
+    def _own_key(self) -> str:
+        return self._key("all" if self.is_first else self.index)
+
+    def _raise(self, failure: _Failure) -> None:
+        if self.is_first:
+            self._set(self._own_key(), failure)
+        self._is_told = True
+        raise failure.kind(f"{failure.text}. This process, {self.index}, ends with it.")
+
+    def _key(self, who: int | str) -> str:
+        return f"jaxspec/{self._name}/{self._number // _GROUP}/{self._number}/{who}"
+
+    def _next(self) -> None:
+        """Goes on to the next exchange. When all have come to one, all have read those before it."""
+        self._number += 1
+        group, index = divmod(self._number, _GROUP)
+        if self.is_first and index == 1:
+            old = [f"{self._name}/{group - 1}"] * (group > 0) + _finished
+            _finished.clear()
+            for name in old:
+                self._store.key_value_delete(f"jaxspec/{name}/")
+
+    def _set(self, key: str, value: object) -> None:
+        self._store.key_value_set_bytes(key, pickle.dumps(value))
+
+    def _wait(self, key: str, what: str, process: int) -> Any:
+        """What another process has set. Raises what it has failed with."""
+        began, warned = self._clock(), 0.0
+        while True:
+            try:
+                value = pickle.loads(self._store.blocking_key_value_get_bytes(key, int(1000 * _POLL_SECS)))
+            except jax.errors.JaxRuntimeError as error:
+                if not str(error).startswith("DEADLINE_EXCEEDED"):
+                    raise OtherProcessError(
+                        f"process {self.index} has lost the coordination service, which process 0 runs, at {what!r}. "
+                        "Process 0, or its machine, is gone: start all processes again."
+                    ) from error
+            else:
+                if isinstance(value, _Failure):
+                    self._raise(value)
+                return value
+            waited = self._clock() - began
+            if waited > self._timeout_secs:
+                raise OtherProcessError(
+                    f"process {process} did not come to {what!r}, where process {self.index} has waited for it for "
+                    f"{waited:.0f} s. See its log; if it was just slow, raise RunConfig(process_timeout_secs=...)."
+                )
+            if waited > warned + _WARN_SECS:
+                warned = waited
+                _logger.warning("Process %d waits for process %d, at %s: %.0f s.", self.index, process, what, waited)
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or the only one. Unlike `jax.process_index`, it does not begin to use the devices."""
+    if not jax.distributed.is_initialized():
+        return True
+    from jax._src import distributed
+
+    return bool(distributed.global_state.process_id == 0)
+
+
+def open_exchange(verb: str, *, timeout_secs: float) -> Exchange:
+    """The exchange of a run that begins now in all processes.
+
+    Args:
+      verb: what runs.
+      timeout_secs: how long another process may be waited for.
+    """
+    if jax.process_count() == 1:
+        return Alone()
+    from jax._src import distributed  # JAX has no other way to its coordination service
+
+    store = distributed.global_state.client
+    assert store is not None
+    return Together(
+        store, jax.process_index(), jax.process_count(), verb, str(next(_numbers)), timeout_secs=timeout_secs
+    )
