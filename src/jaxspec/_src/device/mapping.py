@@ -1,5 +1,6 @@
 """Which devices a step is mapped over, and how: the only file that says shard_map."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -89,26 +90,28 @@ def map_over_devices(
     # A step makes its own outputs the same on all devices, as under pmap.
     mapped = jax.shard_map(one_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     in_shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in in_specs)
+    compiled = functools.partial(jax.jit, mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
     program: Callable[..., Outputs]
     if len(local_devices_of(devices)) == len(devices):
-        program = jax.jit(mapped, in_shardings=in_shardings, donate_argnums=donate_argnums)
+        program = compiled()
+    else:
+        # All processes must call a program alike, so what one of them has is given to all within this one.
+        program = compiled(out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    if jax.process_count() == 1:
         return program
-    # The results of other processes are gathered within the program, since all processes must call a program alike.
-    gathered = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    program = jax.jit(mapped, in_shardings=in_shardings, out_shardings=gathered, donate_argnums=donate_argnums)
 
-    def with_global_arrays(*args: PyTree) -> Outputs:
-        outputs: Outputs = program(*map(_as_global, args, in_shardings))
+    def with_jax_arrays(*args: PyTree) -> Outputs:
+        outputs: Outputs = program(*map(_as_jax_arrays, args, in_shardings))
         return outputs
 
-    return with_global_arrays
+    return with_jax_arrays
 
 
-def _as_global(arg: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
-    """The argument as arrays of all processes, made of the NumPy arrays that each process has."""
+def _as_jax_arrays(arg: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """The argument laid out as `sharding` says, each process giving its part: jit takes no NumPy arrays for that."""
 
     def one(x: np.ndarray | jax.Array) -> jax.Array:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        if isinstance(x, jax.Array) and (not x.is_fully_addressable or x.sharding == sharding):
             return x
         made: jax.Array = jax.make_array_from_process_local_data(sharding, np.asarray(x))
         return made
