@@ -43,10 +43,10 @@ def child(process, processes, address, steps, exchanges):
     import jax
     import numpy as np
     import optax
-    from jaxspec._src.device.processes import Together, open_exchange
     from train_loop import MLP, loss_of
 
     import jaxspec as js
+    from jaxspec._src.device.processes import Together, open_exchange
 
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
     joining = dict(coordinator_address=address, num_processes=processes, process_id=process) if processes > 1 else {}
