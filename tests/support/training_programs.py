@@ -13,7 +13,7 @@ from tiny_models import accuracy_fn, counting_init, counting_input, counting_mod
 
 import jaxspec as js
 
-BATCH = 16
+BATCH = 24
 EXAMPLES = 70
 """No multiple of a batch, of a process's part, or of a shard's."""
 
@@ -131,12 +131,12 @@ def train_to(model_dir, max_steps, save=None):
 # What fails, and is caught: the estimator and the process stay usable.
 
 
-def counting(model_dir, model_fn=counting_model_fn, **kwargs):
+def counting(model_dir, model_fn=counting_model_fn, save=100, **kwargs):
     """The counting model. Its input has 2 rows for each process and step."""
     size = 2 * int(os.environ["TEST_PROCESSES"])
     sizes = dict.fromkeys(("train_batch_size", "eval_batch_size", "predict_batch_size"), size)
-    config_ = config(save=100, every=5, **kwargs)
-    return js.TPUEstimator(model_fn, counting_init, model_dir=model_dir, config=config_, **sizes)
+    made = config(save=save, every=5, **kwargs)
+    return js.TPUEstimator(model_fn, counting_init, model_dir=model_dir, config=made, **sizes)
 
 
 def part(count=None, rows=2):
@@ -147,6 +147,7 @@ def part(count=None, rows=2):
 def outcome(call):
     """What a call returned or raised, and how many seconds it took."""
     began = time.monotonic()
+    print("a call begins", flush=True)
     try:
         value = call()
     except BaseException as error:
@@ -163,6 +164,7 @@ def failures():
     def train(name, input_fn=None, model_fn=counting_model_fn, hooks=(), again=False, max_steps=20):
         estimator = counting(name, model_fn)
         got = outcome(lambda: estimator.train(input_fn or part(), max_steps=max_steps, hooks=hooks) and None)
+        print(name, got, flush=True)
         outcomes[name] = got
         if again:
             outcomes[name + ", then again"] = outcome(lambda: estimator.train(part(), max_steps=max_steps) and None)
