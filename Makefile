@@ -13,7 +13,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check test-tpu test-newest clean
+.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-newest clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -27,6 +27,9 @@ test: .venv/ready  ## run the tests; options: make test ARGS="-k evaluate"
 test-slow: .venv/ready  ## run the tests that take long: processes killed, eight devices, examples, TensorFlow's trajectories
 	.venv/bin/python -m pytest $(SHARED) -m slow $(ARGS)
 
+crash-test: .venv/ready  ## kill trainings until they end, compare; options: make crash-test ARGS="--kills 100 --seed 7"
+	.venv/bin/python tests/crash/crash_runs.py $(ARGS)
+
 check: .venv/ready  ## lint, check types and layers, compare the export list with the package
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -37,12 +40,15 @@ check: .venv/ready  ## lint, check types and layers, compare the export list wit
 test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compiler (no TPU needed)
 	.venv-tpu/bin/python -m pytest tests/tpu $(ARGS)
 
+test-torch: .venv-torch/ready  ## train on torchdata's loader, in an environment that has torch
+	.venv-torch/bin/python -m pytest tests/data/test_torchdata.py $(ARGS)
+
 test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, where there is one
 	@if [ -z "$(NEWEST_PYTHON)" ]; then echo "No Python 3.12 or newer here: nothing to do."; \
 	else $(MAKE) .venv-newest/ready && .venv-newest/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS); fi
 
 clean:  ## remove the environments, caches, and what the examples wrote
-	rm -rf .venv .venv-tpu .venv-newest runs build dist src/*.egg-info
+	rm -rf .venv .venv-tpu .venv-torch .venv-newest runs build dist src/*.egg-info
 	rm -rf .pytest_cache .jax_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -58,6 +64,13 @@ clean:  ## remove the environments, caches, and what the examples wrote
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python $(PIP_INSTALL) --editable '.[test-tpu]'
+	@touch $@
+
+# torch is larger than all the rest together.
+.venv-torch/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python $(PIP_INSTALL) --editable '.[test-torch]'
 	@touch $@
 
 # Newer than what pip would choose for .venv, whose JAX is the newest that an older Python may have.

@@ -22,3 +22,5 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 
 # Tests that need a process of their own import from these, too.
 os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, HERE.glob("[a-z]*/")), *filter(None, sys.path)])
+
+from bucket_servers import bucket, gs_server, s3_server  # noqa: E402, F401 (fixtures)

@@ -10,6 +10,7 @@ from jaxspec import hooks as hooks
 from jaxspec import inputs as inputs
 from jaxspec import metrics as metrics
 from jaxspec import summary as summary
+from jaxspec._src.base.errors import OtherProcessError as OtherProcessError
 from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator
 from jaxspec._src.checkpoint.latest import load_global_step as load_global_step
 from jaxspec._src.device.replicate import replicate as replicate

@@ -2,4 +2,4 @@
 
 from jaxspec._src.data.numpy_input import NumpyBatches as NumpyBatches
 from jaxspec._src.data.numpy_input import numpy_input_fn as numpy_input_fn
-from jaxspec._src.data.position import CheckpointableIterator as CheckpointableIterator
+from jaxspec._src.data.position_methods import CheckpointableIterator as CheckpointableIterator

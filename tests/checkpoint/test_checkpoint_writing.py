@@ -19,6 +19,7 @@ import jaxspec._src.checkpoint.saver as saver_module
 from jaxspec._src.checkpoint import backend, background_write, removal
 from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
+from jaxspec._src.device.processes import Alone
 from jaxspec.checkpoint import latest_checkpoint, read_array
 
 
@@ -194,7 +195,7 @@ def test_a_clean_up_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(removal.shutil, "rmtree", refuse)
     saver = Saver(str(tmp_path), keep_max=1)
-    saver.begin(None)
+    saver.begin(None, Alone())
     for step in (1, 2):
         saver.save(_state(step))
     saver.wait()
@@ -244,6 +245,7 @@ sys.path.insert(0, sys.argv[2])
 from checkpoint_states import state_of
 from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
+from jaxspec._src.device.processes import Alone
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 saver = Saver(sys.argv[1])
 state = state_of({"w": jax.random.normal(jax.random.key(0), (1 << 18,))})

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import pathlib
 import shutil
 import threading
 import time
@@ -13,7 +14,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec import EvalSpec, Exporter, FinalExporter, TrainSpec, checkpoint, checkpoints_iterator, train_and_evaluate
-from jaxspec._src.checkpoint import restore
+from jaxspec._src.checkpoint import checksums, restore
 from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
 from jaxspec._src.summary.event_reader import read_scalars
 
@@ -466,6 +467,12 @@ def test_training_is_what_it_is_without_evaluation(tmp_path):
 # checkpoints_iterator.
 
 
+def make_checkpoint(directory, step):
+    """An undamaged one, in which there is nothing."""
+    os.makedirs(checkpoint_path(directory, step))
+    checksums.write_manifest(checkpoint_path(directory, step), step)
+
+
 class FakeTime:
     """A clock that only sleeping moves; what is due by then happens."""
 
@@ -479,7 +486,7 @@ class FakeTime:
         self.now += seconds
         self.slept.append(seconds)
         while self._due and self._due[0][0] <= self.now:
-            os.makedirs(checkpoint_path(self._directory, self._due.pop(0)[1]))
+            make_checkpoint(self._directory, self._due.pop(0)[1])
 
 
 def steps_and_times(time, directory, **kwargs):
@@ -504,14 +511,14 @@ def test_a_checkpoint_that_is_being_written_does_not_count(tmp_path):
 
 
 def test_min_interval(tmp_path):
-    os.makedirs(checkpoint_path(tmp_path, 1))
+    make_checkpoint(tmp_path, 1)
     time = FakeTime(tmp_path, [(2, 2), (30, 3)])
     assert steps_and_times(time, tmp_path, min_interval_secs=10, timeout=15) == [(1, 0), (2, 10), (3, 30)]
 
 
 def test_the_time_that_the_caller_takes_counts_for_the_interval(tmp_path):
     time = FakeTime()
-    os.makedirs(checkpoint_path(tmp_path, 1))
+    make_checkpoint(tmp_path, 1)
     iterator = checkpoints_iterator(tmp_path, min_interval_secs=10, timeout=0, clock=time.clock, sleep=time.sleep)
     next(iterator)
     time.now += 7
@@ -527,6 +534,69 @@ def test_timeout_fn_decides_whether_to_go_on(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "jaxspec"):
         assert steps_and_times(time, tmp_path, timeout=0) == [(1, 7)]
     assert f"Timed out waiting for a new checkpoint at {tmp_path}." in caplog.messages
+
+
+def test_damaged_checkpoints_are_skipped_with_one_warning_each_until_they_are_whole(tmp_path, caplog):
+    class Copied(FakeTime):
+        """Step 2 comes in part, and is whole at last; step 3 stays damaged."""
+
+        def sleep(self, seconds):
+            super().sleep(seconds)
+            for step in (2, 3):
+                if self.now == step:
+                    os.makedirs(checkpoint_path(tmp_path, step))
+            if self.now == 6:
+                checksums.write_manifest(checkpoint_path(tmp_path, 2), 2)
+
+    make_checkpoint(tmp_path, 1)
+    assert steps_and_times(Copied(), tmp_path, timeout=7) == [(1, 0), (2, 6)]
+    assert [message.partition(" is damaged: ")[0] for message in caplog.messages] == [
+        f"the checkpoint {checkpoint_path(tmp_path, step)}" for step in (2, 3)
+    ]
+
+
+def test_the_bytes_of_a_damaged_checkpoint_are_read_once(tmp_path, monkeypatch, caplog):
+    make_checkpoint(tmp_path, 1)
+    path = pathlib.Path(checkpoint_path(tmp_path, 2))
+    path.mkdir()
+    (path / "data").write_bytes(b"12")
+    checksums.write_manifest(str(path), 2)
+    (path / "data").write_bytes(b"13")
+    read, crc = [], checksums._crc
+    monkeypatch.setattr(checksums, "_crc", lambda *args: read.append(args) or crc(*args))
+    assert steps_and_times(FakeTime(), tmp_path, timeout=5) == [(1, 0)]
+    assert "has other bytes than were written" in caplog.text
+    assert len(read) == 1
+
+
+def test_a_checkpoint_that_is_removed_under_its_reader_is_an_error_for_it_and_the_iterator_goes_on(tmp_path):
+    estimator = js.TPUEstimator(
+        counting_model_fn, counting_init, model_dir=tmp_path, use_tpu=False, config=run_config(save=1)
+    )
+    estimator.train(counting_input(), steps=1)
+    time, results = FakeTime(), []
+    for path in checkpoints_iterator(tmp_path, timeout=0, clock=time.clock, sleep=time.sleep):
+        if not results:
+            estimator.train(counting_input(), steps=1)
+            shutil.rmtree(path)
+            with pytest.raises(FileNotFoundError, match="model.ckpt-1"):
+                estimator.evaluate(counting_input(1), checkpoint_path=path)
+        results.append(estimator.evaluate(counting_input(1))["global_step"])
+    assert results == [2, 2]
+
+
+def test_a_checkpoint_that_is_removed_while_the_iterator_looks_at_it_is_left_out(tmp_path, monkeypatch):
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+    verify = checksums.verify
+
+    def removing(path, step):
+        if step == 2:
+            shutil.rmtree(path, ignore_errors=True)
+        verify(path, step)
+
+    monkeypatch.setattr(checksums, "verify", removing)
+    assert steps_and_times(FakeTime(), tmp_path, timeout=0) == [(1, 0)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run that makes no progress says what it waits for, and is otherwise left alone."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,8 +11,8 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.base.activities import doing
 from jaxspec._src.run import watchdog as watchdog_module
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.watchdog import Watchdog
 from jaxspec.hooks import SessionRunHook
 
@@ -53,27 +54,15 @@ class Time:
 
 
 @pytest.fixture
-def time_of():
-    """Times whose watchdogs end."""
-    times = []
-
-    def new():
-        times.append(Time())
-        return times[-1]
-
-    yield new
-    for one in times:
-        one.end()
-
-
-@pytest.fixture
-def now(time_of):
-    return time_of()
+def now():
+    return Time()
 
 
 @pytest.fixture
 def watchdog(now):
-    return Watchdog("training", STALL_SECS, clock=now, wait=now.wait)
+    with contextlib.closing(Watchdog("training", STALL_SECS, clock=now, wait=now.wait)) as one:
+        yield one
+        now.end()
 
 
 def warnings(caplog):
@@ -188,7 +177,7 @@ def test_its_thread_ends_with_it():
 
 
 def estimator(model_dir, fn=counting_model_fn, **kwargs):
-    config = run_config(save=kwargs.pop("save", None), every=2, num_shards=1, **kwargs)
+    config = run_config(save=kwargs.pop("save", None), every=kwargs.pop("every", 2), num_shards=1, **kwargs)
     sizes = dict.fromkeys(("train_batch_size", "eval_batch_size", "predict_batch_size"), 4)
     return js.TPUEstimator(fn, counting_init, model_dir=model_dir, config=config, **sizes)
 
@@ -228,6 +217,20 @@ def test_an_input_that_hangs(tmp_path, caplog, impatient, verb, at):
         assert len(list(done)) == 24
     assert "Thread jaxspec-infeed:" in caplog.text
     assert "until_warned(caplog, text)" in caplog.text
+
+
+def test_a_hook_that_looks_at_the_clock_meanwhile_is_no_progress(tmp_path, caplog, impatient):
+    class Looks(SessionRunHook):
+        calls = 0
+
+        def wants_loop_end(self, global_step):
+            self.calls += 1
+            return False
+
+    hook = Looks()
+    input_fn = input_that_hangs(caplog, 3, "training waits for the input. It goes on waiting.")
+    estimator(tmp_path, every=100, stall_timeout_secs=0.2).train(input_fn, hooks=[hook])
+    assert hook.calls > 5
 
 
 def test_a_host_call_that_hangs(tmp_path, caplog, impatient):

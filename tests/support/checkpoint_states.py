@@ -21,7 +21,7 @@ def saved(model_dir, state, **kwargs):
     saver = Saver(str(model_dir), **kwargs)
     saver.save(state)
     saver.wait()
-    return str(model_dir / f"model.ckpt-{int(state.step)}")
+    return f"{model_dir}/model.ckpt-{int(state.step)}"
 
 
 def restored(path, like):

@@ -287,11 +287,11 @@ def fail_for_good(where):
         estimator.train(endless())
 
 
-def hang(secs=600):
+def hang(secs=600, **kwargs):
     """The input of process 1 stops to answer."""
     logging.basicConfig(level=logging.INFO)
     at = 9 if int(os.environ["TEST_PROCESS"]) == 1 else None
-    counting("model", process_timeout_secs=5).train(endless(at, lambda: time.sleep(secs)))
+    counting("model", **{"process_timeout_secs": 5, **kwargs}).train(endless(at, lambda: time.sleep(secs)))
 
 
 def differ(what):

@@ -10,11 +10,13 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 
+from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.base.types import PyTree, T
 
 _one_at_a_time = threading.Lock()
@@ -23,15 +25,44 @@ NOT_READ = ...
 """It stands for a leaf that `load` does not read. (It is orbax's PLACEHOLDER, without the import.)"""
 
 
-def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None]) -> None:
+def operation_number() -> int:
+    """The number of the last operation of this process. `agreed_number` makes one for all processes of it."""
+    return int(_operations().get_current_operation_id())
+
+
+def agreed_number(numbers: Iterable[int]) -> int:
+    """The number of the save that processes with these numbers make together next.
+
+    Each may read in another thread before it saves, so the number leaves some room.
+    """
+    return max(numbers) + 100
+
+
+def _operations() -> Any:
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+    return OperationIdGenerator
+
+
+def reaches(path: str) -> bool:
+    """Whether orbax can read and write there: on a disk and in Google Cloud Storage, not in S3."""
+    return not in_bucket(path) or path.startswith("gs://")
+
+
+def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None], operation: int | None = None) -> None:
     """Writes a directory with the parts; returns when all of it is written. All processes of a run call it together.
 
     Args:
       path: the directory to make. It appears whole or not at all.
       parts: trees of arrays as nested dicts, or JSON.
       copied: called when the arrays have been copied to the host, so that they may be donated.
+      operation: what the processes have agreed on; None: there is one process.
     """
     with _orbax(path, alone=False) as (ocp, path):
+        # orbax numbers the operations of each process, and joins those of the same number. Reads are counted, too, and
+        # one process may have made more of them.
+        while operation is not None and operation_number() < operation:
+            _operations().next_operation_id()
         writing = ocp.save_checkpointables_async(path, parts, overwrite=True)
         copied()
         writing.result()

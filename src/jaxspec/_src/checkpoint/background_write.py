@@ -4,12 +4,15 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Sequence
 
+from jaxspec._src.base import buckets
+from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
-from jaxspec._src.checkpoint.removal import locked_directory, partial_path, remove, removed_path
+from jaxspec._src.checkpoint.removal import locked_directory, partial_path, remove, remove_from_bucket, removed_path
 from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.step.state import TrainState
 
@@ -19,8 +22,9 @@ class BackgroundWrite:
 
     It is made first and begun afterwards, so that its owner knows of it if an interrupt comes at any moment.
 
-    The files are written into a directory beside the checkpoint, then their manifest, then the directory is renamed:
-    the checkpoint appears whole or not at all.
+    The checkpoint appears whole or not at all. On a disk the files are written into a directory beside it, which is
+    renamed at the end. In a bucket they are written to their final place, and the manifest last. orbax cannot write to
+    S3: there the files are written on the disk, and copied.
 
     Args:
       path: of the checkpoint. One that exists is replaced.
@@ -28,12 +32,21 @@ class BackgroundWrite:
       state: on one device; or, with several processes, on those of all.
       positions: the encoded position of the input of each process, or None.
       name: of the directory beside the checkpoint, the same in all processes.
+      operation: as in `backend.save`.
     """
 
-    def __init__(self, path: str, step: int, state: TrainState, positions: Sequence[str | None], name: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        step: int,
+        state: TrainState,
+        positions: Sequence[str | None],
+        name: str,
+        operation: int | None = None,
+    ) -> None:
         self._path, self._step = path, step
         self._state: TrainState | None = state
-        self._positions, self._name = positions, name
+        self._positions, self._name, self._operation = positions, name, operation
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._once = threading.Lock()
@@ -64,6 +77,11 @@ class BackgroundWrite:
             raise self._error
         return True
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that the checkpoint could not be written: `wait` raises the error."""
+        return self._done.is_set() and self._error is not None
+
     def _start(self) -> None:
         if not self._once.locked():
             # A process that must end does not wait for this thread: what it leaves is removed at the next start.
@@ -74,21 +92,25 @@ class BackgroundWrite:
             if self._done.is_set():
                 return
             try:
-                partial = partial_path(self._path, self._name)
-                written = os.path.join(partial, "checkpoint")
-                if not is_first_process():
-                    self._save(written)  # process 0 does the rest
-                    return
-                os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                with locked_directory(partial):
-                    self._write(written)
+                if not is_first_process():  # process 0 does the rest
+                    self._save(self._path if in_bucket(self._path) else self._partial_checkpoint)
+                elif in_bucket(self._path):
+                    self._write_into_bucket()
+                else:
+                    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+                    with locked_directory(os.path.dirname(self._partial_checkpoint)):
+                        self._write_on_disk(self._partial_checkpoint)
             except Exception as error:
                 self._error = _short_error(self._path, error)
             finally:
                 self._release_state()
                 self._done.set()
 
-    def _write(self, written: str) -> None:
+    @property
+    def _partial_checkpoint(self) -> str:
+        return os.path.join(partial_path(self._path, self._name), "checkpoint")
+
+    def _write_on_disk(self, written: str) -> None:
         self._save(written)
         checksums.write_manifest(written, self._step)
         gone = removed_path(self._path)
@@ -97,9 +119,21 @@ class BackgroundWrite:
         os.replace(written, self._path)
         remove(gone)
 
+    def _write_into_bucket(self) -> None:
+        remove_from_bucket(self._path)
+        if backend.reaches(self._path):
+            self._save(self._path)
+            checksums.write_manifest(self._path, self._step)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            written = os.path.join(directory, "checkpoint")
+            self._save(written)
+            buckets.upload(written, self._path)
+            checksums.write_manifest(self._path, self._step, copy=written)
+
     def _save(self, directory: str) -> None:
         assert self._state is not None
-        backend.save(directory, parts_of(self._state, self._positions), self._release_state)
+        backend.save(directory, parts_of(self._state, self._positions), self._release_state, self._operation)
 
     def _release_state(self) -> None:
         self._state = None
@@ -111,15 +145,18 @@ def _short_error(path: str, error: Exception) -> OSError:
     in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
     cause = _first_os_error(error)
     number = int(in_text[1]) if in_text else None if cause is None else cause.errno
-    if number in (None, errno.ENOENT) and not os.path.isdir(os.path.dirname(path)):
+    if number in (None, errno.ENOENT) and not in_bucket(path) and not os.path.isdir(os.path.dirname(path)):
         number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
+    elif cause is not None and cause.errno == number and cause.strerror:
+        reason = cause.strerror
     elif number is not None:
         reason = os.strerror(number)
     else:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        number = errno.EACCES if buckets.is_refusal(reason) else None
     text = (
         f"the checkpoint {path} could not be written: {reason}. The state is still in memory, and older checkpoints "
-        "are as they were: make room or repair the directory, then call train again."
+        "are as they were: make room, or repair the directory or the permission to write to it, then call train again."
     )
     short = OSError(number, text) if number is not None else OSError(text)
     short.__suppress_context__ = True

@@ -4,30 +4,57 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from jaxspec._src.base.buckets import StoredFile
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.base.paths import absolute_path
+from jaxspec._src.base.paths import absolute_path, files_under, find_file, in_bucket, join, names_in, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable, check_number
 from jaxspec._src.checkpoint import checksums
 
 _logger = logging.getLogger("jaxspec")
 _LOOK_EVERY_SECS = 1.0
+_LOOK_INTO_BUCKET_EVERY_SECS = 10.0
+"""Stores charge for each look."""
 _NAME = re.compile(r"model\.ckpt-(0|[1-9][0-9]*)")
 
 
 def checkpoint_path(model_dir: str, step: int) -> str:
     """The path of the checkpoint of a step, whether it exists or not."""
-    return os.path.join(absolute_path(model_dir), f"model.ckpt-{step}")
+    return join(absolute_path(model_dir), f"model.ckpt-{step}")
 
 
 def checkpoint_steps(model_dir: str) -> list[int]:
     """The steps of the checkpoints in `model_dir`, ascending. One that is still being written does not count."""
-    try:
-        names = os.listdir(absolute_path(model_dir))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    directory = absolute_path(model_dir)
+    if in_bucket(directory):
+        return list(_file_of_each(directory, checksums.MANIFEST))
+    return _steps_of(names_in(directory))
+
+
+def times_kept(model_dir: str) -> dict[int, float]:
+    """The steps of the checkpoints that are to be kept for ever, and when each was marked so, in seconds since the
+    epoch."""
+    return {step: mark.modified for step, mark in _file_of_each(absolute_path(model_dir), checksums.KEPT).items()}
+
+
+def _file_of_each(directory: str, name: str) -> dict[int, StoredFile]:
+    """The file of that name of each checkpoint that has one, by steps, ascending."""
+    if in_bucket(directory):  # one request
+        files = {
+            checkpoint: file
+            for path, file in files_under(directory, "model.ckpt-").items()
+            for checkpoint, _, rest in [path.partition("/")]
+            if rest == name
+        }
+        return {step: files[f"model.ckpt-{step}"] for step in _steps_of(files)}
+    found = {step: find_file(join(directory, f"model.ckpt-{step}", name)) for step in _steps_of(names_in(directory))}
+    return {step: file for step, file in found.items() if file is not None}
+
+
+def _steps_of(names: Iterable[str]) -> list[int]:
+    """The steps of those names that are names of checkpoints, ascending."""
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
@@ -71,10 +98,10 @@ def checkpoint_step(path: str) -> int:
       ValueError: if the name is not that of a checkpoint.
       FileNotFoundError: if there is no such directory. It is a ValueError, too.
     """
-    path = os.fspath(path)
-    match = _NAME.fullmatch(os.path.basename(os.path.normpath(path)))
-    if match is None or not os.path.isdir(path):
-        found = checkpoint_steps(os.path.dirname(os.path.normpath(path)) or ".")
+    directory, name = split(absolute_path(path))
+    match = _NAME.fullmatch(name)
+    if match is None or not checksums.exists(join(directory, name)):
+        found = checkpoint_steps(directory)
         problem = (
             f"The passed save_path is not a valid checkpoint: {path}. Expected a directory named model.ckpt-STEP"
             + (f"; the steps there are {found}." if found else ".")
@@ -104,8 +131,9 @@ def checkpoints_iterator(
 ) -> Iterator[str]:
     """Yields the latest checkpoint of a directory whenever there is a new one: the loop of a separate evaluator.
 
-    Checkpoints that come and go while the caller is busy are left out. Only complete ones are yielded, but the trainer
-    may remove one later: `RunConfig(keep_checkpoint_max=...)` says how many it keeps.
+    Checkpoints that come and go while the caller is busy are left out. Damaged ones are skipped, each with a warning.
+    The trainer may remove a checkpoint after it was yielded (`RunConfig(keep_checkpoint_max=...)` says how many it
+    keeps): what reads it then raises FileNotFoundError, and the iterator goes on with the next one.
 
     Args:
       model_dir: the directory. It need not exist yet.
@@ -128,19 +156,40 @@ def checkpoints_iterator(
     if timeout_fn is not None:
         check_callable("timeout_fn", timeout_fn, "Write a function without arguments that returns whether to end.")
     directory = absolute_path(model_dir)
+    look_every = _LOOK_INTO_BUCKET_EVERY_SECS if in_bucket(directory) else _LOOK_EVERY_SECS
+
+    damages: set[str] = set()
+
+    def latest_but(last: str | None) -> str | None:
+        """The latest undamaged checkpoint; None if it is `last`, or if there is none."""
+        for step in reversed(checkpoint_steps(directory)):
+            path = checkpoint_path(directory, step)
+            if path == last:
+                break
+            try:
+                checksums.verify(path, step)
+            except FileNotFoundError:
+                continue  # a trainer has removed it
+            except DamagedCheckpointError as error:
+                if str(error) not in damages:
+                    damages.add(str(error))
+                    _logger.warning("%s", error)
+            else:
+                return path
+        return None
 
     def wait_for_new(last: str | None) -> str | None:
         """The latest checkpoint as soon as it is not `last`, or None at the timeout. Looks at least once."""
         until = None if timeout is None else clock() + timeout
         _logger.info("Waiting for new checkpoint at %s", directory)
         while True:
-            path = latest_checkpoint(directory)
-            if path is not None and path != last:
+            path = latest_but(last)
+            if path is not None:
                 _logger.info("Found new checkpoint at %s", path)
                 return path
-            if until is not None and clock() + _LOOK_EVERY_SECS > until:
+            if until is not None and clock() + look_every > until:
                 return None
-            sleep(_LOOK_EVERY_SECS)
+            sleep(look_every)
 
     def new_checkpoints() -> Iterator[str]:
         last: str | None = None

@@ -1,4 +1,8 @@
-"""Removing checkpoints, and the directories that a killed process leaves among them, half written or half removed."""
+"""Removing checkpoints, and the directories that a killed process leaves among them, half written or half removed.
+
+On a disk, a checkpoint is renamed to become one, and to be no longer one. In a bucket nothing can be renamed: there its
+manifest is written last, and removed first.
+"""
 
 import contextlib
 import glob
@@ -10,6 +14,10 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from jaxspec._src.base import buckets
+from jaxspec._src.base.paths import in_bucket, join
+from jaxspec._src.checkpoint.checksums import MANIFEST
+
 try:
     import fcntl
 except ImportError:  # on Windows
@@ -17,8 +25,9 @@ except ImportError:  # on Windows
 
 _logger = logging.getLogger("jaxspec")
 _LEFTOVER = re.compile(r"model\.ckpt-\d+\.(partial|removed|orbax-checkpoint-tmp).*")
+_IN_BUCKET = re.compile(r"model\.ckpt-\d+")
 _LEFT_OVER_AFTER_SECS = 24 * 3600
-"""On a file system without locks, a directory in which nothing changed for so long counts as left over."""
+"""Where there are no locks, a directory in which nothing was written for so long counts as left over."""
 
 
 def partial_path(path: str, name: str) -> str:
@@ -46,7 +55,15 @@ def locked_directory(path: str) -> Iterator[None]:
 
 
 def remove_leftovers(model_dir: str) -> None:
-    """Removes what killed processes left, but not what a process that is alive is writing. A failure is a warning."""
+    """Removes what killed processes left, but not what a process that is alive is writing. A failure is a warning.
+
+    In a bucket a living process is one that wrote something into the directory within a day.
+    """
+    if in_bucket(model_dir):
+        with _failure_is_a_warning(model_dir):
+            for path in _left_in_bucket(model_dir):
+                remove(path)
+        return
     for path in glob.glob(os.path.join(glob.escape(model_dir), "model.ckpt-*")):
         if _LEFTOVER.fullmatch(os.path.basename(path)):
             with _failure_is_a_warning(path), contextlib.ExitStack() as lock:
@@ -55,11 +72,36 @@ def remove_leftovers(model_dir: str) -> None:
 
 
 def remove_checkpoint(path: str) -> None:
-    """Removes a checkpoint. It is renamed first, so that for readers it is gone at once. A failure is a warning."""
+    """Removes a checkpoint. For readers it is gone at once. A failure is a warning."""
+    if in_bucket(path):
+        with _failure_is_a_warning(path):
+            remove_from_bucket(path)
+        return
     gone = removed_path(path)
     with _failure_is_a_warning(path):
         os.replace(path, gone)
         remove(gone)
+
+
+def remove_from_bucket(path: str) -> None:
+    """Removes what there is of a checkpoint in a bucket, the manifest first."""
+    for part in (join(path, MANIFEST), path):
+        with contextlib.suppress(FileNotFoundError):
+            buckets.remove(part)
+
+
+def _left_in_bucket(model_dir: str) -> list[str]:
+    """The directories of checkpoints that have no manifest, and into which nothing was written for long."""
+    directories: dict[str, dict[str, float]] = {}
+    for name, file in buckets.objects_under(model_dir, "model.ckpt-").items():
+        directory, _, rest = name.partition("/")
+        directories.setdefault(directory, {})[rest] = file.modified
+    long_ago = time.time() - _LEFT_OVER_AFTER_SECS
+    return [
+        join(model_dir, directory)
+        for directory, files in directories.items()
+        if _IN_BUCKET.fullmatch(directory) and MANIFEST not in files and max(files.values()) < long_ago
+    ]
 
 
 def removed_path(path: str) -> str:
@@ -70,7 +112,9 @@ def removed_path(path: str) -> str:
 def remove(path: str) -> None:
     """Removes a directory or a file. A failure is a warning."""
     with _failure_is_a_warning(path):
-        if os.path.isdir(path):
+        if in_bucket(path):
+            buckets.remove(path)
+        elif os.path.isdir(path):
             shutil.rmtree(path)
         else:
             os.remove(path)

@@ -5,6 +5,9 @@ Damage is noticed, and a newer format refused, before arrays are read.
 
 import functools
 import operator
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 
 import jax
@@ -13,7 +16,9 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 
+from jaxspec._src.base import buckets
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.checkpoint import backend, checksums, parts
 from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
@@ -38,14 +43,15 @@ class StoredCheckpoint:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self.meta: parts.Meta = self._undamaged(lambda: backend.load(path, {"meta": None}))["meta"]
+        self._path = path = absolute_path(path)
+        self._readable = path if backend.reaches(path) else self._undamaged(self._local_copy)
+        self.meta: parts.Meta = self._undamaged(lambda: backend.load(self._readable, {"meta": None}))["meta"]
         if self.meta["format"] > parts.FORMAT:
             raise ValueError(
                 f"the checkpoint {path} has format {self.meta['format']}: a newer version of jaxspec wrote it, and "
                 f"this version reads formats up to {parts.FORMAT}. Install the newer version, or use another model_dir."
             )
-        found = self._undamaged(lambda: backend.shapes(path))
+        found = self._undamaged(lambda: backend.shapes(self._readable))
         self.parts = {
             part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.get(part) or {})
             for part in ("variables", "opt_state", "step", "input")
@@ -59,7 +65,7 @@ class StoredCheckpoint:
         likes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts.without_empty(forms)
         )
-        return self._undamaged(lambda: backend.load(self._path, likes))
+        return self._undamaged(lambda: backend.load(self._readable, likes))
 
     def load_on_host(self, array: jax.ShapeDtypeStruct) -> np.ndarray:
         """One array, on the host: the one that this leaf of `parts` stands for."""
@@ -69,8 +75,15 @@ class StoredCheckpoint:
         placed = array.update(sharding=SingleDeviceSharding(jax.local_devices()[0]))
         tree = parts.without_empty({part: self.parts[part]})
         like = jax.tree.map(lambda leaf: placed if leaf is array else backend.NOT_READ, tree)
-        found = self._undamaged(lambda: backend.load(self._path, like))
+        found = self._undamaged(lambda: backend.load(self._readable, like))
         return next(np.array(leaf) for leaf in jax.tree.leaves(found) if leaf is not backend.NOT_READ)
+
+    def _local_copy(self) -> str:
+        """The path of a copy on the disk, which lasts as long as this object."""
+        directory = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, directory)
+        buckets.download(self._path, directory)
+        return directory
 
     def _undamaged(self, read: Callable[[], T]) -> T:
         """What `read` returns, after the checksums of all files were compared. Errors name the checkpoint."""

@@ -1,19 +1,22 @@
 """Saver: writes the checkpoints of one estimator, and removes the old ones."""
 
 import logging
-import os
 import time
 import uuid
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
+from jaxspec._src.base.paths import join, write_file
 from jaxspec._src.base.types import Clock
+from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite
 from jaxspec._src.checkpoint.checksums import KEPT
-from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps
+from jaxspec._src.checkpoint.claim import Claim
+from jaxspec._src.checkpoint.latest import checkpoint_path, checkpoint_steps, times_kept
 from jaxspec._src.checkpoint.parts import check_names
 from jaxspec._src.checkpoint.removal import remove_checkpoint, remove_leftovers
 from jaxspec._src.device.processes import Alone, Exchange
@@ -21,6 +24,17 @@ from jaxspec._src.device.shards import first_shard
 from jaxspec._src.step.state import TrainState
 
 _logger = logging.getLogger("jaxspec")
+
+
+class _Start(NamedTuple):
+    """What a process knows when a save begins. What process 0 says of the directory counts."""
+
+    exists: bool
+    """Whether there is a checkpoint of this step."""
+    name: str
+    """A new one, for what is written."""
+    position: str | None
+    operation: int
 
 
 class Saver:
@@ -47,18 +61,28 @@ class Saver:
         self._own_steps: set[int] = set()
         self._writing: tuple[int, BackgroundWrite] | None = None
         self._exchange: Exchange = Alone()
+        self._claim: Claim | None = None
 
-    def begin(self, step: int | None, exchange: Exchange) -> None:
+    def begin(self, step: int | None, exchange: Exchange, claim: Claim | None = None) -> None:
         """Begins a run, and removes what killed runs left.
 
         Args:
           exchange: of the run. Its processes write each checkpoint together, and call `save` and `wait` alike.
           step: the step of the state with which the run begins: a checkpoint of this step, if there is one, holds that
             state, and later checkpoints belong to another run. None if nothing is known about the checkpoints.
+          claim: on the directory, in process 0; nothing is written once another training has it.
         """
+        self._claim = claim
         if step is not None:
             self._own_steps = {own for own in self._own_steps if own < step} | {step}
         self._exchange = exchange
+        if exchange.count > 1:
+            if not backend.reaches(self.model_dir):
+                raise ValueError(
+                    f"{self.model_dir}: several processes write a checkpoint together, to a disk that they share or to "
+                    "gs://. Use one of these as model_dir, or one process."
+                )
+            self._writing = None  # whether the others know of it, too, is not known
         if exchange.is_first:
             remove_leftovers(self.model_dir)
 
@@ -77,13 +101,23 @@ class Saver:
           NanLossDuringTrainingError: if a weight is not finite; nothing is written then.
           ValueError: if a checkpoint could not tell two leaves apart; it names both, and nothing is written.
           OSError: if the checkpoint before could not be written.
+          RuntimeError: if another training has taken the directory over.
         """
         self.wait()
+        if self._claim is not None:
+            self._claim.check()
         exchange, first = self._exchange, first_shard(state)
         step = int(first.step)
         path = checkpoint_path(self.model_dir, step)
-        said = exchange.gather("save", (step in checkpoint_steps(self.model_dir), uuid.uuid4().hex[:8], position))
-        exists, name, _ = said[0]
+        is_alone = exchange.count == 1
+        mine = _Start(
+            exists=step in checkpoint_steps(self.model_dir),
+            name=uuid.uuid4().hex[:8],
+            position=position,
+            operation=0 if is_alone else backend.operation_number(),
+        )
+        starts = exchange.gather("save", mine)
+        exists, name, _, _ = starts[0]
         if exists and step in self._own_steps:
             return
         check_names(first)
@@ -92,10 +126,11 @@ class Saver:
             if exists:
                 _logger.warning("The checkpoint %s is of another run; it is replaced.", path)
             _logger.info("Saving checkpoint for %d into %s.", step, path)
-        positions = [position for _, _, position in said]
         # orbax refuses arrays that one of several processes has alone.
-        written = first if exchange.count == 1 else state
-        self._writing = (step, BackgroundWrite(path, step, written, positions, name))
+        written = first if is_alone else state
+        operation = None if is_alone else backend.agreed_number(start.operation for start in starts)
+        positions = [start.position for start in starts]
+        self._writing = (step, BackgroundWrite(path, step, written, positions, name, operation))
         self._writing[1].begin()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -123,22 +158,31 @@ class Saver:
         self._writing = None
         return True
 
+    def wait_after_error(self, timeout: float) -> None:
+        """As `wait`, when a run ends with an error. It waits for none of the other processes, if there are some."""
+        if self._exchange.count == 1:
+            self.wait()
+        elif self._writing is not None:
+            self._writing[1].wait(timeout)
+
+    def raise_if_failed(self) -> None:
+        """Raises the OSError of a checkpoint that could not be written, if that is known by now. It does not wait."""
+        if self._writing is not None and self._writing[1].failed:
+            self.wait()
+
     def _remove_old(self) -> None:
         """Removes all but the newest `keep_max` checkpoints of this run. A failure is a warning."""
         if not self._keep_max:
             return
         # Later ones are damaged or of another run: they do not take the place of these.
         steps = [step for step in checkpoint_steps(self.model_dir) if step <= max(self._own_steps)]
-        # By path, the file that marks a checkpoint as kept for ever.
-        marks = {path: os.path.join(path, KEPT) for path in (checkpoint_path(self.model_dir, step) for step in steps)}
-        others = [path for path, mark in marks.items() if not os.path.exists(mark)]
-        kept_at = [os.path.getmtime(marks[path]) for path in marks if path not in others]
-        last_kept = max(kept_at, default=self._started)
-        for path in others[: -self._keep_max]:
+        kept = times_kept(self.model_dir)
+        last_kept = max((kept[step] for step in steps if step in kept), default=self._started)
+        for step in [step for step in steps if step not in kept][: -self._keep_max]:
+            path = checkpoint_path(self.model_dir, step)
             if self._clock() - last_kept >= self._keep_secs:
                 last_kept = self._clock()
-                with open(marks[path], "w", encoding="utf-8") as file:
-                    file.write("kept by keep_checkpoint_every_n_hours\n")
+                write_file(join(path, KEPT), b"kept by keep_checkpoint_every_n_hours\n")
             else:
                 remove_checkpoint(path)
 

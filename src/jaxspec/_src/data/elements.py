@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxspec._src.base.callables import call_by_name, describe
 from jaxspec._src.base.types import InputFn, PyTree
+from jaxspec._src.data.position_methods import LoaderBatches, position_methods
 
 
 def call_input_fn(input_fn: InputFn, arguments: Mapping[str, object]) -> object:
@@ -30,6 +31,10 @@ def elements(source: object) -> Iterator[PyTree]:
     if hasattr(source, "as_numpy_iterator"):
         source = source.as_numpy_iterator()
     is_batch = isinstance(source, dict | np.ndarray | jax.Array | np.generic) or type(source) is tuple
+    if isinstance(source, Iterable) and not (is_batch or isinstance(source, Iterator)):
+        methods = position_methods(source)
+        if methods is not None:
+            return LoaderBatches(source, methods)
     if not is_batch and (isinstance(source, Iterable) or hasattr(source, "__getitem__")):
         return iter(source)
     if not is_batch and np.asarray(source).dtype == object:

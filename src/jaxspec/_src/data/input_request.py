@@ -126,7 +126,8 @@ def warn_of_repeated_input(request: InputRequest, kind: str, *, reports_position
     why = (
         "no position was saved with the state"
         if reports_position
-        else f"a {kind} has no get_state and set_state to go on where it stood, as numpy_input_fn and Grain have"
+        else f"a {kind} has no get_state and set_state to go on where it stood, as numpy_input_fn and Grain have, nor "
+        "state_dict and load_state_dict, as torchdata's StatefulDataLoader (the loader, not iter(loader)) has"
     )
     _logger.warning(
         "Training goes on at global step %d, but input_fn (%s) begins again at its first batch: %s. "

@@ -11,7 +11,7 @@ from jaxspec._src.data.batch import BatchChecker, InputBatch
 from jaxspec._src.data.elements import call_input_fn, elements
 from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
-from jaxspec._src.data.position import is_checkpointable
+from jaxspec._src.data.position_methods import position_methods
 from jaxspec._src.data.resume import Positions, input_identity
 from jaxspec._src.spec.mode import ModeKeys
 
@@ -127,9 +127,10 @@ class InputSource:
         recalled = self._memory.recall(iterator)
         identity, self._unused = recalled or (None, [])
         self._positions = None
-        if self._request.training and is_checkpointable(iterator):
+        methods = position_methods(iterator) if self._request.training else None
+        if methods is not None:
             identity = identity or input_identity(iterator, self._request.input_fn)
-            self._positions = Positions(iterator, identity, self._request)
+            self._positions = Positions(methods, identity, self._request)
         return recalled is not None
 
     def _warn_if_repeated(self, recalled: bool) -> None:

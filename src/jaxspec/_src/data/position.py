@@ -1,59 +1,49 @@
-"""The position of an input: how an iterator reports it, and the text that a checkpoint holds."""
+"""The position of an input as text, which a checkpoint holds."""
 
 import base64
 import collections
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, TypeAlias, TypeGuard, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
 from jaxspec._src.base.types import PyTree
 
 PositionState: TypeAlias = PyTree
-"""What `get_state` returns: dicts, lists, tuples, sets, numbers, strings, bytes, NumPy arrays, in any nesting."""
+"""What `get_state` or `state_dict` returns: dicts, lists, tuples, sets, numbers, strings, bytes, NumPy arrays and torch
+tensors, in any nesting."""
 Json: TypeAlias = PyTree
 """Dicts, lists, strings, numbers, booleans and None."""
-Element = TypeVar("Element", covariant=True)
 
 
-class CheckpointableIterator(Iterator[Element], Protocol[Element]):
-    """An iterator that reports its position, so that training goes on with the batch that follows.
-
-    Iterators of Grain and of `numpy_input_fn` are such iterators. It may have a method `fingerprint` besides: see
-    `TPUEstimator.train`, `resume_input`.
-    """
-
-    def get_state(self) -> PositionState:
-        """The position after the last batch. Called after each batch of a training."""
-
-    def set_state(self, state: PositionState) -> None:
-        """Goes on at a position that `get_state` returned; ValueError refuses it, and the input begins anew."""
-
-
-def is_checkpointable(iterator: Iterator[Element]) -> TypeGuard[CheckpointableIterator[Element]]:
-    """Whether the iterator has `get_state` and `set_state`."""
-    return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
-
-
-def encode_position(state: PositionState, identity: Mapping[str, object] | None = None) -> str:
-    """What an iterator's `get_state` returned, as text that `decode_position` turns into an equal value again.
+def encode_position(
+    state: PositionState, identity: Mapping[str, object] | None = None, *, returned_by: str = "get_state"
+) -> str:
+    """The position that an input reports, as text that `decode_position` turns into an equal value again.
 
     Args:
-      state: dicts (with any keys), lists, tuples, sets, numbers, strings, bytes, NumPy arrays and scalars, in any
-        nesting.
+      state: dicts (with any keys), lists, tuples, sets, numbers, strings, bytes, NumPy arrays and scalars, tensors of
+        torch on the CPU, in any nesting.
       identity: of the input, as `input_identity` gives it; None: unknown.
+      returned_by: the name of the input's method, for the message.
 
     Raises:
       TypeError: for a value of another type; names the type, and where it is in the state.
     """
-    text = json.dumps(_encode(state, "state"))
+    try:
+        text = json.dumps(_encode(state, "state"))
+    except TypeError as error:
+        raise TypeError(
+            f"the input's {returned_by} returned a {error}; it should return dicts, lists, tuples, sets, numbers, "
+            "strings, bytes or arrays of them: convert it there, and back in the method that sets it."
+        ) from None
     return text if identity is None else f'{{"__input__": {json.dumps(identity)}, "__state__": {text}}}'
 
 
 def decode_position(text: str) -> PositionState:
-    """The value for `set_state`: the inverse of `encode_position`."""
+    """The value for `set_state` or `load_state_dict`: the inverse of `encode_position`."""
     return _decode(_identity_and_state(text)[1])
 
 
@@ -90,11 +80,10 @@ def _encode(value: PositionState, path: str) -> Json:
     if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biufcSUmM":
         data = base64.b64encode(value.tobytes()).decode()
         return {"__array__" if kind is np.ndarray else "__scalar__": [value.dtype.str, list(value.shape), data]}
+    if (kind.__module__, kind.__name__) == ("torch", "Tensor"):
+        return {"__tensor__": _encode(value.numpy(), path)}
     shown = f"{kind.__name__} of dtype {value.dtype}" if isinstance(value, np.ndarray) else kind.__name__
-    raise TypeError(
-        f"the input's get_state returned a {shown}, which a checkpoint cannot keep, at {path}; it should return dicts, "
-        "lists, tuples, sets, numbers, strings, bytes or NumPy arrays of them: convert it there, and back in set_state."
-    )
+    raise TypeError(f"{shown}, which a checkpoint cannot keep, at {path}")
 
 
 def _decode(value: Json) -> PositionState:
@@ -114,6 +103,12 @@ def _array(encoded: Json) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data), np.dtype(dtype), math.prod(shape)).reshape(shape).copy()
 
 
+def _tensor(encoded: Json) -> object:
+    import torch  # whose tensor it was
+
+    return torch.from_numpy(_decode(encoded))
+
+
 _DECODERS: dict[str, Callable[[Json], PositionState]] = {
     "__bytes__": base64.b64decode,
     "__tuple__": lambda items: tuple(map(_decode, items)),
@@ -122,5 +117,6 @@ _DECODERS: dict[str, Callable[[Json], PositionState]] = {
     "__dict__": lambda pairs: {_decode(key): _decode(item) for key, item in pairs},
     "__OrderedDict__": lambda pairs: collections.OrderedDict((_decode(key), _decode(item)) for key, item in pairs),
     "__array__": _array,
+    "__tensor__": _tensor,
     "__scalar__": lambda encoded: _array(encoded)[()],
 }

@@ -1,4 +1,4 @@
-"""Resumes an input: checks that the saved position came from it, then calls its `set_state`."""
+"""Resumes an input: checks that the saved position came from it, then sets it."""
 
 import functools
 import itertools
@@ -14,12 +14,12 @@ from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.data.batch import BatchChecker
 from jaxspec._src.data.input_request import InputRequest, warn_of_other_input
 from jaxspec._src.data.position import (
-    CheckpointableIterator,
     PositionState,
     decode_position,
     encode_position,
     position_identity,
 )
+from jaxspec._src.data.position_methods import LoaderBatches, PositionMethods
 
 Identity: TypeAlias = dict[str, object]
 """What an input is recognised by, as `input_identity` makes it. JSON values."""
@@ -33,24 +33,25 @@ _ITEMS = 100
 def input_identity(iterator: Iterator[PyTree], input_fn: InputFn) -> Identity:
     """The identity of an input: what it is recognised by when it is made again.
 
-    It holds the type of the iterator and what its method `fingerprint` returns; if it has none, the name of input_fn
-    and a checksum of the arrays that are attributes of the iterator.
+    It holds the type of the iterator or loader, and what its method `fingerprint` returns; if it has none, the name of
+    input_fn and a checksum of the arrays that are its attributes.
     """
-    kind = f"{type(iterator).__module__}.{type(iterator).__qualname__}"
-    fingerprint = getattr(iterator, "fingerprint", None)
+    source = iterator.loader if isinstance(iterator, LoaderBatches) else iterator
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    fingerprint = getattr(source, "fingerprint", None)
     if callable(fingerprint):
         # Through JSON, as it will be compared with what comes out of a checkpoint.
         return {"iterator": kind, "fingerprint": json.loads(encode_position(fingerprint()))}
     while isinstance(input_fn, functools.partial):
         input_fn = input_fn.func
     name = getattr(input_fn, "__qualname__", None) or type(input_fn).__qualname__
-    return {"iterator": kind, "input_fn": name, "arrays": arrays_fingerprint(_held_arrays(iterator))}
+    return {"iterator": kind, "input_fn": name, "arrays": arrays_fingerprint(_held_arrays(source))}
 
 
-def _held_arrays(iterator: Iterator[PyTree]) -> dict[str, np.ndarray]:
-    """The arrays that are attributes of an iterator, or items of a dict, list or tuple that is one."""
+def _held_arrays(source: object) -> dict[str, np.ndarray]:
+    """The arrays that are attributes of an object, or items of a dict, list or tuple that is one."""
     held = {}
-    for name, value in getattr(iterator, "__dict__", {}).items():
+    for name, value in getattr(source, "__dict__", {}).items():
         items = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
         for key, item in (("", value), *itertools.islice(items, _ITEMS)):
             if type(item) is np.ndarray:
@@ -92,28 +93,30 @@ def _difference(was: object, value: object) -> str | None:
 
 
 class Positions:
-    """Reads and sets the position of one iterator, with the errors and warnings that belong to it.
+    """Reads and sets the position of one input, with the errors and warnings that belong to it.
 
     Args:
-      iterator: the training input.
+      methods: of the training input.
       identity: what it is recognised by.
       request: what was asked for; its `resume` decides whether identities are compared.
     """
 
-    def __init__(self, iterator: CheckpointableIterator[PyTree], identity: Identity, request: InputRequest) -> None:
-        self._iterator, self.identity, self._request = iterator, identity, request
+    def __init__(self, methods: PositionMethods, identity: Identity, request: InputRequest) -> None:
+        self._methods, self.identity, self._request = methods, identity, request
         self._before: PositionState = None
 
     def after(self, checker: BatchChecker, *, has_rows: bool) -> str:
         """The position after the batch that `checker` has just checked, as text. The next batch will change it."""
         try:
-            state = self._iterator.get_state()
+            state = self._methods.get()
         except BaseException as error:
-            error.add_note(f"raised by get_state of the input, after batch {checker.number - 1} (counted from 0)")
+            error.add_note(
+                f"raised by {self._methods.get_name} of the input, after batch {checker.number - 1} (counted from 0)"
+            )
             raise
         if has_rows:
             self.identity["leaves"] = checker.leaves()
-        return encode_position(state, self.identity)
+        return encode_position(state, self.identity, returned_by=self._methods.get_name)
 
     def go_to(self, position: str, *, reversible: bool) -> bool:
         """Sets the position. False, with a warning, if it came from another input or the iterator refuses it.
@@ -127,20 +130,22 @@ class Positions:
             known = {key: value for key, value in self.identity.items() if key != "leaves"}
             if self.refused(position, known):
                 return False
-        self._before = self._iterator.get_state() if reversible else None
+        self._before = self._methods.get() if reversible else None
         try:
-            self._iterator.set_state(decode_position(position))
+            self._methods.set(decode_position(position))
         except BaseException as error:
             if isinstance(error, ValueError) and self._request.resume is None:
                 warn_of_other_input(self._request, f"{error}")
                 return False
-            error.add_note(f"raised by set_state of the input that input_fn ({self._request.name}) returned")
+            error.add_note(
+                f"raised by {self._methods.set_name} of the input that input_fn ({self._request.name}) returned"
+            )
             raise
         return True
 
     def undo(self) -> None:
         """Sets the position that the iterator had before `go_to`."""
-        self._iterator.set_state(self._before)
+        self._methods.set(self._before)
 
     def refused(self, position: str, known: Mapping[str, object]) -> bool:
         """Whether the position came from an input that differs in what is `known` of this one; warns then."""

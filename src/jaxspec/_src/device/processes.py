@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, OtherProcessError
 from jaxspec._src.base.types import Clock, T
 
@@ -149,11 +150,13 @@ class Together(Exchange):
         if self.is_first:
             messages: list[Any] = [mine]
             for process in range(1, self.count):
-                messages.append(self._wait(self._key(process), what, process))
+                with doing(f"process {process}"):
+                    messages.append(self._wait(self._key(process), what, process))
             self._set(self._own_key(), messages)
         else:
             self._set(self._own_key(), mine)
-            messages = self._wait(self._key("all"), what, 0)
+            with doing("process 0"):
+                messages = self._wait(self._key("all"), what, 0)
         self._next()
         for process, message in enumerate(messages):
             if message.what != what:

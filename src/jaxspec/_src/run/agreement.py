@@ -1,11 +1,9 @@
 """What the processes of a training agree on before each loop and each dispatch: how long it is, and whether it is."""
 
-import contextlib
 import logging
 from typing import NamedTuple
 
 from jaxspec._src.device.processes import Exchange
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.signals import StopRequest
 
 _logger = logging.getLogger("jaxspec")
@@ -54,8 +52,7 @@ class Agreement:
 
     def _agree(self, what: str, step: int, mine: _Wish) -> int:
         self._exchange.place = f"in training, at global step {step}"
-        with doing("the other processes") if self._exchange.count > 1 else contextlib.nullcontext():
-            wishes = self._exchange.gather(what, mine)
+        wishes = self._exchange.gather(what, mine)
         signum = next((wish.signum for wish in wishes if wish.signum is not None), None)
         if signum is not None and self._interrupt.signum is None:
             self._interrupt.heard(signum)

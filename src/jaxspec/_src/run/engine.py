@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.hyperparameters import with_values
 from jaxspec._src.base.tpu_context import TPUContext
 from jaxspec._src.base.types import HyperParameters, InputFn, PyTree
@@ -22,7 +23,6 @@ from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices, local_devices_of
 from jaxspec._src.device.processes import Exchange, open_exchange
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.program_cache import Programs

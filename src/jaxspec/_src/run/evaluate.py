@@ -5,12 +5,12 @@ import logging
 import pickle
 from collections.abc import Mapping
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import InputFn, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.metrics.metric import Mergeable
 from jaxspec._src.metrics.metric_fn_values import as_metric
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.host_batches import HostBatch

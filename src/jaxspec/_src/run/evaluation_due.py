@@ -3,11 +3,15 @@
 import logging
 import pathlib
 
+from jaxspec._src.device.processes import is_first_process
+
 _logger = logging.getLogger("jaxspec")
 
 
 class EvaluationDue:
-    """A file with the step to evaluate. It exists from before its checkpoint is written until after its last export.
+    """A file with the step to evaluate, which process 0 writes.
+
+    It exists from before its checkpoint is written until after its last export.
 
     Args:
       eval_dir: the directory of the evaluation's event files.
@@ -26,6 +30,8 @@ class EvaluationDue:
     def note(self, step: int) -> None:
         """Notes that the checkpoint of the global step `step` is to be evaluated. Warns if the file cannot be
         written."""
+        if not is_first_process():
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self._path.with_suffix(".tmp")
@@ -40,6 +46,8 @@ class EvaluationDue:
 
     def done(self) -> None:
         """Removes the file: the evaluation and its exports are done, or will not be made."""
+        if not is_first_process():
+            return
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.session import Fetches, Session
-from jaxspec._src.run.activities import doing
 from jaxspec._src.spec.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 
 _logger = logging.getLogger("jaxspec")
@@ -142,7 +142,8 @@ class HookCalls:
         session."""
         call = f"{type(hook).__name__}.{method}"
         try:
-            with doing(f"hook {call}"):
+            # wants_loop_end is called again and again while the run waits for the input.
+            with doing(f"hook {call}", progress=method != "wants_loop_end"):
                 yield
         except BaseException as error:
             if isinstance(error, StopIteration) and method in ("before_run", "after_run"):

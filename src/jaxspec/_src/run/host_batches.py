@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.ragged_batches import Group
 from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.program_cache import ModePrograms

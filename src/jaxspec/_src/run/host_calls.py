@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.device.shards import specs_of_steps
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.signals import StopRequest

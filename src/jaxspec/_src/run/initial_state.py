@@ -2,14 +2,13 @@
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.types import AnyFunction, Batch, PyTree, Variables
-from jaxspec._src.checkpoint import restore
+from jaxspec._src.checkpoint import checksums, restore
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, on_all, on_first
 from jaxspec._src.device.shards import first_shard
@@ -46,7 +45,7 @@ class InitialState:
     ) -> None:
         self._model, self._init_fn, self._seed = model, init_fn, seed
         self._devices, self._local_devices = tuple(devices), tuple(local_devices)
-        self._last_read: dict[tuple[str, int, int], TrainState] = {}
+        self._last_read: dict[tuple[str, str | None], TrainState] = {}
         """The last state that was read for evaluate or predict, by path, inode and time of its checkpoint."""
         self._opt_state: PyTree = None
         """Shapes and dtypes of the optimizer state, once they are known."""
@@ -118,8 +117,7 @@ class InitialState:
 
     def _read(self, path: str, step: int, features: Batch, labels: Batch) -> TrainState:
         """The state of a checkpoint, which is read once as long as the calls ask for the same one."""
-        found = os.stat(path)
-        key = (path, found.st_ino, found.st_mtime_ns)
+        key = (path, checksums.version(path))
         if key not in self._last_read:
             self._last_read.clear()  # its memory goes before more is needed
             variables = self._stored_structure(path, features, labels)

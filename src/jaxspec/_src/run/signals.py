@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
+from jaxspec._src.base.activities import CURRENT, Activities
 from jaxspec._src.base.errors import Interrupted
-from jaxspec._src.run.activities import CURRENT, Activities
 
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0

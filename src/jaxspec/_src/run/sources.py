@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from jaxspec._src.base.errors import DamagedCheckpointError
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.checkpoint import latest, restore
 from jaxspec._src.device.live_state import Lease, LiveState
 
@@ -70,7 +71,7 @@ class Sources:
 
     def of_checkpoint(self, path: str | os.PathLike[str]) -> Source:
         """The state of the checkpoint at `path`; ValueError where there is none."""
-        return Source(None, os.path.abspath(os.fspath(path)), latest.checkpoint_step(os.fspath(path)))
+        return Source(None, absolute_path(path), latest.checkpoint_step(os.fspath(path)))
 
     def current(self, *, training: bool) -> Source:
         """The live state, unless model_dir was cleared or holds a newer checkpoint; else the latest checkpoint.

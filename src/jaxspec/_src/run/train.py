@@ -8,6 +8,7 @@ import jax
 from jaxspec._src.base.arrays import describe_array, named_leaves
 from jaxspec._src.base.types import InputFn
 from jaxspec._src.checkpoint import latest
+from jaxspec._src.checkpoint.claim import Claim, claimed
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
@@ -50,6 +51,7 @@ def train(
         nonlocal stop, interrupt
         with (
             engine.exchange(ModeKeys.TRAIN) as exchange,
+            claimed(engine.model_dir) if exchange.is_first else contextlib.nullcontext() as claim,
             contextlib.closing(engine.agreed_source(exchange, engine.source(training=False))) as source,
         ):
             if stop is not None and source.step >= stop:
@@ -72,7 +74,7 @@ def train(
                 if infeed.first is None:
                     raise ValueError(no_batch_message(input_fn, "Training"))
                 with signals_put_off() as interrupt:
-                    _train_on(engine, exchange, infeed, source, stop, interrupt, hooks, listeners)
+                    _train_on(engine, exchange, claim, infeed, source, stop, interrupt, hooks, listeners)
 
     def start_over() -> None:
         engine.live_state.discard()
@@ -86,6 +88,7 @@ def train(
 def _train_on(
     engine: Engine,
     exchange: Exchange,
+    claim: Claim | None,
     infeed: Infeed,
     source: Source,
     stop: int | None,
@@ -119,7 +122,8 @@ def _train_on(
         infeed.start(programs.capacity)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
-            engine.saver(checkpoint_dir).begin(source.step if checkpoint_dir == engine.model_dir else None, exchange)
+            step, its_claim = (source.step, claim) if checkpoint_dir == engine.model_dir else (None, None)
+            engine.saver(checkpoint_dir).begin(step, exchange, its_claim)
         report = TrainingReport(
             step=source.step,
             writer=writer,

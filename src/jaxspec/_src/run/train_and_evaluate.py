@@ -7,8 +7,9 @@ import time
 from jaxspec._src.base.errors import Interrupted
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
+from jaxspec._src.device.processes import Exchange, open_exchange
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener
-from jaxspec._src.hooks.session import Session
+from jaxspec._src.hooks.session import Session, TrainingSession
 from jaxspec._src.hooks.timer import SecondOrStepTimer
 from jaxspec._src.run.estimator import TPUEstimator
 from jaxspec._src.run.evaluation_due import EvaluationDue
@@ -22,7 +23,7 @@ def train_and_evaluate(
     train_spec: TrainSpec,
     eval_spec: EvalSpec,
     *,
-    clock: Clock = time.monotonic,
+    clock: Clock | None = None,
 ) -> tuple[Metrics | None, list[object] | None]:
     """Trains, and evaluates at checkpoints. An evaluation uses the state in memory; no checkpoint is read.
 
@@ -36,7 +37,7 @@ def train_and_evaluate(
       train_spec: if its max_steps is reached already, there is no training.
       eval_spec: its exporters are asked after each evaluation, with `is_the_final_export` true once max_steps is
         reached.
-      clock: seconds since some start, for `throttle_secs`.
+      clock: seconds since some start, for `throttle_secs`; None: that of the session.
 
     Returns:
       The metrics of the last evaluation and the list of what the exporters returned then; (None, None) if nothing was
@@ -76,17 +77,22 @@ def train_and_evaluate(
 class _EvaluatingListener(CheckpointSaverListener):
     """Evaluates and exports at checkpoints."""
 
-    def __init__(self, estimator: TPUEstimator, spec: EvalSpec, max_steps: int | None, clock: Clock) -> None:
+    def __init__(self, estimator: TPUEstimator, spec: EvalSpec, max_steps: int | None, clock: Clock | None) -> None:
         self._estimator, self._spec, self._max_steps = estimator, spec, max_steps
         self.metrics: Metrics | None = None
         self.exports: list[object] | None = None
-        self._timer = SecondOrStepTimer(every_secs=spec.throttle_secs, clock=clock)
+        self._clock, self._timer = (
+            clock,
+            SecondOrStepTimer(every_secs=spec.throttle_secs, clock=clock or time.monotonic),
+        )
         self._due = EvaluationDue(estimator.eval_dir(spec.name))
         self._evaluated: str | None = None
 
     def catch_up(self) -> None:
         """Evaluates and exports the latest checkpoint, if a run before this one was to, and was killed."""
-        latest, step = self._estimator.latest_checkpoint(), self._due.step()
+        with self._exchange() as exchange:
+            self._timer.clock = self._clock or exchange.clock
+            latest, step = exchange.from_first("what is due", (self._estimator.latest_checkpoint(), self._due.step()))
         if latest is None or step is None or checkpoint_step(latest) != step:
             return
         _logger.warning(
@@ -97,7 +103,8 @@ class _EvaluatingListener(CheckpointSaverListener):
     def begin(self) -> None:
         self._at_start = True
 
-    def before_save(self, session: Session, global_step: int) -> None:
+    def before_save(self, session: TrainingSession, global_step: int) -> None:
+        self._timer.clock = self._clock or session.clock
         if self._at_start or session.interrupted:
             return
         if global_step == self._max_steps or self._timer.should_trigger_for_step(global_step):
@@ -119,7 +126,8 @@ class _EvaluatingListener(CheckpointSaverListener):
 
     def _evaluate(self, global_step: int, session: Session | None = None) -> None:
         self._timer.update_last_triggered_step(global_step)
-        path = self._estimator.latest_checkpoint()
+        with self._exchange() as exchange:
+            path = exchange.from_first("what is evaluated", self._estimator.latest_checkpoint())
         if path is None or path == self._evaluated:
             raise RuntimeError(
                 f"There was no new checkpoint after the training. The latest one in {self._estimator.model_dir} is "
@@ -146,13 +154,26 @@ class _EvaluatingListener(CheckpointSaverListener):
             )
             return
         self.metrics = metrics
+        with self._exchange() as exchange:
+            exports = exchange.from_first(
+                "exports", self._export(path, metrics, session) if exchange.is_first else None
+            )
+        if exports is None:
+            return
+        self.exports = exports
+        self._due.done()
+
+    def _export(self, path: str, metrics: Metrics, session: Session | None) -> list[object] | None:
+        """What the exporters return, of several processes in process 0; None if a signal ends it."""
+        spec = self._spec
         is_final = self._max_steps is not None and metrics["global_step"] >= self._max_steps
         exports = []
         assert isinstance(spec.exporters, tuple)
         for exporter in spec.exporters:
             if session is not None and session.interrupted:
-                _logger.warning("A signal ended the exports of step %d before that of %r.", global_step, exporter.name)
-                return
+                step = metrics["global_step"]
+                _logger.warning("A signal ended the exports of step %d before that of %r.", step, exporter.name)
+                return None
             try:
                 exported = exporter.export(
                     estimator=self._estimator,
@@ -165,5 +186,7 @@ class _EvaluatingListener(CheckpointSaverListener):
                 error.add_note(f"raised by exporter {exporter.name!r} ({type(exporter).__name__})")
                 raise
             exports.append(exported)
-        self.exports = exports
-        self._due.done()
+        return exports
+
+    def _exchange(self) -> Exchange:
+        return open_exchange("train_and_evaluate", timeout_secs=self._estimator.config.process_timeout_secs)

@@ -6,16 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
-from jaxspec._src.run.activities import doing
 from jaxspec._src.run.agreement import Agreement
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls, SessionStopped
+from jaxspec._src.run.host_queue import CLOSE_SECS
 from jaxspec._src.run.in_flight import Dispatch, InFlight
 from jaxspec._src.run.loop_length import LoopLength
 from jaxspec._src.run.program_cache import ModePrograms
@@ -77,7 +78,7 @@ class TrainingLoops(RunningSession):
             self._stop_helpers()
             for checkpoint_dir in self._savers:
                 try:
-                    self.finish_checkpoint(checkpoint_dir)
+                    self._finish_checkpoint_after_error(checkpoint_dir)
                 except Exception as another:  # the first error is the one to raise
                     error.add_note(f"and then, of a checkpoint: {type(another).__name__}: {another}")
             raise
@@ -130,6 +131,8 @@ class TrainingLoops(RunningSession):
                 stop = True
                 continue
             self._in_flight.look_at_ready()
+            for saver in self._savers.values():
+                saver.raise_if_failed()  # rather than when the next checkpoint is due
             stop = self._agreement.input_ended or context.stop_requested
 
     def _next_length(self, stop: bool) -> int:
@@ -247,6 +250,10 @@ class TrainingLoops(RunningSession):
         except NanLossDuringTrainingError:
             self._live_state.discard()
             raise
+
+    def _finish_checkpoint_after_error(self, checkpoint_dir: str) -> None:
+        with doing("the checkpoint"), self._interrupt.shield():
+            self._savers[checkpoint_dir].wait_after_error(CLOSE_SECS)
 
     def finish_checkpoint(self, checkpoint_dir: str) -> None:
         # An interrupt in the middle of this would leave a thread that never ends.

@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
@@ -83,7 +84,13 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
     if not paths:
         paths.append(tempfile.mkdtemp())
         _logger.warning("Using temporary folder as model directory: %s", paths[0])
-    return absolute_path(paths[0])
+    directory = absolute_path(paths[0])
+    place = next(place for place in (Path(directory), *Path(directory).parents) if place.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"model_dir is {directory}, but {place} is a file. Name a directory, or a path where one can be made."
+        )
+    return directory
 
 
 def check_supported(config: RunConfig) -> None:

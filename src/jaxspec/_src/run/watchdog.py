@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Self
 
+from jaxspec._src.base.activities import CURRENT, Activities
 from jaxspec._src.base.types import Clock
-from jaxspec._src.run.activities import CURRENT, Activities
 
 _logger = logging.getLogger("jaxspec")
 _AGAIN_SECS = 60.0

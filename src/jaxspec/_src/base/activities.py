@@ -20,19 +20,21 @@ class Activities:
         self.run, self._clock = run, clock
         self._under_way: dict[object, str] = {}
         self.changed_at = clock()
-        """When an activity last began or ended."""
+        """When there was progress last."""
 
     @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Within it, this activity is under way."""
+    def doing(self, what: str, *, progress: bool) -> Iterator[None]:
+        """Within it, this activity is under way. See the function `doing`."""
         key = object()  # another thread may end one of the same name
         self._under_way[key] = what
-        self.changed_at = self._clock()
+        if progress:
+            self.changed_at = self._clock()
         try:
             yield
         finally:
             del self._under_way[key]
-            self.changed_at = self._clock()
+            if progress:
+                self.changed_at = self._clock()
 
     def awaited(self) -> str:
         """What the run waits for, such as "the input, in evaluation"."""
@@ -43,7 +45,13 @@ CURRENT: contextvars.ContextVar[Activities | None] = contextvars.ContextVar("jax
 """Those of the run within which the reader is called."""
 
 
-def doing(what: str) -> contextlib.AbstractContextManager[None]:
-    """Within it, this activity of the current run is under way. Nothing happens outside of a run."""
+def doing(what: str, *, progress: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within it, this activity of the current run is under way. Nothing happens outside of a run.
+
+    Args:
+      what: the activity, as in "training waits for the input".
+      progress: whether its beginning and its end show that the run makes progress: not so where it repeats while the
+        run waits for something else.
+    """
     activities = CURRENT.get()
-    return contextlib.nullcontext() if activities is None else activities.doing(what)
+    return contextlib.nullcontext() if activities is None else activities.doing(what, progress=progress)
