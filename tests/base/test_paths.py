@@ -34,9 +34,7 @@ def test_names_are_joined_and_split_in_a_bucket_as_on_a_disk():
 
 
 def test_a_path_from_which_pathlib_took_a_slash_is_refused():
-    with pytest.raises(
-        ValueError, match="made one slash of two. Write a string, 'gs://bucket/run', or etils.epath.Path"
-    ):
+    with pytest.raises(ValueError, match="pathlib makes one slash of two. Write the string 'gs://bucket/run', or use"):
         absolute_path(pathlib.Path("gs://bucket/run"))
 
 

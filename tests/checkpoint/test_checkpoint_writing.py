@@ -102,7 +102,7 @@ def test_a_write_whose_beginning_was_interrupted_is_done_once_by_whoever_waits(t
     monkeypatch.setattr(
         background_write.checksums, "write_manifest", lambda path, step: (steps.append(step), original(path, step))
     )
-    write = background_write.BackgroundWrite(str(tmp_path / "model.ckpt-1"), 1, _state(1), None)
+    write = background_write.BackgroundWrite(str(tmp_path / "model.ckpt-1"), 1, _state(1), [None], "new")
     assert write.wait()
     write.begin()
     assert write.wait()

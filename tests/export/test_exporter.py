@@ -199,7 +199,7 @@ def test_the_file_is_whole_at_any_moment(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("json.dump", killed)
+        patch.setattr("os.fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             exported(BestExporter(), path, [1.0])
     assert (path / "best_eval_result.json").read_text() == before

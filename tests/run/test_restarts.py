@@ -118,8 +118,9 @@ def test_the_final_weights_equal_those_of_an_undisturbed_run_bit_for_bit(tmp_pat
     assert hook.steps == []
     assert_trees_equal(state_on_host(disturbed), state_on_host(undisturbed))
     assert checkpoint_steps(tmp_path / "b")[-1] == 20
-    assert f"Restart 1 of 2 after an error of the devices or the runtime: {LOST}" in caplog.text
-    assert "Restart 2 of 2 after an error of the devices or the runtime" in caplog.text
+    assert "Restart 1 of 2, after an error of the devices or the runtime:" in caplog.text
+    assert f"{LOST}\nraised by Fails.after_run, in training, at global step 7\n" in caplog.text
+    assert "Restart 2 of 2, after an error of the devices or the runtime:" in caplog.text
     assert "begins again" not in caplog.text  # the input
 
 

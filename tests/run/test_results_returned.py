@@ -130,7 +130,7 @@ def test_training_goes_on_where_summaries_cannot_be_written(tmp_path, caplog, mo
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", full)
+    monkeypatch.setattr("jaxspec._src.summary.event_file.open_to_write", full)
     estimator = make_estimator(tmp_path, every=2, save_summary_steps=1)
     estimator.train(counting_input(), steps=6)
     assert estimator.get_variable_value("params/w") == 6

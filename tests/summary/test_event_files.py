@@ -130,7 +130,7 @@ def test_a_file_that_may_not_be_read_is_one_warning(tmp_path, caplog, monkeypatc
             raise PermissionError(errno.EACCES, "Permission denied", name)
         return open(name, *args, **kwargs)
 
-    monkeypatch.setattr("jaxspec._src.summary.event_reader.open", refusing, raising=False)
+    monkeypatch.setattr("jaxspec._src.base.paths.open", refusing, raising=False)
     assert read_scalars(tmp_path) == {2: {"x": 2.0}}
     assert ["Permission denied" in line for line in warnings_of(caplog)] == [True]
 
@@ -197,7 +197,9 @@ class FullDisk:
 @pytest.mark.parametrize("room", [1, 30, 60, 100])
 def test_a_full_disk_is_one_warning_and_a_new_file_when_there_is_room(tmp_path, caplog, monkeypatch, room):
     now, left = [0.0], [room]
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: FullDisk(io.FileIO(path, "w"), left))
+    monkeypatch.setattr(
+        "jaxspec._src.summary.event_file.open_to_write", lambda path: FullDisk(io.FileIO(path, "w"), left)
+    )
     writer = SummaryWriter(str(tmp_path), clock=lambda: now[0])
     for step in range(50):
         now[0] = float(step)

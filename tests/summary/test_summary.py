@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorboard.summary
-import tensorboardX.record_writer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -23,6 +22,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.summary import event_file
 from jaxspec._src.summary.context import run_position
 from jaxspec._src.summary.event_reader import read_scalars
 from jaxspec.summary import SummaryWriter, create_file_writer, record_if
@@ -489,7 +489,7 @@ class GivingWay(io.FileIO):
 
 
 def test_two_threads_write_and_a_third_closes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorboardX.record_writer, "open_file", lambda path: GivingWay(path, "wb"))
+    monkeypatch.setattr(event_file, "open_to_write", lambda path: GivingWay(path, "wb"))
     writer, count, together = create_file_writer(tmp_path, max_queue=50), 300, threading.Barrier(3)
 
     def write(tag):

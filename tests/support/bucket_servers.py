@@ -132,6 +132,7 @@ def gs_server():
 def s3_server():
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer("localhost", 0, verbose=False)
     server.start()
     bucket = Bucket("s3")

@@ -65,6 +65,34 @@ def write(path: str, data: bytes) -> None:
         _store(path).pipe_file(path, data)
 
 
+class GrowingObject:
+    """An object that is written in pieces. They are kept in memory, as a store cannot append: each flush uploads all of
+    them."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._data, self._uploaded = path, bytearray(), 0
+
+    def write(self, data: bytes) -> int:
+        """Appends bytes."""
+        self._data += data
+        return len(data)
+
+    def tell(self) -> int:
+        """The size so far."""
+        return len(self._data)
+
+    def flush(self) -> None:
+        """Uploads the object, if it has grown."""
+        size = len(self._data)
+        if size > self._uploaded:
+            write(self._path, bytes(self._data))
+            self._uploaded = size
+
+    def close(self) -> None:
+        """Frees the memory. What was not flushed is lost."""
+        self._data.clear()
+
+
 def remove(path: str) -> None:
     """Removes an object, or all below it. FileNotFoundError if there is none."""
     with _errors_named(path):

@@ -34,10 +34,10 @@ def absolute_path(directory: str | os.PathLike[str]) -> str:
     path = os.fspath(directory)
     if (match := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", path, re.DOTALL)) is None:
         lost = re.match(rf"({'|'.join(_PACKAGES)}):/+", path)
-        if lost is not None and not isinstance(directory, str):
+        if lost is not None:
             raise ValueError(
-                f"{directory!r} is a local path, in which pathlib has made one slash of two. Write a string, "
-                f"'{lost[1]}://{path[lost.end() :]}', or etils.epath.Path."
+                f"{path!r} is a local path: pathlib makes one slash of two. Write the string "
+                f"'{lost[1]}://{path[lost.end() :]}', or use etils.epath.Path."
             )
         return os.path.abspath(path)
     scheme, address = match[1], match[2]
@@ -84,6 +84,23 @@ def names_in(directory: str) -> list[str]:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def files_in(directory: str) -> list[str]:
+    """The names of the files directly in a directory; none if there is no such directory."""
+    if in_bucket(directory):
+        return [name for name in buckets.objects_under(directory) if "/" not in name]
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_directory(path: str) -> None:
+    """Makes a directory, and those above it, where there is none. A bucket has none."""
+    if not in_bucket(path):
+        os.makedirs(path, exist_ok=True)
 
 
 def is_directory(path: str) -> bool:
@@ -138,12 +155,17 @@ def open_file(path: str) -> BinaryIO:
     return io.BytesIO(buckets.read(path)) if in_bucket(path) else open(path, "rb")
 
 
+def open_to_write(path: str) -> BinaryIO | buckets.GrowingObject:
+    """A new file, open for writing. In a bucket it appears, or grows, when it is flushed or closed."""
+    return buckets.GrowingObject(path) if in_bucket(path) else open(path, "wb")
+
+
 def write_file(path: str, data: bytes) -> None:
     """Writes a file, and makes its directory. The file is whole, old or new, at any moment."""
     if in_bucket(path):
         buckets.write(path, data)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make_directory(os.path.dirname(path))
     with open(f"{path}.tmp", "wb") as file:
         file.write(data)
         file.flush()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from jaxspec._src.base.paths import join, remove, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.claim_holder import Holder
 
@@ -37,7 +38,7 @@ def claimed(
     Raises:
       RuntimeError: if another training, in any process or thread, has claimed it.
     """
-    path = os.path.join(model_dir, _NAME)
+    path = join(model_dir, _NAME)
     claim = Claim(path, Holder.of_this_process(clock()), clock)
     _refuse_if_claimed(path, clock, sleep)
     try:
@@ -65,7 +66,6 @@ class Claim:
         """Writes the file, and refreshes it from now on."""
         self._holder.hold()
         try:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
             self._holder.write(self._path)
         except OSError as error:
             _logger.info("model_dir cannot be written to (%s): other trainings of it are not kept out.", error)
@@ -77,7 +77,7 @@ class Claim:
         other = Holder.read(self._path)
         if other is not None and other.id != self._holder.id:
             raise RuntimeError(
-                f"{os.path.dirname(self._path)} was taken over by another training, in {other}: this one did not "
+                f"{split(self._path)[0]} was taken over by another training, in {other}: this one did not "
                 "refresh its claim in time. It ends without writing anything more. Give each training a model_dir of "
                 "its own."
             )
@@ -91,7 +91,7 @@ class Claim:
         self._thread.join()
         if self._is_ours():
             with contextlib.suppress(OSError):
-                os.remove(self._path)
+                remove(self._path)
 
     def _is_ours(self) -> bool:
         found = Holder.read(self._path)
@@ -113,7 +113,7 @@ def _refuse_if_claimed(path: str, clock: Clock, sleep: Callable[[float], None]) 
         is_alive = _is_refreshed(path, holder, clock, sleep)
     if is_alive:
         raise RuntimeError(
-            f"{os.path.dirname(path)} is being trained by {holder}. Two trainings would overwrite each other's "
+            f"{split(path)[0]} is being trained by {holder}. Two trainings would overwrite each other's "
             "checkpoints: give this one another model_dir, or end that one first. If there is no such training, "
             f"remove {path}."
         )

@@ -9,6 +9,8 @@ import socket
 import uuid
 from typing import Self
 
+from jaxspec._src.base.paths import read_file, write_file
+
 _held: set[str] = set()
 """The claims of this process."""
 
@@ -65,17 +67,13 @@ class Holder:
 
     def write(self, path: str) -> None:
         """Writes the file of the claim; a reader sees the old content or the new one."""
-        new = f"{path}.new"
-        with open(new, "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(self), file)
-        os.replace(new, path)
+        write_file(path, json.dumps(dataclasses.asdict(self)).encode())
 
     @classmethod
     def read(cls, path: str) -> Self | None:
         """What the file of a claim says; None if there is no such file."""
         try:
-            with open(path, encoding="utf-8") as file:
-                return cls(**json.load(file))
+            return cls(**json.loads(read_file(path)))
         except (OSError, ValueError, TypeError):
             return None
 

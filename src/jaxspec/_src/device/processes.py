@@ -27,7 +27,7 @@ _GROUP = 64
 _numbers = itertools.count()
 """Of the runs of this process: the coordination service, which keeps their values, belongs to the process, too."""
 _finished: list[str] = []
-"""The runs whose values have not been removed from the coordination service."""
+"""Earlier runs, whose values process 0 has not yet removed from the coordination service."""
 
 
 class Exchange(contextlib.AbstractContextManager["Exchange"], Protocol):
@@ -172,7 +172,8 @@ class Together(Exchange):
         return self._now
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        _finished.append(self._name)
+        if self.is_first:
+            _finished.append(self._name)
         if error is None or self._is_told or (isinstance(error, OtherProcessError) and not self.is_first):
             return
         is_mine = not isinstance(error, OtherProcessError)

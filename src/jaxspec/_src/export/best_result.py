@@ -2,10 +2,10 @@
 
 import json
 import logging
-import os
 
 import numpy as np
 
+from jaxspec._src.base.paths import join, read_file, write_file
 from jaxspec._src.base.types import Metrics, PyTree
 
 _logger = logging.getLogger("jaxspec")
@@ -18,10 +18,9 @@ def read_best_result(export_path: str) -> Metrics | None:
     Raises:
       ValueError: if the file does not hold one.
     """
-    path = os.path.join(export_path, _FILE_NAME)
+    path = join(export_path, _FILE_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            result = json.load(file, object_hook=_decode)
+        result = json.loads(read_file(path), object_hook=_decode)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -45,13 +44,7 @@ def write_best_result(export_path: str, result: Metrics) -> None:
             )
         else:
             kept[name] = value
-    os.makedirs(export_path, exist_ok=True)
-    path = os.path.join(export_path, _FILE_NAME)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(kept, file, default=_encode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
+    write_file(join(export_path, _FILE_NAME), json.dumps(kept, default=_encode).encode())
 
 
 def _encode(value: object) -> PyTree:

@@ -3,13 +3,11 @@
 import abc
 import logging
 import math
-import os
-import pathlib
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from jaxspec._src.base.paths import is_directory, join, names_in, remove
 from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
@@ -99,7 +97,7 @@ class _SavedModelExporter(Exporter):
             export_path, self._receiver_fn, assets_extra=self._assets_extra, checkpoint_path=checkpoint_path
         )
         self._exported(export_path, eval_result)
-        if self._exports_to_keep is not None and os.path.isdir(export_path):
+        if self._exports_to_keep is not None:
             _remove_old_exports(export_path, self._exports_to_keep)
         return exported
 
@@ -216,10 +214,10 @@ class BestExporter(_SavedModelExporter):
 def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
     """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
     exports = sorted(
-        path for path in pathlib.Path(export_path).iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()
+        name for name in names_in(export_path) if _VERSION.fullmatch(name) and is_directory(join(export_path, name))
     )
-    for path in exports[:-exports_to_keep]:
+    for name in exports[:-exports_to_keep]:
         try:
-            shutil.rmtree(path)
+            remove(join(export_path, name))
         except OSError as error:
-            _logger.warning("Can not delete the old export %s: %s", path.name, error)
+            _logger.warning("Can not delete the old export %s: %s", name, error)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_methods
 from jaxspec._src.hooks.session import TrainingSession
@@ -93,7 +94,7 @@ class CheckpointSaverHook(SessionRunHook):
         ):
             if given != only:
                 raise ValueError(f"CheckpointSaverHook: {name} must be {only!r} here, got {given!r}; leave it out.")
-        self._given_dir = None if checkpoint_dir is None else os.path.abspath(os.fspath(checkpoint_dir))
+        self._given_dir = None if checkpoint_dir is None else absolute_path(checkpoint_dir)
         self._steps = save_steps
         self._clock = clock
         self._timer = SecondOrStepTimer(save_secs, save_steps)
@@ -102,7 +103,7 @@ class CheckpointSaverHook(SessionRunHook):
     def start_saving(self, model_dir: str, listeners: Sequence[object] = ()) -> str:
         """Prepares for one training, whose listeners are called after the hook's own; returns the directory of
         checkpoints."""
-        self._checkpoint_dir = self._given_dir or os.path.abspath(model_dir)
+        self._checkpoint_dir = self._given_dir or absolute_path(model_dir)
         self._listeners = check_listeners((*self._own_listeners, *listeners))
         return self._checkpoint_dir
 

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_number
 from jaxspec._src.hooks.session import Session
@@ -122,7 +123,7 @@ class EvaluatedMetric:
     ) -> None:
         check_estimator(estimator)
         self._name, self._min_steps = name, min_steps
-        self._eval_dir = os.fspath(estimator.eval_dir() if eval_dir is None else eval_dir)
+        self._eval_dir = absolute_path(estimator.eval_dir() if eval_dir is None else eval_dir)
         self._warned: set[str] = set()  # a damaged file is read many times; there is one warning
 
     def beyond(self, threshold: float, is_beyond: Comparison, relation: str) -> Reason:

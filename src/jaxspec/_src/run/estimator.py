@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.hyperparameters import copy_params
+from jaxspec._src.base.paths import join
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.types import AnyFunction, HyperParameters, InputFn, Metrics, PyTree
 from jaxspec._src.base.validate import check_arguments
@@ -124,7 +125,7 @@ class TPUEstimator:
 
     def eval_dir(self, name: str | None = None) -> str:
         """The directory of the event files of evaluations: `eval`, or `eval_NAME`."""
-        return os.path.join(self.model_dir, f"eval_{name}" if name else "eval")
+        return join(self.model_dir, f"eval_{name}" if name else "eval")
 
     def latest_checkpoint(self) -> str | None:
         """The path of the latest checkpoint in model_dir, or None."""

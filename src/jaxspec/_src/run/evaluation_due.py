@@ -1,8 +1,8 @@
 """A file that names the checkpoint to be evaluated, so that a run after a kill makes up for that evaluation."""
 
 import logging
-import pathlib
 
+from jaxspec._src.base.paths import join, read_file, remove, write_file
 from jaxspec._src.device.processes import is_first_process
 
 _logger = logging.getLogger("jaxspec")
@@ -18,12 +18,12 @@ class EvaluationDue:
     """
 
     def __init__(self, eval_dir: str) -> None:
-        self._path = pathlib.Path(eval_dir, "evaluation_due")
+        self._path = join(eval_dir, "evaluation_due")
 
     def step(self) -> int | None:
         """The global step whose checkpoint is to be evaluated, or None."""
         try:
-            return int(self._path.read_text())
+            return int(read_file(self._path))
         except (OSError, ValueError):  # there is none, or it was cut short: then its checkpoint had not been begun
             return None
 
@@ -33,10 +33,7 @@ class EvaluationDue:
         if not is_first_process():
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self._path.with_suffix(".tmp")
-            unfinished.write_text(str(step))
-            unfinished.replace(self._path)
+            write_file(self._path, str(step).encode())
         except OSError as error:
             _logger.warning(
                 "%s cannot be written (%s): if this run is killed before step %d is evaluated, the next one will not "
@@ -49,6 +46,8 @@ class EvaluationDue:
         if not is_first_process():
             return
         try:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             _logger.warning("%s cannot be removed (%s): the next run evaluates that step again.", self._path, error)

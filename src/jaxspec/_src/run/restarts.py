@@ -47,6 +47,7 @@ def with_restarts(most: int, run: Callable[[], None], start_over: Callable[[], N
                 error.add_note(f"raised after {most} restarts, as RunConfig(max_restarts={most}) says")
                 raise
             count += 1
-            summary = str(error).splitlines()[0][:300]
-            _logger.warning("Restart %d of %d after an error of the devices or the runtime: %s", count, most, summary)
+            _logger.warning(
+                "Restart %d of %d, after an error of the devices or the runtime:", count, most, exc_info=error
+            )
         start_over()

@@ -37,7 +37,9 @@ class StopRequest:
         self._activities = activities
         self.signum: int | None = None
         self._deadline: float | None = None
+        self._awaited = ""
         self._told = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
         self._shields = 0
         self._kept: Callable[[], object] | None = None
 
@@ -76,21 +78,24 @@ class StopRequest:
         """Sets the request. Called in a signal handler: it takes no lock, and the line is written by a thread."""
         self.signum = signum
         self.hurry()
-        awaited = "the devices" if self._activities is None else self._activities.awaited()
-        _thread.start_new_thread(self._tell, (signum, awaited))
+        self._awaited = "the devices" if self._activities is None else self._activities.awaited()
+        # Starting a thread of `threading` takes locks, and logging in any other would leave an entry in its list.
+        _thread.start_new_thread(self._teller.start, ())
 
-    def _tell(self, signum: int, waited_for: str) -> None:
+    def _tell(self) -> None:
+        assert self.signum is not None
         try:
             _logger.warning(
                 "%s: training ends and is saved; now waiting for %s. Another signal does not wait for it.",
-                *(signal.Signals(signum).name, waited_for),
+                *(signal.Signals(self.signum).name, self._awaited),
             )
         finally:
             self._told.set()
 
     def wait_until_told(self) -> None:
         """Waits a moment for the line that says that the signal was heard."""
-        self._told.wait(1)
+        if self._told.wait(1):
+            self._teller.join(1)
 
 
 _request: contextvars.ContextVar[StopRequest | None] = contextvars.ContextVar("jaxspec_stop_request", default=None)

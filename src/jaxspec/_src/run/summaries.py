@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 
 import jax.numpy as jnp
@@ -10,9 +9,10 @@ import numpy as np
 
 from jaxspec._src.base.arrays import describe_array
 from jaxspec._src.base.types import Metrics
+from jaxspec._src.checkpoint import checksums
 from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.run.config import RunConfig
-from jaxspec._src.summary.writer import SummaryWriter, create_file_writer
+from jaxspec._src.summary.writer import SummaryWriter, create_file_writer, flush_buckets
 
 _logger = logging.getLogger("jaxspec")
 _MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
@@ -28,19 +28,21 @@ def run_writer(config: RunConfig, logdir: str) -> Iterator[SummaryWriter]:
       logdir: the directory of the event file: the model_dir, or the directory of an evaluation in it.
     """
     assert config.model_dir is not None
-    name = os.path.relpath(logdir, config.model_dir)
-    prefix = "" if name == os.curdir else f"{name}/"
+    name = logdir.removeprefix(config.model_dir).strip("/")
+    prefix = f"{name}/" if name else ""
     writer = create_file_writer(logdir).with_sinks(config.writers if is_first_process() else (), prefix=prefix)
     try:
         yield writer
     except BaseException as error:
         try:
             writer.flush()
+            flush_buckets()
         except Exception as another:  # the first error is the one to raise
             error.add_note(f"and then, of a summary writer: {type(another).__name__}: {another}")
         raise
     try:
         writer.flush()
+        flush_buckets()
     except Exception as error:
         _warn_not_written(error)
 
@@ -77,7 +79,7 @@ def write_results(results: Metrics, path: str, writer: SummaryWriter) -> None:
                 "Skipping summary for %s: it is no number and no array of numbers, but %s. It is returned as it is.",
                 *(name, type(value)),
             )
-    if os.path.isdir(path):
+    if checksums.exists(path):
         _logger.info("Saving 'checkpoint_path' summary for global step %d: %s", step, path)
         with _collected(errors):
             writer.text("checkpoint_path", path, step)

@@ -1,10 +1,10 @@
 """train_and_evaluate: training with an evaluation at its checkpoints."""
 
 import logging
-import os
 import time
 
 from jaxspec._src.base.errors import Interrupted
+from jaxspec._src.base.paths import join
 from jaxspec._src.base.types import Clock, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.device.processes import Exchange, open_exchange
@@ -177,7 +177,7 @@ class _EvaluatingListener(CheckpointSaverListener):
             try:
                 exported = exporter.export(
                     estimator=self._estimator,
-                    export_path=os.path.join(self._estimator.model_dir, "export", exporter.name),
+                    export_path=join(self._estimator.model_dir, "export", exporter.name),
                     checkpoint_path=path,
                     eval_result=metrics,
                     is_the_final_export=is_final,

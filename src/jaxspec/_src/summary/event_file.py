@@ -1,7 +1,6 @@
 """EventFile: the event file of one directory, which is written anew after a failure."""
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -9,20 +8,26 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from jaxspec._src.base.buckets import GrowingObject
+from jaxspec._src.base.paths import check_writable, find_file, in_bucket, join, make_directory, open_to_write, remove
 from jaxspec._src.base.types import Clock
 from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.summary import protos
+from jaxspec._src.summary.records import write_record
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter
 
 _logger = logging.getLogger("jaxspec")
 _FLUSH_SECS = 10.0
 _CHECK_SECS = 1.0
 """Seconds between two checks that the file still exists. Such a system call lets other threads go first."""
+_UPLOAD_SECS = 30.0
+"""The least seconds between two uploads to a bucket, but for those by hand. A kill loses what was written since."""
+_OBJECT_BYTES = 4 << 20
+"""In a bucket another file is begun after so many bytes, as each upload writes the whole file anew."""
 _RETRY_SECS = 10.0
 """Seconds from a failure to the next attempt. Until then events are dropped at once, so that a full disk costs no
 time."""
@@ -33,9 +38,12 @@ class EventFile:
 
     Events are written at once, by the thread that calls, and flushed every few seconds. Any thread may call.
 
+    The file of a bucket is kept in memory. It is uploaded at most every 30 seconds, and when it is flushed by hand or
+    closed. After 4 MiB another file is begun.
+
     Summaries report on a run and must not end it: if the file cannot be written, or the directory cannot be made, there
     is one warning, and the events are dropped. Some seconds later a new file is opened, because the one that failed may
-    end inside a record.
+    end inside a record. If an upload fails it is repeated later, and no more than 4 MiB are kept for it.
 
     Args:
       logdir: the directory.
@@ -47,7 +55,7 @@ class EventFile:
         self._lock = threading.RLock()
         self.flush_secs, self.max_queue = _FLUSH_SECS, math.inf
         """Events are flushed after so many seconds, or as soon as so many were written."""
-        self._file: RecordWriter | None = None
+        self._file: BinaryIO | GrowingObject | None = None
         self._path = ""
         self._flushed, self._unflushed = clock(), 0
         self._checked = -math.inf
@@ -70,29 +78,34 @@ class EventFile:
                 return
             with self._failures_warned():
                 file = self._opened(now)
-                if self._run_start is not None:
-                    # Here TensorBoard discards what it has read of this step and of later ones.
-                    start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
-                    file.write(start.SerializeToString())
-                    self._run_start = None
-                file.write(record)
+                if not self._is_full():
+                    if self._run_start is not None:
+                        # Here TensorBoard discards what it has read of this step and of later ones.
+                        start = protos.event(step=self._run_start + 1, session_log={"status": "START"})
+                        write_record(file, start.SerializeToString())
+                        self._run_start = None
+                    write_record(file, record)
             self._unflushed += 1
-            if self._unflushed >= self.max_queue or now - self._flushed >= self.flush_secs:
+            if self._is_flush_due(now - self._flushed):
                 self.flush()
+
+    def _is_flush_due(self, secs: float) -> bool:
+        if in_bucket(self._logdir):
+            return secs >= max(self.flush_secs, _UPLOAD_SECS) or (self._is_full() and not self._failing)
+        return self._unflushed >= self.max_queue or secs >= self.flush_secs
+
+    def _is_full(self) -> bool:
+        return isinstance(self._file, GrowingObject) and self._file.tell() >= _OBJECT_BYTES
 
     def warn_if_unwritable(self) -> None:
         """Warns if the directory cannot be written to, or cannot be made: before long work is done."""
         if not is_first_process():
             return
-        place = self._logdir
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        is_dir, effective = os.path.isdir(place), os.access in os.supports_effective_ids
-        if is_dir and os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-            return
-        number = errno.EACCES if is_dir else errno.ENOTDIR
-        with self._lock:
-            self._warn(OSError(number, os.strerror(number), place))
+        try:
+            check_writable(self._logdir)
+        except OSError as error:
+            with self._lock:
+                self._warn(error)
 
     def flush(self) -> None:
         """Makes what was written visible to readers, and safe on the disk."""
@@ -100,6 +113,10 @@ class EventFile:
             if self._file is not None:
                 with self._failures_warned():
                     self._file.flush()
+                    if not isinstance(self._file, GrowingObject):
+                        os.fsync(self._file.fileno())
+                    elif self._is_full():
+                        self._file = None
                     if self._failing:
                         self._failing = False
                         _logger.warning("Summaries are written again, to %s.", self._path)
@@ -122,14 +139,17 @@ class EventFile:
             yield
         except OSError as error:
             self._warn(error)
+            if isinstance(self._file, GrowingObject):
+                return  # the next upload contains all
             self._retry_at = self._clock() + _RETRY_SECS
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
             with contextlib.suppress(OSError):
-                if self._path and not os.path.getsize(self._path):
-                    os.remove(self._path)  # or a full disk would be full of empty files
+                found = find_file(self._path) if self._path else None
+                if found is not None and not found.size:
+                    remove(self._path)  # or a full disk would be full of empty files
 
     def _warn(self, error: OSError) -> None:
         if not self._failing:
@@ -141,22 +161,18 @@ class EventFile:
                 *(self._path or self._logdir, error),
             )
 
-    def _opened(self, now: float) -> "RecordWriter":
+    def _opened(self, now: float) -> BinaryIO | GrowingObject:
         """The open file: another one if the directory was removed, and the file with it."""
         if self._file is not None and now - self._checked >= _CHECK_SECS:
             self._checked = now
-            if not os.path.exists(self._path):
+            if not in_bucket(self._path) and find_file(self._path) is None:
                 self.close()
         if self._file is None:
-            # Not tensorboardX.SummaryWriter: it sends events through a queue between processes, and its flush does not
-            # wait for them.
-            from tensorboardX.record_writer import RecordWriter
-
             self._path = ""
-            os.makedirs(self._logdir, exist_ok=True)
+            make_directory(self._logdir)
             # TensorBoard recognises the file by the start of its name; sorted names are in order of time.
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-            self._path = os.path.join(self._logdir, name)
-            self._file = RecordWriter(self._path)
-            self._file.write(protos.event(file_version="brain.Event:2").SerializeToString())
+            self._path = join(self._logdir, name)
+            self._file = open_to_write(self._path)
+            write_record(self._file, protos.event(file_version="brain.Event:2").SerializeToString())
         return self._file

@@ -4,11 +4,12 @@ import itertools
 import logging
 import math
 import os
-import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from jaxspec._src.base.paths import absolute_path, files_in, join, open_file
+from jaxspec._src.summary.records import DamagedFileError, read_records
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -32,7 +33,7 @@ def read_scalars(logdir: str | os.PathLike[str], warned: set[str] | None = None)
     """
     warned = set() if warned is None else warned
     files = []
-    for path in _event_files(os.fspath(logdir), warned):
+    for path in _event_files(absolute_path(logdir), warned):
         begun, scalars, trouble = _read_file(path)
         if trouble is not None:
             _warn_once(warned, path, trouble)
@@ -56,12 +57,10 @@ def _warn_once(warned: set[str], path: str, trouble: str) -> None:
 def _event_files(logdir: str, warned: set[str]) -> list[str]:
     """The paths of the event files."""
     try:
-        with os.scandir(logdir) as entries:
-            # As in TensorBoard, which checks no more of a name.
-            return [entry.path for entry in entries if "tfevents" in entry.name and entry.is_file()]
+        # As in TensorBoard, which checks no more of a name.
+        return [join(logdir, name) for name in files_in(logdir) if "tfevents" in name]
     except OSError as error:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            _warn_once(warned, logdir, f"the directory cannot be read: {error}")
+        _warn_once(warned, logdir, f"the directory cannot be read: {error}")
         return []
 
 
@@ -75,8 +74,8 @@ def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | No
     scalars: list[tuple[int, str, float]] = []
     troubles: list[str] = []
     try:
-        with open(path, "rb") as file:
-            for start, data in _records(file):
+        with open_file(path) as file:
+            for start, data in read_records(file):
                 try:
                     event = Event.FromString(data)
                 except DecodeError:
@@ -92,41 +91,13 @@ def _read_file(path: str) -> tuple[float, list[tuple[int, str, float]], str | No
                         continue
                     if number is not None:
                         scalars.append((event.step, value.tag, number))
-    except _DamagedError as error:
+    except DamagedFileError as error:
         troubles.append(str(error))
     except MemoryError:
         troubles.append("it holds a record too large for the memory")
     except OSError as error:
         troubles.append(f"it cannot be read: {error}")
     return math.inf if begun is None else begun, scalars, troubles[0] if troubles else None
-
-
-class _DamagedError(Exception):
-    """The file does not continue with a whole record."""
-
-
-def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yields (start in bytes, data) of the records of a TFRecord file: each is length, its checksum, data, their
-    checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    while header := file.read(12):
-        start = file.tell() - len(header)
-        data, footer = b"", b""
-        if len(header) == 12:
-            length, checksum = struct.unpack("<QI", header)
-            if checksum != masked_crc32c(header[:8]):
-                raise _DamagedError(f"wrong checksum at byte {start}")
-            # Checked before the data are read: a damaged length may be any number.
-            if length <= os.fstat(file.fileno()).st_size - start - 16:
-                data, footer = file.read(length), file.read(4)
-        if len(footer) < 4:
-            raise _DamagedError(
-                f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)"
-            )
-        if struct.unpack("<I", footer)[0] != masked_crc32c(data):
-            raise _DamagedError(f"wrong checksum at byte {start}")
-        yield start, data
 
 
 # By the number that types.proto gives a dtype: the dtype, and the field of a tensor that holds its values.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxspec._src.base.paths import absolute_path
+from jaxspec._src.base.paths import absolute_path, in_bucket
 from jaxspec._src.base.types import Clock, T
 from jaxspec._src.summary import protos
 from jaxspec._src.summary.event_file import EventFile
@@ -200,6 +200,10 @@ def create_file_writer(
         10000. There is no timer: between events nothing is flushed. The run's own writer is flushed when the run ends,
         every writer when the program ends.
 
+    Events for a bucket are kept in memory and uploaded at most every 30 seconds, whatever `max_queue` and
+    `flush_millis` say, when `flush` is called, and when a run ends. Flush such a writer before the program ends: then
+    it is too late for an upload, and there is a warning.
+
     Raises:
       ValueError: if max_queue is less than 1 or flush_millis negative.
     """
@@ -215,6 +219,13 @@ def create_file_writer(
             _writers.pop(next(iter(_writers))).close()
     writer.flush_when(max_queue, flush_millis)
     return writer
+
+
+def flush_buckets() -> None:
+    """Uploads what the writers of event files in buckets still keep in memory."""
+    for logdir, writer in list(_writers.items()):
+        if in_bucket(logdir):
+            writer.flush()
 
 
 @atexit.register
