@@ -63,6 +63,7 @@ def test_one_of_another_run_is_replaced(bucket, caplog):
     assert_trees_equal(restored(path, _state(2)), _state(2))
 
 
+@pytest.mark.slow("seven checkpoints, each of some hundred requests")
 def test_old_checkpoints_are_removed_and_some_are_kept_for_ever(bucket):
     seconds = iter(range(0, 10**6, 1000))
     saver = Saver(bucket.directory, keep_max=2, keep_every_n_hours=1, clock=lambda: next(seconds) + 2e9)
@@ -158,6 +159,7 @@ def test_a_refused_permission_is_an_error_that_names_the_path(bucket):
     assert checkpoint_steps(bucket.directory) == [1, 2]
 
 
+@pytest.mark.slow("the libraries wait longer before each repetition")
 def test_requests_that_fail_and_then_work_are_repeated(bucket):
     bucket.fail(BUSY[bucket.scheme], times=2, methods=("POST", "PUT"))
     bucket.fail(BUSY[bucket.scheme], times=2, methods=("GET",))

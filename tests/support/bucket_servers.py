@@ -28,6 +28,7 @@ class Bucket:
         self.scheme, self.name = scheme, "bucket"
         self.directory = ""
         self.requests, self._faults = [], []
+        self._action = None
 
     def start_test(self):
         self.directory = f"{self.scheme}://{self.name}/{uuid.uuid4().hex[:8]}/run"
@@ -38,12 +39,19 @@ class Bucket:
         """Answers the next requests with (status, body), as many as `times` says; None: all."""
         self._faults.append([answer, times, methods, path])
 
+    def at(self, methods, path, action):
+        """Calls `action()` once, before a request whose path has this part goes on to the server."""
+        self._action = (methods, path, action)
+
     def works_again(self):
         self._faults.clear()
 
     def fault(self, method, path):
         """The answer to a request that is to fail; None: it goes on to the server."""
         self.requests.append((method, path))
+        if self._action and method in self._action[0] and self._action[1] in path:
+            action, self._action = self._action[2], None
+            action()
         for fault in self._faults:
             answer, times, methods, part = fault
             if times != 0 and method in methods and part in path:

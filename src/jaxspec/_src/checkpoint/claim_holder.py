@@ -82,7 +82,6 @@ def _this_machine() -> str:
     """The host, when it was started, and the container."""
     boot, container = "", ""
     with contextlib.suppress(OSError):  # only Linux has these
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = read_file("/proc/sys/kernel/random/boot_id").decode().strip()
         container = os.readlink("/proc/self/ns/pid")
     return f"{socket.gethostname()} {boot} {container}"

@@ -77,7 +77,7 @@ def remove_checkpoint(path: str) -> None:
         with _failure_is_a_warning(path):
             remove_from_bucket(path)
         return
-    gone = removed_path(path)
+    gone = _removed_path(path)
     with _failure_is_a_warning(path):
         os.replace(path, gone)
         remove(gone)
@@ -104,7 +104,16 @@ def _left_in_bucket(model_dir: str) -> list[str]:
     ]
 
 
-def removed_path(path: str) -> str:
+def put_in_place(written: str, path: str) -> None:
+    """Renames a directory on the disk to `path`. A checkpoint that is there is removed."""
+    gone = _removed_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, gone)
+    os.replace(written, path)
+    remove(gone)
+
+
+def _removed_path(path: str) -> str:
     """A new name for a checkpoint while it is removed, so that a reader never sees half of it."""
     return f"{path}.removed-{uuid.uuid4().hex[:8]}"
 

@@ -4,14 +4,11 @@ import logging
 import os
 import tempfile
 
-import jax
-
 from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.hyperparameters import holds, with_values
-from jaxspec._src.base.paths import absolute_path, check_writable, existing_part, find_file, in_bucket
+from jaxspec._src.base.paths import absolute_path, existing_part, find_file, in_bucket
 from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
-from jaxspec._src.checkpoint import backend
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
 
@@ -92,24 +89,6 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
             f"model_dir is {directory}, but {place} is a file. Name a directory, or a path where one can be made."
         )
     return directory
-
-
-def check_can_be_written(model_dir: str) -> None:
-    """Raises an error unless checkpoints can be written to `model_dir`: before an hour is spent on the first one."""
-    if jax.process_count() > 1 and not backend.reaches(model_dir):
-        raise ValueError(
-            f"model_dir is {model_dir}, and {jax.process_count()} processes are to write checkpoints there. Only one "
-            "process can write to S3, since orbax cannot. Use gs://bucket/directory, or a directory that all see."
-        )
-    try:
-        check_writable(model_dir)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"model_dir {model_dir} cannot be written to: {error.strerror} ({error.filename}). Make the bucket or the "
-            "directory, get the permission to write to it, or use another model_dir. To train without checkpoints, set "
-            "RunConfig(save_checkpoints_steps=None, save_checkpoints_secs=None).",
-        ) from error
 
 
 def check_supported(config: RunConfig) -> None:
