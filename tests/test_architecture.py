@@ -157,7 +157,8 @@ LOCAL_FILES = {"os.path", "open", "io.open", "pathlib", "shutil", "glob"} | {
     ]
 }
 ON_THE_DISK = {
-    "base/paths.py": "the one place that tells a path on the disk from one in a bucket",
+    "base/paths.py": "makes local paths absolute",
+    "base/files.py": "the one place where files on the disk and in a bucket are told apart",
     "checkpoint/removal.py": "locks and renames the directories of checkpoints, on a disk alone",
     "checkpoint/backend.py": "makes a link in a temporary directory",
     "step/error_notes.py": "looks at the paths of source files",

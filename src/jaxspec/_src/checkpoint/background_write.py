@@ -8,7 +8,8 @@ import threading
 from collections.abc import Sequence
 
 from jaxspec._src.base import buckets
-from jaxspec._src.base.paths import in_bucket, is_directory, join, make_directory, split
+from jaxspec._src.base.files import is_directory, make_directory
+from jaxspec._src.base.paths import in_bucket, join, split
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
 from jaxspec._src.checkpoint.removal import locked_directory, partial_path, put_in_place, remove_from_bucket

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from jaxspec._src.base.paths import join, remove, split
+from jaxspec._src.base.files import remove
+from jaxspec._src.base.paths import join, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.claim_holder import Holder
 

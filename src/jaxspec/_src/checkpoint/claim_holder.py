@@ -9,7 +9,7 @@ import socket
 import uuid
 from typing import Self
 
-from jaxspec._src.base.paths import read_file, write_file
+from jaxspec._src.base.files import read_file, write_file
 
 _held: set[str] = set()
 """The claims of this process."""

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from jaxspec._src.base import buckets
+from jaxspec._src.base import buckets, files
 from jaxspec._src.base.paths import in_bucket, join
 from jaxspec._src.checkpoint.checksums import MANIFEST
 
@@ -121,12 +121,7 @@ def _removed_path(path: str) -> str:
 def remove(path: str) -> None:
     """Removes a directory or a file. A failure is a warning."""
     with _failure_is_a_warning(path):
-        if in_bucket(path):
-            buckets.remove(path)
-        elif os.path.isdir(path):
-            shutil.rmtree(path)
-        else:
-            os.remove(path)
+        files.remove(path)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from jax.tree_util import KeyPath
 
 from jaxspec._src.base import buckets
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
-from jaxspec._src.base.paths import absolute_path, remove
+from jaxspec._src.base.files import remove
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.checkpoint import backend, checksums, parts
 from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape

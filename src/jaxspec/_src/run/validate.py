@@ -5,8 +5,9 @@ import os
 import tempfile
 
 from jaxspec._src.base.callables import argument_names, describe
+from jaxspec._src.base.files import existing_part, find_file
 from jaxspec._src.base.hyperparameters import holds, with_values
-from jaxspec._src.base.paths import absolute_path, existing_part, find_file, in_bucket
+from jaxspec._src.base.paths import absolute_path, in_bucket
 from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
