@@ -1,6 +1,7 @@
 """A bucket of Google Cloud Storage and one of S3, served on this machine, behind a proxy that counts requests and fails
 them on demand. Child processes reach them, too: their addresses are in the environment."""
 
+import contextlib
 import functools
 import http.client
 import http.server
@@ -75,12 +76,11 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         answer = self.bucket.fault(self.command, self.path)
         headers = []
         if answer is None:
-            connection = http.client.HTTPConnection("localhost", self.port, timeout=60)
-            headers_sent = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            connection.request(self.command, self.path, body, headers_sent)
-            response = connection.getresponse()
-            answer, headers = (response.status, response.read()), response.getheaders()
-            connection.close()
+            sent = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            with contextlib.closing(http.client.HTTPConnection("localhost", self.port, timeout=60)) as connection:
+                connection.request(self.command, self.path, body, sent)
+                response = connection.getresponse()
+                answer, headers = (response.status, response.read()), response.getheaders()
         status, data = answer
         self.send_response_only(status)
         is_head = self.command == "HEAD"
@@ -98,10 +98,16 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # a connection that finds no place in the queue is tried again after a second
+
+    def handle_error(self, *args):
+        """Nothing: the client has gone."""
+
+
 def _serve(handler):
     """(the port of a server in a thread of its own, a function that ends it)."""
-    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
-    server.handle_error = lambda *args: None  # a client that has gone
+    server = _Server(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def stop():
