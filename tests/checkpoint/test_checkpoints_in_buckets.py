@@ -9,7 +9,7 @@ from tiny_models import assert_trees_equal
 
 import jaxspec as js
 from jaxspec._src.base import buckets
-from jaxspec._src.checkpoint import removal
+from jaxspec._src.checkpoint import backend, removal
 from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec.checkpoint import array_names, checkpoint_steps, latest_checkpoint, read_array
@@ -107,6 +107,18 @@ def test_an_object_that_was_replaced_or_removed_is_noticed(bucket, caplog):
     buckets.remove(f"{path}/{name}")
     with pytest.raises(js.checkpoint.DamagedCheckpointError, match=f"the file {name} is missing"):
         restored(path, _state(2, size=1000))
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_missing(bucket, monkeypatch):
+    path, shapes = saved(bucket.directory, _state(1)), backend.shapes
+
+    def removing(read_from):
+        removal.remove_checkpoint(path)
+        return shapes(read_from)
+
+    monkeypatch.setattr(backend, "shapes", removing)
+    with pytest.raises(FileNotFoundError, match=f"{path}"):
+        restored(path, _state(1))
 
 
 def test_no_byte_of_a_checkpoint_is_downloaded_twice(bucket):

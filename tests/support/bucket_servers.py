@@ -26,7 +26,7 @@ class Bucket:
 
     def __init__(self, scheme):
         self.scheme, self.name = scheme, "bucket"
-        self.directory = ""
+        self.directory, self.environment = "", {}
         self.requests, self._faults = [], []
         self._action = None
 
@@ -34,24 +34,27 @@ class Bucket:
         self.directory = f"{self.scheme}://{self.name}/{uuid.uuid4().hex[:8]}/run"
         self.requests.clear()
         self._faults.clear()
+        self._action = None
 
     def fail(self, answer, times=None, methods=("GET", "HEAD", "POST", "PUT", "DELETE"), path=""):
         """Answers the next requests with (status, body), as many as `times` says; None: all."""
         self._faults.append([answer, times, methods, path])
 
-    def at(self, methods, path, action):
-        """Calls `action()` once, before a request whose path has this part goes on to the server."""
-        self._action = (methods, path, action)
+    def at(self, methods, path, action, number=1):
+        """Calls `action()` before the `number`-th request whose path has this part goes on to the server."""
+        self._action = [methods, path, action, number]
 
     def works_again(self):
         self._faults.clear()
+        self._action = None
 
     def fault(self, method, path):
         """The answer to a request that is to fail; None: it goes on to the server."""
         self.requests.append((method, path))
         if self._action and method in self._action[0] and self._action[1] in path:
-            action, self._action = self._action[2], None
-            action()
+            self._action[3] -= 1
+            if not self._action[3]:
+                self._action[2]()
         for fault in self._faults:
             answer, times, methods, part = fault
             if times != 0 and method in methods and part in path:
@@ -126,11 +129,12 @@ def gs_server():
     bucket = Bucket("gs")
     proxy_port, stop_proxy = _serve(functools.partial(_Proxy, bucket, port))
     address = f"http://localhost:{proxy_port}"
-    os.environ.update(
-        STORAGE_EMULATOR_HOST=address,  # for gcsfs
-        TENSORSTORE_GCS_HTTP_URL=address,
-        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # it would ask Google what kind of bucket this is
-    )
+    bucket.environment = {
+        "STORAGE_EMULATOR_HOST": address,  # for gcsfs
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google what kind of bucket this is
+    }
+    os.environ.update(bucket.environment)
     yield bucket
     stop_proxy()
     stop()
@@ -145,12 +149,13 @@ def s3_server():
     server.start()
     bucket = Bucket("s3")
     proxy_port, stop_proxy = _serve(functools.partial(_Proxy, bucket, server.get_host_and_port()[1]))
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://localhost:{proxy_port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
+    bucket.environment = {
+        "AWS_ENDPOINT_URL": f"http://localhost:{proxy_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ.update(bucket.environment)
     connection = http.client.HTTPConnection(*server.get_host_and_port(), timeout=60)
     connection.request("PUT", "/bucket")
     assert connection.getresponse().status == 200
