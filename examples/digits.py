@@ -12,7 +12,6 @@ held-out accuracy of 0.99 in 13 s of processor time (2 CPU cores, jax 0.10.2, on
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -168,7 +167,7 @@ def main(steps=STEPS, shards=None, model_dir="runs/digits", cpu_fallback=False):
     print(_captions(f"{predictions[i]['class']}, {predictions[i]['probability']:.0%} sure" for i in unsure))
     print(_captions(f"(it is {y_test[i]})" for i in unsure))
 
-    print(f"\nCheckpoints: {Path(estimator.latest_checkpoint()).parent}")
+    print(f"\nCheckpoints: {estimator.model_dir}")
     print(f"TensorBoard: tensorboard --logdir {model_dir}")
     return results
 

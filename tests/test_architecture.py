@@ -136,3 +136,54 @@ def test_the_layers_are_those_that_make_check_enforces():
 
 def test_it_is_one_page():
     assert len(PAGE.splitlines()) <= 120
+
+
+LOCAL_FILES = {"os.path", "open", "io.open", "pathlib", "shutil", "glob"} | {
+    f"os.{name}"
+    for name in [
+        "access",
+        "listdir",
+        "makedirs",
+        "mkdir",
+        "open",
+        "remove",
+        "rename",
+        "replace",
+        "rmdir",
+        "scandir",
+        "stat",
+        "unlink",
+        "walk",
+    ]
+}
+ON_THE_DISK = {
+    "base/paths.py": "makes local paths absolute",
+    "base/files.py": "the one place where files on the disk and in a bucket are told apart",
+    "checkpoint/removal.py": "locks and renames the directories of checkpoints, on a disk alone",
+    "checkpoint/backend.py": "makes a link in a temporary directory",
+    "step/error_notes.py": "looks at the paths of source files",
+}
+
+
+def local_files(tree):
+    """What a module uses that works on the disk alone."""
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return used & LOCAL_FILES
+
+
+def test_a_model_dir_may_be_in_a_bucket_for_every_module():
+    found = {str(path.relative_to(CODE)) for path, tree in modules().items() if local_files(tree)}
+    assert found == set(ON_THE_DISK)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import os\nos.path.join(a, b)", "with open(p) as f: pass", "from pathlib import Path", "from os import path"],
+)
+def test_the_test_of_local_files_can_fail(code):
+    assert local_files(ast.parse(code))

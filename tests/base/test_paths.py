@@ -6,7 +6,8 @@ import pathlib
 import pytest
 from etils import epath
 
-from jaxspec._src.base.paths import absolute_path, check_writable, join, names_in, split
+from jaxspec._src.base.files import check_writable, names_in
+from jaxspec._src.base.paths import absolute_path, join, split
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_training_goes_on_from_the_state_in_memory_when_there_is_room_again(tmp_
     ):
         estimator.train(counting_input(), steps=3)
     reached = estimator.get_variable_value("params/w")
-    assert 1 <= reached <= 2  # after the loop in which it is known, or when the second checkpoint is due
+    assert 1 <= reached <= 2  # the end of the next loop, at the latest when the second checkpoint was due
     full[0] = False
     estimator.train(counting_input(), max_steps=5)
     assert read_array(estimator.latest_checkpoint(), "params/w") == 5

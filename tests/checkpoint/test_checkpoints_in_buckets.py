@@ -9,7 +9,7 @@ from tiny_models import assert_trees_equal
 
 import jaxspec as js
 from jaxspec._src.base import buckets
-from jaxspec._src.checkpoint import removal
+from jaxspec._src.checkpoint import backend, removal
 from jaxspec._src.checkpoint.latest import latest_undamaged_checkpoint
 from jaxspec._src.checkpoint.saver import Saver
 from jaxspec.checkpoint import array_names, checkpoint_steps, latest_checkpoint, read_array
@@ -63,6 +63,7 @@ def test_one_of_another_run_is_replaced(bucket, caplog):
     assert_trees_equal(restored(path, _state(2)), _state(2))
 
 
+@pytest.mark.slow("seven checkpoints, each of some hundred requests")
 def test_old_checkpoints_are_removed_and_some_are_kept_for_ever(bucket):
     seconds = iter(range(0, 10**6, 1000))
     saver = Saver(bucket.directory, keep_max=2, keep_every_n_hours=1, clock=lambda: next(seconds) + 2e9)
@@ -106,6 +107,18 @@ def test_an_object_that_was_replaced_or_removed_is_noticed(bucket, caplog):
     buckets.remove(f"{path}/{name}")
     with pytest.raises(js.checkpoint.DamagedCheckpointError, match=f"the file {name} is missing"):
         restored(path, _state(2, size=1000))
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_missing(bucket, monkeypatch):
+    path, shapes = saved(bucket.directory, _state(1)), backend.shapes
+
+    def removing(read_from):
+        removal.remove_checkpoint(path)
+        return shapes(read_from)
+
+    monkeypatch.setattr(backend, "shapes", removing)
+    with pytest.raises(FileNotFoundError, match=f"{path}"):
+        restored(path, _state(1))
 
 
 def test_no_byte_of_a_checkpoint_is_downloaded_twice(bucket):
@@ -158,6 +171,7 @@ def test_a_refused_permission_is_an_error_that_names_the_path(bucket):
     assert checkpoint_steps(bucket.directory) == [1, 2]
 
 
+@pytest.mark.slow("the libraries wait longer before each repetition")
 def test_requests_that_fail_and_then_work_are_repeated(bucket):
     bucket.fail(BUSY[bucket.scheme], times=2, methods=("POST", "PUT"))
     bucket.fail(BUSY[bucket.scheme], times=2, methods=("GET",))

@@ -14,6 +14,7 @@ import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.base import buckets
 from jaxspec._src.checkpoint import claim as claim_module
 from jaxspec._src.checkpoint.claim import claimed
 from jaxspec._src.checkpoint.claim_holder import Holder
@@ -253,6 +254,24 @@ def test_the_clocks_of_two_hosts_may_differ(tmp_path, age, slept):
     put(elsewhere(watch.now - age), tmp_path)
     with watch.claimed(tmp_path):
         assert watch.slept == slept
+
+
+def test_a_directory_in_a_bucket_is_claimed_alike(bucket):
+    path = f"{bucket.directory}/{NAME}"
+    with claimed(bucket.directory) as claim:
+        claim.check()
+        with pytest.raises(
+            RuntimeError, match=rf"^{bucket.directory} is being trained by process {os.getpid()} \(this"
+        ):
+            claimed(bucket.directory).__enter__()
+        elsewhere().write(path)
+        with pytest.raises(RuntimeError, match=f"^{bucket.directory} was taken over by another training, in process 7"):
+            claim.check()
+    assert Holder.read(path) is not None  # of another
+    buckets.remove(path)
+    with claimed(bucket.directory):
+        assert Holder.read(path).is_alive()
+    assert Holder.read(path) is None
 
 
 # Real processes.

@@ -8,11 +8,13 @@ key, global step, position of the input. After every kill each checkpoint there 
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
 import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,17 +52,41 @@ def draw(generator):
     return Moment(event, generator.randint(1, most), generator.uniform(0, delay))
 
 
-def run(model, model_dir, moment=None):
-    """Trains in a process of its own; returns (exit code, what it printed, what it logged)."""
+def run(model, model_dir, moment=None, process=None):
+    """Trains in a process of its own; returns (exit code, what it printed, what it logged).
+
+    Args:
+      process: "INDEX/COUNT/PORT", if it is one of several.
+    """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "examples"), *filter(None, sys.path)])
     if moment is not None and moment.event == "compile":
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if process is not None:
+        environment["PROCESS"] = process
     command = [sys.executable, crash_training.__file__, model, str(model_dir)]
     if moment is not None:
         command.append(json.dumps(dataclasses.asdict(moment)))
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECS, env=environment)
     return done.returncode, done.stdout.split(), done.stderr
+
+
+def run_together(model, model_dir, moment=None):
+    """As `run`, for a training in two processes, of which the moment ends one. The other must end then, too."""
+    victim = 0 if moment is None else moment.number % 2
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run, model, model_dir, moment if index == victim else None, f"{index}/2/{port}")
+            for index in range(2)
+        ]
+        code, printed, logged = runs[victim].result()
+        other, _, others_log = runs[1 - victim].result(timeout=60)
+    # JAX aborts it, unless an operation of the devices has failed before.
+    assert other in ((0, 1, -6) if code else (0,)), others_log
+    return code, printed, logged
 
 
 def last_arrays(model_dir):
@@ -167,13 +193,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=[1, 2], default=1, help="of two, one is killed")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         # Compiling is most of a short run, and a killed process may have been writing here, too.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(directory, "programs")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        print(crash_test(options.kills, options.seed, directory))
+        start = run if options.processes == 1 else run_together
+        print(crash_test(options.kills, options.seed, directory, start))
     print(f"{time.monotonic() - began:.0f} s")
 
 

@@ -2,6 +2,8 @@
 
     python crash_training.py MODEL MODEL_DIR [MOMENT]
 
+With the environment variable PROCESS=INDEX/COUNT/PORT it is one of several, each with one device.
+
 MODEL is a name in `MODELS`, MOMENT a `Moment` as JSON. Every event is a line of the output, so that another program sees
 how far the process came.
 """
@@ -147,7 +149,13 @@ def train(model, model_dir, events):
             events.happen(self.event)
 
     model_fn, init_fn, features, labels, num_shards = MODELS[model]()
-    jax.config.update("jax_num_cpu_devices", num_shards)
+    if "PROCESS" in os.environ:
+        index, num_shards, port = map(int, os.environ["PROCESS"].split("/"))
+        jax.config.update("jax_num_cpu_devices", 1)
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(f"127.0.0.1:{port}", num_shards, index, heartbeat_timeout_seconds=5)
+    else:
+        jax.config.update("jax_num_cpu_devices", num_shards)
     batch_size = 16
     estimator = js.TPUEstimator(
         model_fn,

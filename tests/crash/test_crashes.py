@@ -17,6 +17,14 @@ def test_trainings_that_are_killed_at_random_moments_end_with_the_same_checkpoin
     print(report)
 
 
+@pytest.mark.slow(reason="two processes train at a time, some 15 times")
+def test_two_processes_of_which_one_is_killed_end_with_the_same_checkpoint_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    report = crash_runs.crash_test(10, 0, tmp_path / "runs", crash_runs.run_together)
+    assert report.kills == 10
+    print(report)
+
+
 def test_a_training_that_differs_in_one_bit_is_found(tmp_path):
     same = {"variables/w": np.zeros(3, np.float32), "step/rng": np.zeros(2, np.uint32)}
     crash_runs.check_equal(same, {name: array.copy() for name, array in same.items()})

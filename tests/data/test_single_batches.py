@@ -25,9 +25,9 @@ def carried(monkeypatch):
     """Counts the dispatches by (batches that the stack holds, batches that are used)."""
     counts, call = collections.Counter(), Program.__call__
 
-    def counted(self, state, batches, start, stop):
-        counts[jax.tree.leaves(batches)[0].shape[0], stop - start] += 1
-        return call(self, state, batches, start, stop)
+    def counted(self, state, batches, start, count):
+        counts[jax.tree.leaves(batches)[0].shape[0], count] += 1
+        return call(self, state, batches, start, count)
 
     monkeypatch.setattr(Program, "__call__", counted)
     return counts

@@ -1,6 +1,7 @@
 """What processes tell each other, over a store in memory: each process is a thread here."""
 
 import concurrent.futures
+import sys
 import threading
 import time
 
@@ -21,7 +22,8 @@ class Store:
 
     def key_value_set_bytes(self, key, value, allow_overwrite=False):
         with self.changed:
-            assert key not in self.values
+            if key in self.values:
+                raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: Config key {key} already exists.")
             self.values[key] = value
             self.changed.notify_all()
 
@@ -31,6 +33,12 @@ class Store:
                 raise jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
             if not self.changed.wait_for(lambda: key in self.values, timeout_in_ms / 1000):
                 raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}")
+            return self.values[key]
+
+    def key_value_try_get_bytes(self, key):
+        with self.changed:
+            if key not in self.values:
+                raise jax.errors.JaxRuntimeError(f"NOT_FOUND: Config key {key} not found.")
             return self.values[key]
 
     def key_value_delete(self, key):
@@ -121,6 +129,42 @@ def test_processes_that_do_not_do_the_same_are_told_apart(store):
     assert "process 0 is at 'save in train', and process 1 at 'loop in train'" in str(first)
     assert "process 1 is at 'loop in train', and process 0 at 'save in train'" in str(second)
     assert "Call the same verbs and hooks in the same order" in str(first)
+
+
+def test_a_process_that_has_ended_is_not_waited_for(store, monkeypatch):
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(sys, "last_value", ValueError("nobody catches this"), raising=False)
+    processes._report_end()
+    error, _ = together(store, lambda exchange: exchange.gather("loop", None), lambda exchange: None)
+    assert str(error) == (
+        "process 1 has ended with ValueError: nobody catches this, and did not come to 'loop in train', where process 0 "
+        "waits for it. All processes must make the same calls."
+    )
+
+
+def test_a_failure_shows_without_waiting_for_it(store):
+    now = [0.0]
+
+    def looks(exchange):
+        exchange.gather("start", None)
+        failed.wait(20)
+        exchange.check()  # it has asked a moment ago
+        now[0] = 2.0
+        exchange.check()
+
+    def fails(exchange):
+        exchange.gather("start", None)
+        try:
+            raise ValueError("broken")
+        finally:
+            exchange.__exit__(ValueError, ValueError("broken"), None)
+            failed.set()
+
+    failed = threading.Event()
+    own, other = together(store, fails, looks, clock=lambda: now[0])
+    assert isinstance(own, ValueError)
+    assert "process 0 of this run has failed in train: ValueError: broken" in str(other)
 
 
 def test_a_process_that_does_not_come_is_named_after_a_warning(store, caplog, monkeypatch):

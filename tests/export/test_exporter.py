@@ -9,6 +9,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 
 import jaxspec as js
 from jaxspec import BestExporter, EvalSpec, Exporter, FinalExporter, LatestExporter, TrainSpec, train_and_evaluate
+from jaxspec._src.base import buckets
 
 SCORES = [3.0, 2.0, 2.5, 2.0, 1.0, 1.5, 0.5, 4.0]
 
@@ -316,3 +317,24 @@ def test_in_train_and_evaluate(tmp_path):
     run(7, [2.2])
     assert contents("best_exporter") == ["model.ckpt-2", "model.ckpt-4"]
     assert contents("final") == ["model.ckpt-5", "model.ckpt-7"]
+
+
+def test_exports_and_the_best_result_may_be_in_a_bucket(bucket):
+    class InBucket(RecordingEstimator):
+        def export_saved_model(self, export_dir_base, *args, **kwargs):
+            self.calls.append(export_dir_base)
+            path = f"{export_dir_base}/{1_000_000_000 + len(self.calls)}"
+            buckets.write(f"{path}/weights", b"")
+            return path
+
+    estimator = InBucket(bucket.directory)
+    for number, loss in enumerate([3.0, 2.0, 4.0, 1.0]):
+        # Each call is that of a new process.
+        path = f"{bucket.directory}/export/best"
+        BestExporter(exports_to_keep=2).export(estimator, path, f"ckpt-{number}", {"loss": loss}, False)
+    assert set(buckets.objects_under(path)) == {
+        "1000000002/weights",
+        "1000000003/weights",
+        "best_eval_result.json",
+    }
+    assert json.loads(buckets.read(f"{path}/best_eval_result.json")) == {"loss": 1.0}

@@ -1,5 +1,7 @@
 """What happens in the other process when one fails, or has less input: all end alike, and stay usable."""
 
+import re
+
 import pytest
 
 pytestmark = pytest.mark.slow(reason="starts programs of several processes")
@@ -22,22 +24,22 @@ def test_training_ends_in_all_processes_when_the_input_of_one_ends(outcomes):
     for outcome in outcomes:
         assert outcome["good"]["value"] == 20
         assert outcome["ends_early"]["value"] == 17
-        assert outcome["no_training_input"].get("value", outcome["no_training_input"].get("error")) is not None
-    assert outcomes[0]["no_training_input"].get("error") == outcomes[1]["no_training_input"].get("error")
 
 
 @pytest.mark.parametrize(
     ("name", "failing", "error", "text", "at"),
     [
-        ("input_breaks", 1, "ValueError", "no more of this file", "step 7"),
-        ("hook_breaks", 1, "ValueError", "the hook broke", "step 10"),
-        ("host_call_breaks", 0, "ValueError", "host_call broke", "step"),
+        ("no_training_input", 1, "ValueError", "Training made no steps: input_fn", "train"),
+        ("input_breaks", 1, "ValueError", "no more of this file", "global step 5"),
+        ("hook_breaks", 1, "ValueError", "the hook broke", "global step 5"),
+        ("host_call_breaks", 0, "ValueError", "host_call broke", "global step"),
         ("metric_breaks", 1, "ValueError", "metric_fn broke", "evaluate"),
     ],
 )
 def test_the_failing_process_raises_its_own_error_and_the_others_name_it(outcomes, name, failing, error, text, at):
     own, other = outcomes[failing][name], outcomes[1 - failing][name]
-    assert (own["error"], own["text"]) == (error, text)
+    assert own["error"] == error
+    assert text in own["text"]
     assert other["error"] == "OtherProcessError"
     assert f"process {failing}" in other["text"]
     assert text in other["text"]
@@ -86,8 +88,12 @@ def test_processes_that_are_not_started_alike_are_refused(programs, tmp_path, wh
 
 def test_a_coordinator_that_cannot_be_reached_is_an_error_in_the_stated_time(programs, tmp_path):
     with programs.run(tmp_path, "training_programs:unreachable") as program:
-        program.exit_codes()
-        assert "RuntimeError" in program.log(1) or "could not be joined" in program.output(1)
+        _, outcome = program.results()
+    assert outcome["error"] == "RuntimeError"
+    assert re.search(
+        r"could not be joined.*ConnectionRefusedError.*Is process 0 running, is the address", outcome["text"]
+    )
+    assert 3 <= outcome["secs"] < 20
 
 
 @pytest.mark.parametrize("where", ["input_fn", "before_train"])

@@ -93,4 +93,4 @@ def test_the_first_process_writes_event_files_and_the_log_lines_of_training(toge
 
 def test_checkpoints_fall_on_their_steps(alone, together):
     for result in [alone["result"], *together[0][0], *together[1][0]]:
-        assert result["steps_of_checkpoints"] == [6, 12]
+        assert result["steps_of_checkpoints"] == [0, 6, 12]

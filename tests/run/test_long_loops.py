@@ -152,9 +152,9 @@ def dispatches(monkeypatch):
 
     seen, call = [], loop.__call__
 
-    def spy(self, state, batches, start, stop):
-        seen.append(int(stop - start))
-        return call(self, state, batches, start, stop)
+    def spy(self, state, batches, start, count):
+        seen.append(count)
+        return call(self, state, batches, start, count)
 
     monkeypatch.setattr(loop, "__call__", spy)
     return seen

@@ -293,7 +293,7 @@ def test_the_pools_of_jax_and_orbax_do_not_grow(tmp_path, monkeypatch):
     assert min(counts[3:]) <= max(counts[:3]), counts
 
 
-def test_what_is_left_is_found(tmp_path):
+def test_what_is_left_is_found(run, tmp_path):
     before = what_is_open()
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait, name="left-over")

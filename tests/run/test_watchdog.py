@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -124,6 +125,7 @@ def test_it_shows_the_stacks_of_all_threads(now, watchdog, caplog):
     release.set()
     thread.join()
     assert "Thread a-thread-of-mine:\n" in caplog.text
+    assert f'Thread a-thread-of-mine:\n  File "{__file__}", line ' in caplog.text  # not the start of the thread
     assert "in stuck_in_here\n    release.wait(60)" in caplog.text
     assert "Thread MainThread:\n" in caplog.text
     assert "jaxspec-watchdog" not in caplog.text
@@ -157,6 +159,19 @@ def test_compiling_is_progress(now, watchdog, caplog, monkeypatch):
         assert warnings(caplog) == []
         now.pass_secs(STALL_SECS)
         assert len(warnings(caplog)) == 1
+
+
+def test_it_keeps_nothing_alive_that_a_stack_holds(now, watchdog):
+    class Batch:
+        pass
+
+    def step():
+        batch = Batch()
+        now.pass_secs(60)
+        return weakref.ref(batch)
+
+    with watchdog:
+        assert step()() is None
 
 
 def test_none_starts_no_thread():

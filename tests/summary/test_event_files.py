@@ -130,7 +130,7 @@ def test_a_file_that_may_not_be_read_is_one_warning(tmp_path, caplog, monkeypatc
             raise PermissionError(errno.EACCES, "Permission denied", name)
         return open(name, *args, **kwargs)
 
-    monkeypatch.setattr("jaxspec._src.base.paths.open", refusing, raising=False)
+    monkeypatch.setattr("jaxspec._src.base.files.open", refusing, raising=False)
     assert read_scalars(tmp_path) == {2: {"x": 2.0}}
     assert ["Permission denied" in line for line in warnings_of(caplog)] == [True]
 

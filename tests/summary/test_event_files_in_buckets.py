@@ -117,11 +117,10 @@ def test_the_end_of_a_run_flushes_every_writer(bucket):
     assert read_eval_metrics(f"{bucket.directory}/other") == {3: {"x": 1.0}}
 
 
-def test_tensorboard_reads_the_events(bucket, writer, tmp_path):
+def test_tensorboard_reads_the_events_in_the_bucket(bucket, writer):
     writer.scalar("x", 2.5, 7)
     writer.close()
-    buckets.download(bucket.directory, str(tmp_path))
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = EventAccumulator(bucket.directory).Reload()
     assert [(event.step, event.value) for event in events.Scalars("x")] == [(7, 2.5)]
 
 

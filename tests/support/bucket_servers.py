@@ -1,6 +1,7 @@
 """A bucket of Google Cloud Storage and one of S3, served on this machine, behind a proxy that counts requests and fails
 them on demand. Child processes reach them, too: their addresses are in the environment."""
 
+import contextlib
 import functools
 import http.client
 import http.server
@@ -26,24 +27,35 @@ class Bucket:
 
     def __init__(self, scheme):
         self.scheme, self.name = scheme, "bucket"
-        self.directory = ""
+        self.directory, self.environment = "", {}
         self.requests, self._faults = [], []
+        self._action = None
 
     def start_test(self):
         self.directory = f"{self.scheme}://{self.name}/{uuid.uuid4().hex[:8]}/run"
         self.requests.clear()
         self._faults.clear()
+        self._action = None
 
     def fail(self, answer, times=None, methods=("GET", "HEAD", "POST", "PUT", "DELETE"), path=""):
         """Answers the next requests with (status, body), as many as `times` says; None: all."""
         self._faults.append([answer, times, methods, path])
 
+    def at(self, methods, path, action, number=1):
+        """Calls `action()` before the `number`-th request whose path has this part goes on to the server."""
+        self._action = [methods, path, action, number]
+
     def works_again(self):
         self._faults.clear()
+        self._action = None
 
     def fault(self, method, path):
         """The answer to a request that is to fail; None: it goes on to the server."""
         self.requests.append((method, path))
+        if self._action and method in self._action[0] and self._action[1] in path:
+            self._action[3] -= 1
+            if not self._action[3]:
+                self._action[2]()
         for fault in self._faults:
             answer, times, methods, part = fault
             if times != 0 and method in methods and part in path:
@@ -64,12 +76,11 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         answer = self.bucket.fault(self.command, self.path)
         headers = []
         if answer is None:
-            connection = http.client.HTTPConnection("localhost", self.port, timeout=60)
-            headers_sent = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            connection.request(self.command, self.path, body, headers_sent)
-            response = connection.getresponse()
-            answer, headers = (response.status, response.read()), response.getheaders()
-            connection.close()
+            sent = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            with contextlib.closing(http.client.HTTPConnection("localhost", self.port, timeout=60)) as connection:
+                connection.request(self.command, self.path, body, sent)
+                response = connection.getresponse()
+                answer, headers = (response.status, response.read()), response.getheaders()
         status, data = answer
         self.send_response_only(status)
         is_head = self.command == "HEAD"
@@ -87,10 +98,16 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # a connection that finds no place in the queue is tried again after a second
+
+    def handle_error(self, *args):
+        """Nothing: the client has gone."""
+
+
 def _serve(handler):
     """(the port of a server in a thread of its own, a function that ends it)."""
-    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
-    server.handle_error = lambda *args: None  # a client that has gone
+    server = _Server(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def stop():
@@ -118,11 +135,12 @@ def gs_server():
     bucket = Bucket("gs")
     proxy_port, stop_proxy = _serve(functools.partial(_Proxy, bucket, port))
     address = f"http://localhost:{proxy_port}"
-    os.environ.update(
-        STORAGE_EMULATOR_HOST=address,  # for gcsfs
-        TENSORSTORE_GCS_HTTP_URL=address,
-        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # it would ask Google what kind of bucket this is
-    )
+    bucket.environment = {
+        "STORAGE_EMULATOR_HOST": address,  # for gcsfs
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google what kind of bucket this is
+    }
+    os.environ.update(bucket.environment)
     yield bucket
     stop_proxy()
     stop()
@@ -137,12 +155,13 @@ def s3_server():
     server.start()
     bucket = Bucket("s3")
     proxy_port, stop_proxy = _serve(functools.partial(_Proxy, bucket, server.get_host_and_port()[1]))
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://localhost:{proxy_port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
+    bucket.environment = {
+        "AWS_ENDPOINT_URL": f"http://localhost:{proxy_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ.update(bucket.environment)
     connection = http.client.HTTPConnection(*server.get_host_and_port(), timeout=60)
     connection.request("PUT", "/bucket")
     assert connection.getresponse().status == 200

@@ -5,6 +5,7 @@ fork. A child ends as a Python program does: it returns from `main`, raises, or 
 """
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ import time
 
 TIMEOUT_SECS = 60
 """A program that takes longer is killed, and its test fails."""
-_TAIL = 4000
+_TAIL = 8000
 
 
 class Program:
@@ -33,11 +34,11 @@ class Program:
 
     def wait_for(self, text, *, process):
         """Waits until the process has printed `text`."""
-        self._wait(lambda: text in self.output(process), f"process {process} has not printed {text!r}")
+        self._wait_for_text(self.output, text, process)
 
     def wait_for_log(self, text, *, process):
         """Waits until the process has written `text` to stderr."""
-        self._wait(lambda: text in self.log(process), f"process {process} has not written {text!r} to stderr")
+        self._wait_for_text(self.log, text, process)
 
     def send(self, number, *, process):
         """Sends a signal to one process."""
@@ -87,12 +88,27 @@ class Program:
             return json.loads((self.directory / f"{process}.exit").read_text())
         return None
 
+    def _wait_for_text(self, source, text, process):
+        def done():
+            return self._exit(process) is not None or text in source(process)
+
+        self._wait(done, f"process {process} has not written {text!r}")
+        assert text in source(process), f"process {process} ended without {text!r}\n{self.story()}"
+
     def _wait(self, condition, otherwise):
         while not (value := condition()):
             if time.monotonic() > self._ends:
+                self._show_stacks()
                 raise TimeoutError(f"{otherwise} in time.\n{self.story()}")
             time.sleep(0.01)
         return value
+
+    def _show_stacks(self):
+        """Makes the processes that still run write the stacks of their threads to stderr."""
+        for process, pid in enumerate(self._pids):
+            if self._exit(process) is None:
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.5)
 
     def story(self):
         """What each process did and said, for messages."""
@@ -223,6 +239,7 @@ def _become(request, process):
     os.environ.update(
         TEST_PROCESS=str(process), TEST_PROCESSES=str(request["processes"]), TEST_PORT=str(request["port"])
     )
+    faulthandler.register(signal.SIGUSR1)
     import jax
 
     jax.config.update("jax_num_cpu_devices", request["devices"])

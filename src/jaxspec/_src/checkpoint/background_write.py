@@ -1,6 +1,5 @@
 """The writing of one checkpoint, in the background."""
 
-import contextlib
 import errno
 import os
 import re
@@ -9,10 +8,11 @@ import threading
 from collections.abc import Sequence
 
 from jaxspec._src.base import buckets
-from jaxspec._src.base.paths import in_bucket
+from jaxspec._src.base.files import is_directory, make_directory
+from jaxspec._src.base.paths import in_bucket, join, split
 from jaxspec._src.checkpoint import backend, checksums
 from jaxspec._src.checkpoint.parts import parts_of
-from jaxspec._src.checkpoint.removal import locked_directory, partial_path, remove, remove_from_bucket, removed_path
+from jaxspec._src.checkpoint.removal import locked_directory, partial_path, put_in_place, remove_from_bucket
 from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.step.state import TrainState
 
@@ -97,8 +97,8 @@ class BackgroundWrite:
                 elif in_bucket(self._path):
                     self._write_into_bucket()
                 else:
-                    os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                    with locked_directory(os.path.dirname(self._partial_checkpoint)):
+                    make_directory(split(self._path)[0])
+                    with locked_directory(split(self._partial_checkpoint)[0]):
                         self._write_on_disk(self._partial_checkpoint)
             except Exception as error:
                 self._error = _short_error(self._path, error)
@@ -108,16 +108,12 @@ class BackgroundWrite:
 
     @property
     def _partial_checkpoint(self) -> str:
-        return os.path.join(partial_path(self._path, self._name), "checkpoint")
+        return join(partial_path(self._path, self._name), "checkpoint")
 
     def _write_on_disk(self, written: str) -> None:
         self._save(written)
         checksums.write_manifest(written, self._step)
-        gone = removed_path(self._path)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self._path, gone)
-        os.replace(written, self._path)
-        remove(gone)
+        put_in_place(written, self._path)
 
     def _write_into_bucket(self) -> None:
         remove_from_bucket(self._path)
@@ -126,7 +122,7 @@ class BackgroundWrite:
             checksums.write_manifest(self._path, self._step)
             return
         with tempfile.TemporaryDirectory() as directory:
-            written = os.path.join(directory, "checkpoint")
+            written = join(directory, "checkpoint")
             self._save(written)
             buckets.upload(written, self._path)
             checksums.write_manifest(self._path, self._step, copy=written)
@@ -145,7 +141,7 @@ def _short_error(path: str, error: Exception) -> OSError:
     in_text = re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore, below orbax, gives it
     cause = _first_os_error(error)
     number = int(in_text[1]) if in_text else None if cause is None else cause.errno
-    if number in (None, errno.ENOENT) and not in_bucket(path) and not os.path.isdir(os.path.dirname(path)):
+    if number in (None, errno.ENOENT) and not in_bucket(path) and not is_directory(split(path)[0]):
         number, reason = errno.ENOENT, "its directory does not exist, or was removed meanwhile"
     elif cause is not None and cause.errno == number and cause.strerror:
         reason = cause.strerror

@@ -8,16 +8,8 @@ import crc32c
 
 from jaxspec._src.base.buckets import StoredFile
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.base.paths import (
-    files_under,
-    find_file,
-    in_bucket,
-    is_directory,
-    join,
-    open_file,
-    read_file,
-    write_file,
-)
+from jaxspec._src.base.files import files_under, find_file, is_directory, open_file, read_file, write_file
+from jaxspec._src.base.paths import in_bucket, join
 
 MANIFEST = "manifest.json"
 """It is written last. In a bucket, what has no manifest is no checkpoint: it is being written, or removed."""

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from jaxspec._src.base.paths import join, remove, split
+from jaxspec._src.base.files import remove
+from jaxspec._src.base.paths import join, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint.claim_holder import Holder
 
@@ -31,7 +32,7 @@ def claimed(
     when it has not been refreshed for a while. A directory that cannot be written to is not claimed.
 
     Args:
-      model_dir: an absolute path; made if it does not exist.
+      model_dir: absolute, or in a bucket; made if it does not exist.
       clock: seconds since the epoch.
       sleep: waits so many seconds.
 

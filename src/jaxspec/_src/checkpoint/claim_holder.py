@@ -9,7 +9,7 @@ import socket
 import uuid
 from typing import Self
 
-from jaxspec._src.base.paths import read_file, write_file
+from jaxspec._src.base.files import read_file, write_file
 
 _held: set[str] = set()
 """The claims of this process."""
@@ -66,7 +66,7 @@ class Holder:
             return False
 
     def write(self, path: str) -> None:
-        """Writes the file of the claim; a reader sees the old content or the new one."""
+        """Writes the file of the claim, and makes its directory."""
         write_file(path, json.dumps(dataclasses.asdict(self)).encode())
 
     @classmethod
@@ -82,7 +82,6 @@ def _this_machine() -> str:
     """The host, when it was started, and the container."""
     boot, container = "", ""
     with contextlib.suppress(OSError):  # only Linux has these
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = read_file("/proc/sys/kernel/random/boot_id").decode().strip()
         container = os.readlink("/proc/self/ns/pid")
     return f"{socket.gethostname()} {boot} {container}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jaxspec._src.base.buckets import StoredFile
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.base.paths import absolute_path, files_under, find_file, in_bucket, join, names_in, split
+from jaxspec._src.base.files import files_under, find_file, names_in
+from jaxspec._src.base.paths import absolute_path, in_bucket, join, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable, check_number
 from jaxspec._src.checkpoint import checksums

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from jaxspec._src.base import buckets
+from jaxspec._src.base import buckets, files
 from jaxspec._src.base.paths import in_bucket, join
 from jaxspec._src.checkpoint.checksums import MANIFEST
 
@@ -77,7 +77,7 @@ def remove_checkpoint(path: str) -> None:
         with _failure_is_a_warning(path):
             remove_from_bucket(path)
         return
-    gone = removed_path(path)
+    gone = _removed_path(path)
     with _failure_is_a_warning(path):
         os.replace(path, gone)
         remove(gone)
@@ -104,7 +104,16 @@ def _left_in_bucket(model_dir: str) -> list[str]:
     ]
 
 
-def removed_path(path: str) -> str:
+def put_in_place(written: str, path: str) -> None:
+    """Renames a directory on the disk to `path`. A checkpoint that is there is removed."""
+    gone = _removed_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, gone)
+    os.replace(written, path)
+    remove(gone)
+
+
+def _removed_path(path: str) -> str:
     """A new name for a checkpoint while it is removed, so that a reader never sees half of it."""
     return f"{path}.removed-{uuid.uuid4().hex[:8]}"
 
@@ -112,12 +121,7 @@ def removed_path(path: str) -> str:
 def remove(path: str) -> None:
     """Removes a directory or a file. A failure is a warning."""
     with _failure_is_a_warning(path):
-        if in_bucket(path):
-            buckets.remove(path)
-        elif os.path.isdir(path):
-            shutil.rmtree(path)
-        else:
-            os.remove(path)
+        files.remove(path)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Damage is noticed, and a newer format refused, before arrays are read.
 
 import functools
 import operator
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Hashable, Mapping
@@ -18,6 +17,7 @@ from jax.tree_util import KeyPath
 
 from jaxspec._src.base import buckets
 from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.files import remove
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.checkpoint import backend, checksums, parts
@@ -81,7 +81,7 @@ class StoredCheckpoint:
     def _local_copy(self) -> str:
         """The path of a copy on the disk, which lasts as long as this object."""
         directory = tempfile.mkdtemp()
-        weakref.finalize(self, shutil.rmtree, directory)
+        weakref.finalize(self, remove, directory)
         buckets.download(self._path, directory)
         return directory
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxspec._src.base.arrays import named_leaves
 from jaxspec._src.base.errors import NanLossDuringTrainingError
-from jaxspec._src.base.paths import check_writable, join, write_file
+from jaxspec._src.base.files import check_writable, write_file
+from jaxspec._src.base.paths import join
 from jaxspec._src.base.types import Clock
 from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.background_write import BackgroundWrite

@@ -1,6 +1,8 @@
 """Joining the processes of a cluster: calls `jax.distributed.initialize` for the user, at most once."""
 
 import logging
+import socket
+import time
 
 import jax
 
@@ -45,6 +47,10 @@ def join_processes(
     else:
         told_by, shown = "RunConfig", f"process {process_id} of {num_processes}, with {coordinator_address}"
     try:
+        if coordinator_address is not None and process_id != 0:
+            _wait_for_coordinator(coordinator_address, timeout_secs)
+        # JAX's service for preemptions would take SIGTERM from the process, outside of a training, too.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
@@ -63,6 +69,34 @@ def join_processes(
             "address that of its machine, and is the port open?"
         )
         raise RuntimeError(f"the processes could not be joined, as {told_by} says ({shown}): {advice}") from error
+
+
+def leave_processes() -> None:
+    """Waits until all processes leave, and leaves them. For a process that a signal is about to end.
+
+    Otherwise JAX does it when Python ends. If process 0 ended without it, JAX would abort the others.
+    """
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def _wait_for_coordinator(address: str, timeout_secs: float) -> None:
+    """Waits until somebody listens at `address`. Without it JAX would abort the process where nobody does.
+
+    Raises:
+      OSError: if nobody does in time.
+    """
+    host, port = address.rsplit(":", 1)
+    end = time.monotonic() + timeout_secs
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_secs).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _processes_of_environment() -> int:

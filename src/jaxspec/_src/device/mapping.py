@@ -13,11 +13,13 @@ from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.step.axis import SHARD_AXIS
 
 
-def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:
-    """The devices that an estimator maps over: `num_shards` (None: all) of `jax.devices()`, or one CPU device.
+def all_devices() -> tuple[jax.Device, ...]:
+    """The devices of all processes. Those of one process follow each other, in the order of the processes."""
+    return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
-    Those of one process follow each other, in the order of the processes.
-    """
+
+def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device, ...]:
+    """The devices that an estimator maps over: `num_shards` (None: all) of `all_devices`, or one CPU device."""
     if not use_tpu:
         if jax.process_count() > 1:
             raise ValueError(
@@ -25,7 +27,7 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
                 "Leave use_tpu as it is, which maps over the devices of all processes, CPUs too; or start one process."
             )
         return (jax.local_devices(backend="cpu")[0],)
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = all_devices()
     if num_shards is not None and num_shards > len(devices):
         raise ValueError(
             f"TPUConfig.num_shards is {num_shards}, but there are only {describe_devices(devices)}. Lower it, or leave "
@@ -37,7 +39,7 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
             f"TPUConfig.num_shards is {num_shards}, but several processes map over all of their devices, which are "
             f"{describe_devices(devices)}. Leave num_shards as None."
         )
-    return tuple(devices[:num_shards])
+    return devices[:num_shards]
 
 
 def local_devices_of(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:

@@ -4,10 +4,12 @@ Each process gives a value, and each gets the values of all, so that all decide 
 and may be busy meanwhile.
 """
 
+import atexit
 import contextlib
 import itertools
 import logging
 import pickle
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +22,8 @@ from jaxspec._src.base.types import Clock, T
 
 _logger = logging.getLogger("jaxspec")
 _POLL_SECS = 0.5
-"""So long a wait cannot be interrupted."""
+"""So long a wait cannot be interrupted, and goes on after another process has failed."""
+_CHECK_SECS = 1.0
 _WARN_SECS = 60.0
 _GROUP = 64
 """So many exchanges are removed from the coordination service together."""
@@ -59,6 +62,9 @@ class Exchange(contextlib.AbstractContextManager["Exchange"], Protocol):
           OtherProcessError: if another process has failed, makes another exchange, or does not come in time.
         """
 
+    def check(self) -> None:
+        """Raises what `gather` would if another process has failed. It waits for nothing, and asks once a second."""
+
     def clock(self) -> float:
         """Seconds since some start: the same in all processes, and standing still between two exchanges."""
 
@@ -88,6 +94,9 @@ class Alone(Exchange):
     def gather(self, what: str, value: T) -> list[T]:
         return [value]
 
+    def check(self) -> None:
+        pass
+
     def clock(self) -> float:
         return self._clock()
 
@@ -100,6 +109,7 @@ class KeyValueStore(Protocol):
 
     def key_value_set_bytes(self, key: str, value: bytes, allow_overwrite: bool = False) -> None: ...
     def blocking_key_value_get_bytes(self, key: str, timeout_in_ms: int) -> bytes: ...
+    def key_value_try_get_bytes(self, key: str) -> bytes: ...
     def key_value_delete(self, key: str) -> None: ...
 
 
@@ -110,11 +120,11 @@ class _Message(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """In place of a message, when a process has failed."""
+    """What the first process to fail in a run leaves for the others."""
 
     text: str
     kind: type[BaseException]
-    """What the other processes raise."""
+    """What they raise."""
 
 
 class Together(Exchange):
@@ -142,7 +152,8 @@ class Together(Exchange):
     ) -> None:
         self.index, self.count, self.place = index, count, f"in {verb}"
         self._store, self._name, self._timeout_secs, self._clock = store, name, timeout_secs, clock
-        self._number, self._now, self._is_told = 0, clock(), False
+        self._number, self._now, self._checked = 0, clock(), clock()
+        self._was_told = False
 
     def gather(self, what: str, value: T) -> list[T]:
         what = f"{what} {self.place}"
@@ -152,9 +163,9 @@ class Together(Exchange):
             for process in range(1, self.count):
                 with doing(f"process {process}"):
                     messages.append(self._wait(self._key(process), what, process))
-            self._set(self._own_key(), messages)
+            self._set(self._key("all"), messages)
         else:
-            self._set(self._own_key(), mine)
+            self._set(self._key(self.index), mine)
             with doing("process 0"):
                 messages = self._wait(self._key("all"), what, 0)
         self._next()
@@ -171,26 +182,33 @@ class Together(Exchange):
     def clock(self) -> float:
         return self._now
 
+    def check(self) -> None:
+        if self._clock() >= self._checked + _CHECK_SECS:
+            self._checked = self._clock()
+            self._raise_if_failed()
+
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self.is_first:
             _finished.append(self._name)
-        if error is None or self._is_told or (isinstance(error, OtherProcessError) and not self.is_first):
+        if error is None or self._was_told:
             return
-        is_mine = not isinstance(error, OtherProcessError)
-        text = f"{type(error).__name__}: {error}" if is_mine else f"{error}"
-        text = f"process {self.index} of this run has failed {self.place}: {text}" if is_mine else text
+        text = str(error)
+        if not isinstance(error, OtherProcessError):
+            text = f"process {self.index} of this run has failed {self.place}: {type(error).__name__}: {text}"
         kinds = (kind for kind in (Interrupted, KeyboardInterrupt) if isinstance(error, kind))
-        with contextlib.suppress(Exception):  # the coordination service may be gone
-            self._set(self._own_key(), _Failure(text, next(kinds, OtherProcessError)))
+        # Another process may have been first, and the coordination service may be gone.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._set(self._failure_key, _Failure(text, next(kinds, OtherProcessError)))
 
-    def _own_key(self) -> str:
-        return self._key("all" if self.is_first else self.index)
+    @property
+    def _failure_key(self) -> str:
+        return f"jaxspec/{self._name}/failure"
 
-    def _raise(self, failure: _Failure) -> None:
-        if self.is_first:
-            self._set(self._own_key(), failure)
-        self._is_told = True
-        raise failure.kind(f"{failure.text}. This process, {self.index}, ends with it.")
+    def _raise_if_failed(self) -> None:
+        failure: _Failure | None = self._look(self._failure_key)
+        if failure is not None:
+            self._was_told = True
+            raise failure.kind(f"{failure.text}. This process, {self.index}, ends with it.")
 
     def _key(self, who: int | str) -> str:
         return f"jaxspec/{self._name}/{self._number // _GROUP}/{self._number}/{who}"
@@ -208,22 +226,31 @@ class Together(Exchange):
     def _set(self, key: str, value: object) -> None:
         self._store.key_value_set_bytes(key, pickle.dumps(value))
 
+    def _look(self, key: str) -> Any:
+        """What is set; None if nothing is."""
+        try:
+            return pickle.loads(self._store.key_value_try_get_bytes(key))
+        except jax.errors.JaxRuntimeError:
+            return None
+
     def _wait(self, key: str, what: str, process: int) -> Any:
-        """What another process has set. Raises what it has failed with."""
+        """What another process sets. Raises what it has failed with."""
         began, warned = self._clock(), 0.0
         while True:
             try:
-                value = pickle.loads(self._store.blocking_key_value_get_bytes(key, int(1000 * _POLL_SECS)))
+                return pickle.loads(self._store.blocking_key_value_get_bytes(key, int(1000 * _POLL_SECS)))
             except jax.errors.JaxRuntimeError as error:
                 if not str(error).startswith("DEADLINE_EXCEEDED"):
                     raise OtherProcessError(
                         f"process {self.index} has lost the coordination service, which process 0 runs, at {what!r}. "
                         "Process 0, or its machine, is gone: start all processes again."
                     ) from error
-            else:
-                if isinstance(value, _Failure):
-                    self._raise(value)
-                return value
+            self._raise_if_failed()
+            if (cause := self._look(_end_key(process))) is not None:
+                raise OtherProcessError(
+                    f"process {process} has ended{cause}, and did not come to {what!r}, where process {self.index} "
+                    "waits for it. All processes must make the same calls."
+                )
             waited = self._clock() - began
             if waited > self._timeout_secs:
                 raise OtherProcessError(
@@ -244,6 +271,31 @@ def is_first_process() -> bool:
     return bool(distributed.global_state.process_id == 0)
 
 
+def report_end_at_exit() -> None:
+    """Lets the other processes know when this one ends, and with which error. A second call does nothing."""
+    atexit.unregister(_report_end)
+    atexit.register(_report_end)
+
+
+def _report_end() -> None:
+    error = getattr(sys, "last_value", None)
+    cause = "" if error is None else f" with {type(error).__name__}: {error}"
+    with contextlib.suppress(Exception):  # the coordination service may be gone
+        _store().key_value_set_bytes(_end_key(jax.process_index()), pickle.dumps(cause))
+
+
+def _end_key(process: int) -> str:
+    return f"jaxspec/ended/{process}"
+
+
+def _store() -> KeyValueStore:
+    from jax._src import distributed  # JAX has no other way to its coordination service
+
+    store: KeyValueStore | None = distributed.global_state.client
+    assert store is not None
+    return store
+
+
 def open_exchange(verb: str, *, timeout_secs: float) -> Exchange:
     """The exchange of a run that begins now in all processes.
 
@@ -253,10 +305,6 @@ def open_exchange(verb: str, *, timeout_secs: float) -> Exchange:
     """
     if jax.process_count() == 1:
         return Alone()
-    from jax._src import distributed  # JAX has no other way to its coordination service
-
-    store = distributed.global_state.client
-    assert store is not None
     return Together(
-        store, jax.process_index(), jax.process_count(), verb, str(next(_numbers)), timeout_secs=timeout_secs
+        _store(), jax.process_index(), jax.process_count(), verb, str(next(_numbers)), timeout_secs=timeout_secs
     )

@@ -5,7 +5,8 @@ import logging
 
 import numpy as np
 
-from jaxspec._src.base.paths import join, read_file, write_file
+from jaxspec._src.base.files import read_file, write_file
+from jaxspec._src.base.paths import join
 from jaxspec._src.base.types import Metrics, PyTree
 
 _logger = logging.getLogger("jaxspec")

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jaxspec._src.base.paths import is_directory, join, names_in, remove
+from jaxspec._src.base.files import is_directory, names_in, remove
+from jaxspec._src.base.paths import join
 from jaxspec._src.base.types import AnyFunction, Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result

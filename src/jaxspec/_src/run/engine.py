@@ -22,7 +22,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices, local_devices_of
-from jaxspec._src.device.processes import Exchange, open_exchange
+from jaxspec._src.device.processes import Exchange, open_exchange, report_end_at_exit
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
 from jaxspec._src.run.program_cache import Programs
@@ -77,6 +77,9 @@ class Engine:
             config.process_id,
             timeout_secs=config.process_timeout_secs,
         )
+        if jax.distributed.is_initialized():
+            report_end_at_exit()
+            jax.devices()  # the processes wait for each other here, and not when one has gone
         self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
         self.use_tpu, self.batch_sizes = use_tpu, batch_sizes

@@ -58,7 +58,7 @@ def evaluate(
                 with doing("evaluation"), contextlib.ExitStack() as stack:
                     run = InferenceRun(stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
                     while run.next_batch(metrics.add) is not None:
-                        pass
+                        exchange.check()
                     run.end()
             if not any(exchange.gather("input", infeed.first is not None)):
                 raise ValueError(no_batch_message(input_fn, "Evaluation"))

@@ -2,7 +2,8 @@
 
 import logging
 
-from jaxspec._src.base.paths import join, read_file, remove, write_file
+from jaxspec._src.base.files import read_file, remove, write_file
+from jaxspec._src.base.paths import join
 from jaxspec._src.device.processes import is_first_process
 
 _logger = logging.getLogger("jaxspec")

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from jaxspec._src.base.activities import CURRENT, Activities
 from jaxspec._src.base.errors import Interrupted
+from jaxspec._src.device.joining import leave_processes
 
 _logger = logging.getLogger("jaxspec")
 PATIENCE_SECS = 8.0
@@ -152,7 +153,7 @@ def signals_put_off() -> Iterator[StopRequest]:
         _request.reset(token)
     if request.signum is not None:
         request.wait_until_told()
-        signal.raise_signal(request.signum)
+        _raise(request.signum)
 
 
 def _act_after_error(request: StopRequest, signum: int, error: BaseException) -> None:
@@ -165,4 +166,10 @@ def _act_after_error(request: StopRequest, signum: int, error: BaseException) ->
     error.add_note(f"{name} had come before this error; it acts now")
     if handler is signal.SIG_DFL:
         _logger.error("%s ends the process. An error came after it:", name, exc_info=error)
+    _raise(signum)
+
+
+def _raise(signum: int) -> None:
+    if signal.getsignal(signum) is signal.SIG_DFL:
+        leave_processes()
     signal.raise_signal(signum)

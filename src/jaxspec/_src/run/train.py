@@ -23,7 +23,7 @@ from jaxspec._src.run.summaries import run_writer
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_loops import TrainingLoops
 from jaxspec._src.run.training_report import TrainingReport
-from jaxspec._src.run.validate import check_can_be_written, check_last_step, no_batch_message
+from jaxspec._src.run.validate import check_last_step, no_batch_message
 from jaxspec._src.run.watchdog import watched
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.mode import ModeKeys
@@ -62,8 +62,8 @@ def train(
                 )
                 return
             engine.announce()
-            if engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs:
-                check_can_be_written(engine.model_dir)
+            if exchange.is_first and (engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs):
+                engine.saver(engine.model_dir).check_directory()
             if steps is not None and stop is None:  # after a restart, the end stays what it was
                 stop = source.step + steps
             check_last_step(source.step, stop)

@@ -1,7 +1,7 @@
 """TrainSpec and EvalSpec: how train_and_evaluate trains and evaluates."""
 
 import dataclasses
-import os
+import re
 from collections.abc import Iterable
 
 from jaxspec._src.base.types import InputFn
@@ -91,7 +91,7 @@ def _checked_exporters(exporters: Exporter | Iterable[Exporter] | None) -> tuple
             )
         if not isinstance(name, str):
             raise ValueError(f"An Exporter must have a string name. Given: {type(name)}, {name!r}.")
-        if os.path.basename(name) != name or name in (os.curdir, os.pardir):
+        if re.search(r"[/\\]", name) or name in (".", ".."):
             raise ValueError(
                 f"An Exporter's name must be that of one directory, given: {name!r}. Its exports go to "
                 "MODEL_DIR/export/NAME."

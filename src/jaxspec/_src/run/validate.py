@@ -3,11 +3,11 @@
 import logging
 import os
 import tempfile
-from pathlib import Path
 
 from jaxspec._src.base.callables import argument_names, describe
+from jaxspec._src.base.files import existing_part, find_file
 from jaxspec._src.base.hyperparameters import holds, with_values
-from jaxspec._src.base.paths import absolute_path, check_writable
+from jaxspec._src.base.paths import absolute_path, in_bucket
 from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
@@ -85,25 +85,11 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
         paths.append(tempfile.mkdtemp())
         _logger.warning("Using temporary folder as model directory: %s", paths[0])
     directory = absolute_path(paths[0])
-    place = next(place for place in (Path(directory), *Path(directory).parents) if place.exists())
-    if not place.is_dir():
+    if not in_bucket(directory) and find_file(place := existing_part(directory)) is not None:
         raise NotADirectoryError(
             f"model_dir is {directory}, but {place} is a file. Name a directory, or a path where one can be made."
         )
     return directory
-
-
-def check_can_be_written(model_dir: str) -> None:
-    """Raises an OSError unless checkpoints can be written to `model_dir`: before an hour is spent on the first one."""
-    try:
-        check_writable(model_dir)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"model_dir {model_dir} cannot be written to: {error.strerror} ({error.filename}). Make the bucket or the "
-            "directory, get the permission to write to it, or use another model_dir. To train without checkpoints, set "
-            "RunConfig(save_checkpoints_steps=None, save_checkpoints_secs=None).",
-        ) from error
 
 
 def check_supported(config: RunConfig) -> None:

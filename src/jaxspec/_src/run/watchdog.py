@@ -1,7 +1,9 @@
 """The watchdog: a run that makes no progress says in a warning what it waits for."""
 
+import concurrent.futures.thread
 import contextlib
 import contextvars
+import itertools
 import logging
 import sys
 import threading
@@ -85,24 +87,31 @@ class Watchdog:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
-        if self._thread is not None:
+        # The thread itself may collect a generator of predict as garbage, and come here.
+        if self._thread not in (None, threading.current_thread()):
             self._thread.join()
 
     def _watch(self, stall_secs: float) -> None:
         rest = stall_secs
         while not self._wait(min(rest, _AGAIN_SECS)):
-            stacks = sys._current_frames()
-            if self._inside is None or _compiles(stacks):
-                self._activities.changed_at = self._clock()
-            stalled = self._clock() - self._activities.changed_at
-            rest = stall_secs - stalled
-            if rest <= 0:
-                rest = _AGAIN_SECS
-                _logger.warning(
-                    "No progress for %d s: %s waits for %s. It goes on waiting. The stacks of all threads, the "
-                    "innermost call last:\n%s",
-                    *(stalled, self._activities.run, self._activities.awaited(), _describe(stacks)),
-                )
+            rest = self._look(stall_secs)
+
+    # A function of its own: while the thread waits, nothing holds the stacks, nor the arrays in them.
+    def _look(self, stall_secs: float) -> float:
+        """Warns if the run makes no progress; returns in how many seconds to look again."""
+        stacks = sys._current_frames()
+        del stacks[threading.get_ident()]  # it holds `stacks`
+        if self._inside is None or _compiles(stacks):
+            self._activities.changed_at = self._clock()
+        stalled = self._clock() - self._activities.changed_at
+        if stalled < stall_secs:
+            return stall_secs - stalled
+        _logger.warning(
+            "No progress for %d s: %s waits for %s. It goes on waiting. The stacks of all threads, the innermost call "
+            "last:\n%s",
+            *(stalled, self._activities.run, self._activities.awaited(), _describe(stacks)),
+        )
+        return _AGAIN_SECS
 
 
 def _compiles(stacks: Mapping[int, FrameType]) -> bool:
@@ -115,10 +124,13 @@ def _compiles(stacks: Mapping[int, FrameType]) -> bool:
 
 
 def _describe(stacks: Mapping[int, FrameType]) -> str:
-    """The stacks as text, without this thread's and those of threads in a pool that have nothing to do."""
+    """The stacks as text, without those of threads in a pool that have nothing to do."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"Thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(innermost, _FRAMES)).rstrip()
-        for ident, innermost in stacks.items()
-        if ident != threading.get_ident() and not innermost.f_code.co_filename.endswith("concurrent/futures/thread.py")
-    )
+    lines = []
+    for ident, innermost in stacks.items():
+        if innermost.f_code.co_filename == concurrent.futures.thread.__file__:
+            continue
+        calls = traceback.extract_stack(innermost, _FRAMES)
+        of_user = itertools.dropwhile(lambda call: call.filename == threading.__file__, calls)  # the start of a thread
+        lines += [f"Thread {names.get(ident, ident)}:\n", *traceback.format_list(list(of_user))]
+    return "".join(lines).rstrip()

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from jaxspec._src.base.buckets import GrowingObject
-from jaxspec._src.base.paths import check_writable, find_file, in_bucket, join, make_directory, open_to_write, remove
+from jaxspec._src.base.files import check_writable, find_file, make_directory, open_to_write, remove
+from jaxspec._src.base.paths import in_bucket, join
 from jaxspec._src.base.types import Clock
 from jaxspec._src.device.processes import is_first_process
 from jaxspec._src.summary import protos

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxspec._src.base.paths import absolute_path, files_in, join, open_file
+from jaxspec._src.base.files import files_in, open_file
+from jaxspec._src.base.paths import absolute_path, join
 from jaxspec._src.summary.records import DamagedFileError, read_records
 
 if TYPE_CHECKING:
