@@ -144,7 +144,7 @@ class RunConfig:
     num_processes: int | None = None
     """How many processes there are. 1: this process stays alone, whatever the environment says."""
     process_id: int | None = None
-    """Which process this is, counted from 0. It may differ between processes, as nothing else in the config may."""
+    """Which process this is, counted from 0. It differs between them."""
     process_timeout_secs: float = 900
     """How long a process waits for the others, at the start and later. A process that is killed is noticed before."""
     stall_timeout_secs: float | None = 900

@@ -1,7 +1,6 @@
 """What the verbs of one TPUEstimator share: devices, compiled programs, live state, savers, input."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import threading
@@ -168,19 +167,17 @@ class Engine:
 
     def fingerprint(self, mode: str) -> dict[str, object]:
         """What must be the same in all processes that run a verb, by name."""
-        different = {"process_id", "writers", "progress_bar", "tpu_config", "model_dir"}
-        fields = [field.name for field in dataclasses.fields(self.config) if not field.name.startswith("_")]
+        config, tpu_config = self.config, self.tpu_config
         return {
             "the verb": VERBS[mode],
             _BATCH_SIZE_NAMES[mode]: self.batch_sizes[mode],
             "model_dir": self.model_dir,
             "the version of JAX": jax.__version__,
-            **{f"RunConfig.{name}": getattr(self.config, name) for name in fields if name not in different},
-            **{
-                f"TPUConfig.{field.name}": getattr(self.tpu_config, field.name)
-                for field in dataclasses.fields(self.tpu_config)
-                if field.name != "experimental_feed_hook"
-            },
+            "RunConfig.tf_random_seed": config.tf_random_seed,
+            "RunConfig.save_checkpoints_steps": config.save_checkpoints_steps,
+            "RunConfig.save_checkpoints_secs": config.save_checkpoints_secs,
+            "RunConfig.fail_on_nan_loss": config.fail_on_nan_loss,
+            "TPUConfig.iterations_per_loop": tpu_config.iterations_per_loop,
         }
 
     def source(self, checkpoint_path: str | None = None, *, training: bool | None = None) -> Source:
