@@ -240,6 +240,7 @@ def _become(request, process):
         TEST_PROCESS=str(process), TEST_PROCESSES=str(request["processes"]), TEST_PORT=str(request["port"])
     )
     faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     import jax
 
     jax.config.update("jax_num_cpu_devices", request["devices"])
