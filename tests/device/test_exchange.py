@@ -143,6 +143,27 @@ def test_a_process_that_has_ended_is_not_waited_for(store, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("last", ["failure", "end"])
+def test_an_exchange_to_which_a_process_came_before_it_failed_or_ended_is_made(store, monkeypatch, last):
+    """The others have gone on from it, and would wait on the devices for one that has not."""
+    get = store.blocking_key_value_get_bytes
+
+    def get_too_early(key, timeout_in_ms):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="DEADLINE_EXCEEDED"):
+            get(key, 0)
+        came = Together(store, 1, 2, "train", "0", timeout_secs=9)
+        came._set(key, processes._Message("loop in train", "mine", 0.0))
+        if last == "failure":
+            came.__exit__(ValueError, ValueError("later"), None)
+        else:
+            came._set(processes._end_key(1), "")
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+
+    monkeypatch.setattr(store, "blocking_key_value_get_bytes", get_too_early)
+    with Together(store, 0, 2, "train", "0", timeout_secs=9) as exchange:
+        assert exchange.gather("loop", "first") == ["first", "mine"]
+
+
 def test_a_failure_shows_without_waiting_for_it(store):
     now = [0.0]
 

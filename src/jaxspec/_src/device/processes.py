@@ -185,7 +185,7 @@ class Together(Exchange):
     def check(self) -> None:
         if self._clock() >= self._checked + _CHECK_SECS:
             self._checked = self._clock()
-            self._raise_if_failed()
+            self._raise_if(self._look(self._failure_key))
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self.is_first:
@@ -204,8 +204,7 @@ class Together(Exchange):
     def _failure_key(self) -> str:
         return f"jaxspec/{self._name}/failure"
 
-    def _raise_if_failed(self) -> None:
-        failure: _Failure | None = self._look(self._failure_key)
+    def _raise_if(self, failure: _Failure | None) -> None:
         if failure is not None:
             self._was_told = True
             raise failure.kind(f"{failure.text}. This process, {self.index}, ends with it.")
@@ -245,8 +244,12 @@ class Together(Exchange):
                         f"process {self.index} has lost the coordination service, which process 0 runs, at {what!r}. "
                         "Process 0, or its machine, is gone: start all processes again."
                     ) from error
-            self._raise_if_failed()
-            if (cause := self._look(_end_key(process))) is not None:
+            failure, cause = self._look(self._failure_key), self._look(_end_key(process))
+            # A process that failed or ended later may have come to this exchange: the others have gone on from it then.
+            if (failure or cause is not None) and (value := self._look(key)) is not None:
+                return value
+            self._raise_if(failure)
+            if cause is not None:
                 raise OtherProcessError(
                     f"process {process} has ended{cause}, and did not come to {what!r}, where process {self.index} "
                     "waits for it. All processes must make the same calls."
