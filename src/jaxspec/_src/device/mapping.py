@@ -163,22 +163,20 @@ def copied(state: T) -> T:
     return _from_copies(lambda x: [jnp.copy(shard.data) for shard in x.addressable_shards], state, _devices_of(state))
 
 
-def on_first(state: T, devices: Sequence[jax.Device]) -> T:
-    """A broadcast state on `devices`, the first of those of this process that hold it. Nothing is copied.
+def on_devices(state: T, devices: Sequence[jax.Device]) -> T:
+    """A broadcast state on other `devices`: some of those that hold it, or those of all processes. Nothing is copied.
 
-    A program for `devices` would accept the whole state, but would pick out these copies at each call.
+    Each process has the state on those of the devices that are its own. A program for `devices` would accept a state on
+    more, but would pick out these copies at each call.
     """
-
     if _devices_of(state) == tuple(devices):
         return state
-    return _from_copies(lambda x: _copies_on(x, devices), state, devices)
 
+    def copies(x: jax.Array) -> list[jax.Array]:
+        by_device = {shard.device: shard.data for shard in x.addressable_shards}
+        return [by_device[device] for device in local_devices_of(devices)]
 
-def on_all(state: T, devices: Sequence[jax.Device]) -> T:
-    """A state that each process holds on its own devices as one on the `devices` of all. Nothing is copied."""
-    if _devices_of(state) == tuple(devices):
-        return state
-    return _from_copies(lambda x: _copies_on(x, local_devices_of(devices)), state, devices)
+    return _from_copies(copies, state, devices)
 
 
 def from_first_process(state: T) -> T:
@@ -202,11 +200,6 @@ def from_first_process(state: T) -> T:
 
 def _devices_of(state: PyTree) -> tuple[jax.Device, ...]:
     return tuple(jax.tree.leaves(state)[0].sharding.mesh.devices.flat)
-
-
-def _copies_on(x: jax.Array, devices: Sequence[jax.Device]) -> list[jax.Array]:
-    by_device = {shard.device: shard.data for shard in x.addressable_shards}
-    return [by_device[device] for device in devices]
 
 
 def _from_copies(copies: Callable[[jax.Array], list[jax.Array]], state: T, devices: Sequence[jax.Device]) -> T:

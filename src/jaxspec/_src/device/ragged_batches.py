@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from jaxspec._src.base.types import Batch
-from jaxspec._src.device.mapping import on_first
+from jaxspec._src.device.mapping import on_devices
 from jaxspec._src.device.program import Program
 from jaxspec._src.device.shards import places_in_stack, specs_of_steps, stack_of_one
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
@@ -60,7 +60,7 @@ class RaggedPrograms:
                 if shards not in self._programs:
                     self._programs[shards] = Program(self._step, self._devices[:shards], trains=False, single_step=True)
                 if shards not in states:
-                    states[shards] = on_first(state, self._devices[:shards])
+                    states[shards] = on_devices(state, self._devices[:shards])
                 stack = stack_of_one(jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch), shards)
                 place = places_in_stack(number, shards_before + (full_shards if start else 0), 1, shards)
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)

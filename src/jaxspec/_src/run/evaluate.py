@@ -68,18 +68,16 @@ def evaluate(
     return results
 
 
-def _pickled(metrics: dict[str, Mergeable]) -> bytes:
-    """The metrics as bytes for the other processes; TypeError for one that cannot be sent."""
-    for name, metric in metrics.items():
-        try:
-            pickle.dumps(metric)
-        except Exception as error:
-            raise TypeError(
-                f"metric {name!r} is a {type(metric).__name__}, which cannot be pickled, and so cannot be sent to the "
-                f"other processes ({type(error).__name__}: {error}). Define its class and functions at the top of a "
-                "module, or return a metric of jaxspec.metrics."
-            ) from error
-    return pickle.dumps(metrics)
+def _pickled(name: str, metric: Mergeable) -> bytes:
+    """A metric as bytes for the other processes; TypeError for one that cannot be sent."""
+    try:
+        return pickle.dumps(metric)
+    except Exception as error:
+        raise TypeError(
+            f"metric {name!r} is a {type(metric).__name__}, which cannot be pickled, and so cannot be sent to the "
+            f"other processes ({type(error).__name__}: {error}). Define its class and functions at the top of a "
+            "module, or return a metric of jaxspec.metrics."
+        ) from error
 
 
 class MetricsOfBatches:
@@ -130,24 +128,25 @@ class MetricsOfBatches:
 
     def merge_processes(self, exchange: Exchange) -> None:
         """Merges what all processes have, in their order, so that all have the same. Each gets what the others have."""
-        mine = (self._metrics, self._loss, self._number)
-        if exchange.count > 1:
-            size = len(_pickled(self._metrics))
-            if size > _LARGE_BYTES:
-                _logger.warning(
-                    "The metrics of this evaluation take %d MB in process %d, which are sent to every other process. "
-                    "metrics.collect keeps all values of its tensors: evaluate them in parts, or as a metric.",
-                    *(size >> 20, exchange.index),
-                )
-        parts = [part for part in exchange.gather("metrics", mine) if part[2]]
+        if exchange.count == 1:
+            return
+        mine = {name: _pickled(name, metric) for name, metric in self._metrics.items()}
+        size = sum(map(len, mine.values()))
+        if size > _LARGE_BYTES:
+            _logger.warning(
+                "The metrics of this evaluation take %d MB in process %d, which are sent to every other process. "
+                "metrics.collect keeps all values of its tensors: evaluate them in parts, or as a metric.",
+                *(size >> 20, exchange.index),
+            )
+        parts = [part for part in exchange.gather("metrics", (mine, self._loss, self._number)) if part[2]]
         names = [sorted(metrics) for metrics, _, _ in parts]
         if any(one != names[0] for one in names):
             raise ValueError(
                 f"metric_fn returned different names in different processes: {names}; it must return the same ones."
             )
         self._metrics, self._loss, self._number = {}, EvaluationLoss(), 0
-        for part in parts:
-            self._merge(*part)
+        for metrics, loss, number in parts:
+            self._merge({name: pickle.loads(metric) for name, metric in metrics.items()}, loss, number)
 
     def compute(self) -> Metrics:
         """The metrics by name, `loss` and `global_step`."""

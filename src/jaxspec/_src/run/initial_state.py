@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxspec._src.base.types import AnyFunction, Batch, PyTree, Variables
 from jaxspec._src.checkpoint import checksums, restore
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, on_all, on_first
+from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, on_devices
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
@@ -92,7 +92,7 @@ class InitialState:
             like = TrainState(jnp.int32(source.step), variables, trace.opt_state, self.rng)
             restored = restore.read_state(source.path, like, broadcast_sharding(self._local_devices))
         _logger.info("Restored step %d from %s.", source.step, source.path)
-        return on_all(restored, self._devices)
+        return on_devices(restored, self._devices)
 
     @jax.transfer_guard("allow")
     def for_inference(self, source: Source, infeed: Infeed) -> TrainState:
@@ -102,7 +102,7 @@ class InitialState:
         """
         with jax.default_device(self._local_devices[0]):
             if source.live is not None:
-                live = on_first(source.live.state, self._local_devices)
+                live = on_devices(source.live.state, self._local_devices)
                 return live if self._model.takes_opt_state else live._replace(opt_state=None)
             if source.path is not None:
                 return self._read(source.path, source.step, *infeed.first_shard())

@@ -12,6 +12,7 @@ from jaxspec._src.checkpoint.claim import Claim, claimed
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
+from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.host_calls import HostCalls
@@ -62,7 +63,7 @@ def train(
                 )
                 return
             engine.announce()
-            if exchange.is_first and (engine.config.save_checkpoints_steps or engine.config.save_checkpoints_secs):
+            if exchange.is_first and _saves_to_model_dir(engine.config):
                 engine.saver(engine.model_dir).check_directory()
             if steps is not None and stop is None:  # after a restart, the end stays what it was
                 stop = source.step + steps
@@ -105,11 +106,13 @@ def _train_on(
         programs, trace = engine.programs.training(
             infeed, variables, engine.initial_state.rng, trace=source.live is None
         )
-    of_model = {f"the variable {name}": describe_array(leaf) for name, leaf in named_leaves(variables).items()}
-    exchange.compare({**of_model, "model_fn (a hash of what it computes)": programs.fingerprint})
+    if exchange.count > 1:
+        of_model = {f"the variable {name}": describe_array(leaf) for name, leaf in named_leaves(variables).items()}
+        exchange.compare({**of_model, "model_fn (a hash of what it computes)": programs.fingerprint})
     hooks, checkpoint_dirs = _with_saver(engine, (*hooks, *(programs.spec.training_hooks or ())), listeners)
     for checkpoint_dir in checkpoint_dirs if exchange.is_first else ():
-        engine.saver(checkpoint_dir).check_directory()
+        if checkpoint_dir != engine.model_dir or not _saves_to_model_dir(engine.config):  # else it was checked before
+            engine.saver(checkpoint_dir).check_directory()
     with (
         run_writer(engine.config, engine.model_dir) as writer,
         HookCalls(hooks, "in training") as calls,
@@ -154,6 +157,11 @@ def _train_on(
         _logger.info("Loss for final step: %s.", in_flight.loss)
 
 
+def _saves_to_model_dir(config: RunConfig) -> bool:
+    """Whether training saves without a hook of the user's that does."""
+    return bool(config.save_checkpoints_steps or config.save_checkpoints_secs)
+
+
 def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hooks, list[str]]:
     """(the hooks with a checkpoint saver, which goes first unless the user gave one; the directories it saves to)."""
     directories: list[str] = []
@@ -162,7 +170,7 @@ def _with_saver(engine: Engine, hooks: Hooks, listeners: Listeners) -> tuple[Hoo
         if directory is not None:
             directories.append(directory)
     steps, secs = engine.config.save_checkpoints_steps, engine.config.save_checkpoints_secs
-    if not directories and (steps or secs):
+    if not directories and _saves_to_model_dir(engine.config):
         saver = CheckpointSaverHook(save_secs=secs or None, save_steps=steps or None)
         return (saver, *hooks), [saver.start_saving(engine.model_dir, listeners)]
     if listeners and not directories:
