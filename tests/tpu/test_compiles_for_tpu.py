@@ -17,6 +17,7 @@ import pytest
 from jax.experimental import topologies
 
 import jaxspec as js
+from jaxspec._src.device.mapping import inference_devices_of
 from jaxspec._src.device.program import Program
 from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.model import Model
@@ -28,11 +29,20 @@ CAPACITY = 4
 MODEL = Model(digits.model_fn, digits.PARAMS)
 
 
-@pytest.fixture(scope="module", params=["v5e:2x4", "v5e:16x16"])
+@pytest.fixture(scope="module", params=["v5e:2x2", "v5e:2x4", "v5e:16x16"])
 def devices(request):
+    """All chips of a slice: of 1, 2, and 64 hosts with 4 chips each."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
     assert len(topology.devices) == math.prod(int(n) for n in request.param.partition(":")[2].split("x"))
     return topology.devices
+
+
+@pytest.fixture(scope="module")
+def inference_devices(devices):
+    """What evaluation and prediction map over: the chips of the first host, or one where the compiler wants that."""
+    chosen = inference_devices_of(devices)
+    assert len(chosen) == {4: 4, 8: 4, 256: 1}[len(devices)]
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,8 @@ def batches(num_shards, *, place):
 
 
 def compiled(loop, state, batches):
-    return loop._program.lower(shapes(state), batches, np.int32(0), np.int32(CAPACITY)).compile()
+    starts = np.zeros(len(loop.devices), np.int32)
+    return loop._program.lower(shapes(state), batches, starts, np.int32(CAPACITY)).compile()
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +73,42 @@ def training(devices, state):
 
 def replica_groups(hlo, op):
     """The replica groups of each `op` in a program's text: `[[0, 1, ...]]` where all replicas are in one."""
-    # As XLA writes them: {{0,1},{2,3}}, or [groups,size]<=[dimensions] with an optional T(permutation).
     # The asynchronous form of an operation is called all-reduce-start.
-    found = []
-    for line in re.findall(rf"^.* = .* {op}(?:-start)?\(.*$", hlo, re.MULTILINE):
-        listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})?\}", line)
-        iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-        if iota:
-            groups, size, dims, order = iota.groups()
-            ids = np.arange(int(groups) * int(size)).reshape([int(n) for n in dims.split(",")])
-            if order:
-                ids = ids.transpose([int(n) for n in order.split(",")])
-            found.append(ids.reshape(int(groups), int(size)).tolist())
-        else:
-            assert listed, line
-            groups = re.findall(r"\{([\d,]+)\}", listed[1] or "")
-            found.append([[int(n) for n in group.split(",")] for group in groups])
-    return found
+    lines = re.findall(rf"^.* = .* {op}(?:-start)?\(.*$", hlo, re.MULTILINE)
+    return [groups_of(line) for line in lines]
+
+
+def groups_of(line):
+    """As XLA writes them: {{0,1},{2,3}}, or [groups,size]<=[dimensions] with an optional T(permutation), or
+    mesh['axis'=size,...] {'axis',...}."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})?\}", line)
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if iota:
+        groups, size, dims, order = iota.groups()
+        ids = ids_of_shape([int(n) for n in dims.split(",")])
+        if order:
+            ids = ids.transpose([int(n) for n in order.split(",")])
+        return ids.reshape(int(groups), int(size)).tolist()
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        grouped = re.findall(r"'(\w+)'", mesh[2])
+        order = [i for i, name in enumerate(sizes) if name not in grouped] + [
+            list(sizes).index(name) for name in grouped
+        ]
+        return (
+            ids_of_shape(list(sizes.values()))
+            .transpose(order)
+            .reshape(-1, math.prod(sizes[n] for n in grouped))
+            .tolist()
+        )
+    assert listed, line
+    groups = re.findall(r"\{([\d,]+)\}", listed[1] or "")
+    return [[int(n) for n in group.split(",")] for group in groups]
+
+
+def ids_of_shape(dims):
+    return np.arange(math.prod(dims)).reshape(dims)
 
 
 def all_reduced_elements(hlo):
@@ -117,17 +147,17 @@ def test_the_number_of_steps_is_no_part_of_the_program(training):
     assert "known_trip_count" not in loops[0]
 
 
-def test_evaluation_compiles(devices, state):
-    loop = Program(placed_step(js.ModeKeys.EVAL, MODEL), devices, trains=False)
-    program = compiled(loop, state, batches(len(devices), place=True))
+def test_evaluation_compiles(inference_devices, state):
+    loop = Program(placed_step(js.ModeKeys.EVAL, MODEL), inference_devices, trains=False)
+    program = compiled(loop, state, batches(len(inference_devices), place=True))
     groups = replica_groups(program.as_text(), "all-reduce")  # of the loss
-    assert groups
+    assert groups or len(inference_devices) == 1
     for group in groups:
-        assert [sorted(ids) for ids in group] == [list(range(len(devices)))]
+        assert [sorted(ids) for ids in group] == [list(range(len(inference_devices)))]
     assert program.memory_analysis().alias_size_in_bytes == 0
 
 
-def test_prediction_compiles_and_asks_no_other_replica(devices, state):
-    loop = Program(placed_step(js.ModeKeys.PREDICT, MODEL), devices, trains=False)
-    program = compiled(loop, state, batches(len(devices), place=True))
+def test_prediction_compiles_and_asks_no_other_replica(inference_devices, state):
+    loop = Program(placed_step(js.ModeKeys.PREDICT, MODEL), inference_devices, trains=False)
+    program = compiled(loop, state, batches(len(inference_devices), place=True))
     assert not re.findall(r" (?:all-|reduce-scatter|collective-)[\w-]*\(", program.as_text())

@@ -1,6 +1,7 @@
 """Which devices a step is mapped over, and how: the only file that says shard_map."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -11,6 +12,9 @@ import numpy as np
 from jaxspec._src.base.arrays import is_key
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.step.axis import SHARD_AXIS
+
+_logger = logging.getLogger("jaxspec")
+_EVERYWHERE = jax.sharding.PartitionSpec()
 
 
 def all_devices() -> tuple[jax.Device, ...]:
@@ -45,6 +49,34 @@ def choose_devices(*, use_tpu: bool, num_shards: int | None) -> tuple[jax.Device
 def local_devices_of(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
     """Those of the devices that belong to this process."""
     return tuple(device for device in devices if device.process_index == jax.process_index())
+
+
+def inference_devices_of(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
+    """What evaluation and prediction are mapped over: the devices of this process, or the first of them.
+
+    On TPU v5e and v6e slices of 16 chips and more the compiler refuses collectives among the chips of one host, or any
+    program that is not for one chip or all ("limited ICI routing").
+    """
+    local = local_devices_of(devices)
+    if local[0].platform != "tpu" or len(local) in (1, len(devices)) or _can_reduce_over(local):
+        return local
+    _logger.warning(
+        "Evaluation and prediction use 1 of the %d chips of each host: the TPU compiler refuses programs that run on "
+        "the chips of one host of this slice. To use more, evaluate the checkpoints in a job on one host.",
+        len(local),
+    )
+    return local[:1]
+
+
+def _can_reduce_over(devices: Sequence[jax.Device]) -> bool:
+    mesh, spec = _mesh(devices), jax.sharding.PartitionSpec(SHARD_AXIS)
+    reduced = jax.shard_map(lambda x: jax.lax.psum(x, SHARD_AXIS), mesh=mesh, in_specs=spec, out_specs=_EVERYWHERE)
+    program = jax.jit(reduced, in_shardings=jax.sharding.NamedSharding(mesh, spec))
+    try:
+        program.lower(jax.ShapeDtypeStruct((len(devices), 8), jnp.float32)).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def describe_devices(devices: Sequence[jax.Device], *, use_tpu: bool = True) -> str:
@@ -98,7 +130,7 @@ def map_over_devices(
         program = compiled()
     else:
         # All processes must call a program alike, so what one of them has is given to all within this one.
-        program = compiled(out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        program = compiled(out_shardings=jax.sharding.NamedSharding(mesh, _EVERYWHERE))
     if jax.process_count() == 1:
         return program
 
@@ -122,7 +154,7 @@ def _as_jax_arrays(arg: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
 
 
 def _partition(axis: int | None) -> jax.sharding.PartitionSpec:
-    return jax.sharding.PartitionSpec() if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
+    return _EVERYWHERE if axis is None else jax.sharding.PartitionSpec(*[None] * axis, SHARD_AXIS)
 
 
 def _on_axis(fn: Callable[[jax.Array, list[int]], jax.Array], tree: PyTree, axis: int | None) -> PyTree:
@@ -152,7 +184,7 @@ def broadcast(state: T, devices: Sequence[jax.Device]) -> T:
 
 def broadcast_sharding(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     """The layout of a state that is the same on all `devices`."""
-    return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
+    return jax.sharding.NamedSharding(_mesh(devices), _EVERYWHERE)
 
 
 def copied(state: T) -> T:

@@ -20,7 +20,7 @@ from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
-from jaxspec._src.device.mapping import choose_devices, describe_devices, local_devices_of
+from jaxspec._src.device.mapping import choose_devices, describe_devices, inference_devices_of, local_devices_of
 from jaxspec._src.device.processes import Exchange, open_exchange, report_end_at_exit
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.initial_state import InitialState
@@ -102,8 +102,13 @@ class Engine:
 
     @functools.cached_property
     def local_devices(self) -> tuple[jax.Device, ...]:
-        """What evaluation and prediction are mapped over: the devices of this process."""
+        """Those of the devices that belong to this process."""
         return local_devices_of(self.devices)
+
+    @functools.cached_property
+    def inference_devices(self) -> tuple[jax.Device, ...]:
+        """What evaluation and prediction are mapped over: devices of this process."""
+        return inference_devices_of(self.devices)
 
     def exchange(self, mode: str) -> Exchange:
         """The exchange of a run that begins now in all processes."""
@@ -129,13 +134,13 @@ class Engine:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled programs, each made once."""
-        return Programs(self._model, self.devices, self.local_devices, loop_steps=self.loop_steps)
+        return Programs(self._model, self.devices, self.inference_devices, loop_steps=self.loop_steps)
 
     @functools.cached_property
     def initial_state(self) -> InitialState:
         """Makes the state that a verb starts from."""
         seed = self.config.tf_random_seed or 0
-        return InitialState(self._model, self._init_fn, self.devices, self.local_devices, seed=seed)
+        return InitialState(self._model, self._init_fn, self.devices, self.inference_devices, seed=seed)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -264,7 +269,7 @@ class Engine:
             input_fn,
             {"params": with_values(self.params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
-            num_shards=len(self.local_devices),
+            num_shards=len(self.local_devices if mode == ModeKeys.TRAIN else self.inference_devices),
             batch_size=batch_size if self.use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self.use_tpu,
             limit=limit,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxspec._src.base.types import AnyFunction, Batch, PyTree, Variables
 from jaxspec._src.checkpoint import checksums, restore
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, on_devices
+from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, local_devices_of, on_devices
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
@@ -30,7 +30,7 @@ class InitialState:
       model: the model_fn with its hyper-parameters.
       init_fn: it makes the variables; or None.
       devices: those that training is mapped over.
-      local_devices: those of this process, which evaluation and prediction are mapped over.
+      inference_devices: those of this process that evaluation and prediction are mapped over.
       seed: of all randomness.
     """
 
@@ -39,12 +39,12 @@ class InitialState:
         model: Model,
         init_fn: InitFn | None,
         devices: Sequence[jax.Device],
-        local_devices: Sequence[jax.Device],
+        inference_devices: Sequence[jax.Device],
         *,
         seed: int,
     ) -> None:
         self._model, self._init_fn, self._seed = model, init_fn, seed
-        self._devices, self._local_devices = tuple(devices), tuple(local_devices)
+        self._devices, self._inference_devices = tuple(devices), tuple(inference_devices)
         self._last_read: dict[tuple[str, str | None], TrainState] = {}
         """The last state that was read for evaluate or predict, by path, inode and time of its checkpoint."""
         self._opt_state: PyTree = None
@@ -63,7 +63,7 @@ class InitialState:
         Under `jax.disable_jit()` they are arrays in any case.
         """
         self._last_read.clear()  # training makes a live state
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             if source.live is not None:
                 live = source.live.state.variables
                 return first_shard(live) if debugging() else shapes(live)
@@ -84,13 +84,13 @@ class InitialState:
         if source.live is not None:
             return source.live.state
         assert trace is not None
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             if source.path is None:
                 # The same in all processes, even if init_fn is not: the values are those of process 0.
                 fresh = from_first_process(finish_train_state(trace, variables, self.rng))
                 return broadcast(fresh, self._devices)
             like = TrainState(jnp.int32(source.step), variables, trace.opt_state, self.rng)
-            restored = restore.read_state(source.path, like, broadcast_sharding(self._local_devices))
+            restored = restore.read_state(source.path, like, broadcast_sharding(local_devices_of(self._devices)))
         _logger.info("Restored step %d from %s.", source.step, source.path)
         return on_devices(restored, self._devices)
 
@@ -100,9 +100,9 @@ class InitialState:
 
         The optimizer state is in it only if model_fn names `opt_state`, and never in a fresh one.
         """
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             if source.live is not None:
-                live = on_devices(source.live.state, self._local_devices)
+                live = on_devices(source.live.state, self._inference_devices)
                 return live if self._model.takes_opt_state else live._replace(opt_state=None)
             if source.path is not None:
                 return self._read(source.path, source.step, *infeed.first_shard())
@@ -111,9 +111,9 @@ class InitialState:
     @jax.transfer_guard("allow")
     def finish_fresh(self, state: TrainState, spec: TPUEstimatorSpec) -> TrainState:
         """A fresh state of `for_inference` after `Scaffold.init_fn`, on all devices."""
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             variables = scaffold_variables(spec, state.variables)
-            return broadcast(state._replace(variables=variables), self._local_devices)
+            return broadcast(state._replace(variables=variables), self._inference_devices)
 
     def _read(self, path: str, step: int, features: Batch, labels: Batch) -> TrainState:
         """The state of a checkpoint, which is read once as long as the calls ask for the same one."""
@@ -122,13 +122,13 @@ class InitialState:
             self._last_read.clear()  # its memory goes before more is needed
             variables = self._stored_structure(path, features, labels)
             state = TrainState(jnp.int32(step), variables, None, self.rng)
-            sharding = broadcast_sharding(self._local_devices)
+            sharding = broadcast_sharding(self._inference_devices)
             if self._model.takes_opt_state:
                 state = state._replace(opt_state=self._opt_state_like(variables, features, labels))
                 state = restore.read_state(path, state, sharding)._replace(rng=self.rng)
             else:
                 state = state._replace(variables=restore.read_variables(path, variables, sharding))
-            self._last_read[key] = broadcast(state, self._local_devices)
+            self._last_read[key] = broadcast(state, self._inference_devices)
         return self._last_read[key]
 
     def _fresh_variables(self, infeed: Infeed) -> Variables:

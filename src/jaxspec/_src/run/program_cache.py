@@ -51,7 +51,7 @@ class Programs:
     Args:
       model: the model_fn with its hyper-parameters.
       devices: those that training is mapped over.
-      local_devices: those of this process, which evaluation and prediction are mapped over.
+      inference_devices: those of this process that evaluation and prediction are mapped over.
       loop_steps: the most steps of a training loop; None: no limit.
     """
 
@@ -59,12 +59,12 @@ class Programs:
         self,
         model: Model,
         devices: Sequence[jax.Device],
-        local_devices: Sequence[jax.Device],
+        inference_devices: Sequence[jax.Device],
         *,
         loop_steps: int | None,
     ) -> None:
         self._model, self._loop_steps = model, loop_steps
-        self._devices, self._local_devices = tuple(devices), tuple(local_devices)
+        self._devices, self._inference_devices = tuple(devices), tuple(inference_devices)
         self._made: dict[_Signature, ModePrograms] = {}
 
     @jax.transfer_guard("allow")  # a user's guard concerns the user's code: the transfers here are intended
@@ -83,7 +83,7 @@ class Programs:
         made = self._made.get(_signature(ModeKeys.TRAIN, infeed))
         if made is not None and not trace and not made.spec.training_hooks:
             return made, None
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             traced = trace_train_op(self._model, variables, rng, *infeed.first_shard())
         step = train_step(self._model)
         return self._of_trace(ModeKeys.TRAIN, infeed, step, traced.spec, traced.jaxpr), traced
@@ -95,7 +95,7 @@ class Programs:
         if made is not None and not (made.spec.evaluation_hooks or made.spec.prediction_hooks):
             return made
         step = placed_step(mode, self._model)
-        with jax.default_device(self._local_devices[0]):
+        with jax.default_device(self._inference_devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
         return self._of_trace(mode, infeed, step, spec, jaxpr)
 
@@ -105,13 +105,13 @@ class Programs:
         """New programs for what was traced; or those that were made before, with the hooks of this trace."""
         key, trains = _signature(mode, infeed), mode == ModeKeys.TRAIN
         if key not in self._made:
-            devices = self._devices if trains else self._local_devices
+            devices = self._devices if trains else self._inference_devices
             single = prefers_single_steps(jaxpr, devices)
             self._made[key] = ModePrograms(
                 full=Program(step, devices, trains=trains, single_step=single),
-                ragged=RaggedPrograms(step, self._local_devices, infeed.rows_per_shard),
+                ragged=RaggedPrograms(step, self._inference_devices, infeed.rows_per_shard),
                 capacity=1 if single else _capacity(infeed, spec, self._loop_steps if trains else None),
-                fingerprint="" if devices == self._local_devices else fingerprint(jaxpr),
+                fingerprint="" if devices == self._inference_devices else fingerprint(jaxpr),
                 spec=spec,
             )
         made = self._made[key]
