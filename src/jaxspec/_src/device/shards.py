@@ -64,22 +64,6 @@ def capacity_of(stack: Batch) -> int:
     return int(jax.tree.leaves(stack)[0].shape[0])
 
 
-def empty_stack(batch: Batch, capacity: int, num_shards: int) -> Batch:
-    """A stack of zeros with room for `capacity` batches like this one."""
-    return jax.tree.map(lambda x: np.zeros((capacity, *x.shape), x.dtype), shard(batch, num_shards))
-
-
-def copy_into_stack(stack: Batch, index: int, batch: Batch) -> None:
-    """Writes a batch to place `index` of a stack."""
-    for to, x in zip(jax.tree.leaves(stack), jax.tree.leaves(batch), strict=True):
-        to[index] = x.reshape(to.shape[1:])
-
-
-def batch_of_stack(stack: Batch, index: int) -> Batch:
-    """The batch at place `index` of a stack, `[rows, ...]`, without a copy."""
-    return jax.tree.map(lambda x: concatenate_shards(x[index]), stack)
-
-
 def places_in_stack(first_batch: int, first_shard: int, capacity: int, num_shards: int) -> np.ndarray:
     """The `place` argument of an inference step for a whole stack, int32 `[capacity, num_shards, 2]`.
 

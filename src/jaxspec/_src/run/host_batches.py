@@ -60,6 +60,7 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
 
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[HostBatch]:
         host = jax.device_get(spec)
+        item.finish(spec)
         pace.done(item.count, began)
         for one in specs_of_steps(host, item.count, rows_per_shard=infeed.rows_per_shard):
             yield host_batch([Group(one, infeed.rows_per_shard * num_shards)])
@@ -83,7 +84,11 @@ def run_batches(state: TrainState, infeed: Infeed, programs: ModePrograms) -> Ge
         else:
             place = places_in_stack(number - item.start, shards_before, item.capacity, num_shards)
             began = pace.clock()
-            _, spec = programs.full(state, (*item.data, place), item.start, item.count)
+            try:
+                _, spec = programs.full(state, (*item.data, place), item.start, item.count)
+            except BaseException as error:
+                item.explain(error)
+                raise
             pending.append(fetch_slice(spec, item, began))
             number += item.count
         while len(pending) > MAX_IN_FLIGHT - 1:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 import jax
 
@@ -25,6 +26,8 @@ class Dispatch:
     """The steps are the first `count` entries of the leaves."""
     began: float
     """When it was dispatched, by the clock of `DispatchLength`."""
+    done: Callable[[object], None]
+    """To be called with the outputs once they have been fetched, as `Slice.finish`."""
 
 
 class InFlight:
@@ -89,6 +92,7 @@ class InFlight:
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
+        dispatch.done(dispatch.spec)
         self.pace.done(count, dispatch.began)
         losses = self.losses.check(first, spec.loss[:count])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
