@@ -101,12 +101,28 @@ class Sums(Metric[Any]):
     config: tuple[tuple[str, Hashable], ...] = ()
 
     def merge(self, other: Self) -> Self:
+        if not self._can_merge(other):
+            raise self._refusal(other)
+        # inf - inf is NaN, as it is in one batch, and no reason for a warning.
+        with np.errstate(all="ignore"):
+            added = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        return type(self)(_frozen(added), self.name, self.finish, self.config)
+
+    def _can_merge(self, other: Self) -> bool:
+        return (
+            isinstance(other, Sums)
+            and (self.name, self.finish, self.config) == (other.name, other.finish, other.config)
+            and [s.shape for s in self.sums] == [s.shape for s in other.sums]
+        )
+
+    def _refusal(self, other: Self) -> Exception:
+        """Why `other` cannot be merged: the error to raise."""
         if not isinstance(other, Sums):
-            raise TypeError(
+            return TypeError(
                 f"{self.name}: cannot merge with {type(other).__name__}; expected a value that {self.name} returned"
             )
         if (self.name, self.finish) != (other.name, other.finish):
-            raise ValueError(
+            return ValueError(
                 f"cannot merge a value of {self.name} with one of {other.name}; expected the same metric on both sides"
             )
         if self.config != other.config:
@@ -116,19 +132,13 @@ class Sums(Metric[Any]):
                 for key, value in self.config
                 if theirs.get(key) != value
             ]
-            raise ValueError(
+            return ValueError(
                 f"{self.name}: cannot merge {', '.join(differing)}; expected the same arguments in every batch"
             )
-        shapes, other_shapes = [np.shape(s) for s in self.sums], [np.shape(s) for s in other.sums]
-        if shapes != other_shapes:
-            raise ValueError(
-                f"{self.name}: cannot merge a state of shapes {shapes} with one of {other_shapes}; "
-                "expected the same shape in every batch"
-            )
-        # inf - inf is NaN, as it is in one batch, and no reason for a warning.
-        with np.errstate(all="ignore"):
-            added = [np.add(a, b) for a, b in zip(self.sums, other.sums, strict=True)]
-        return dataclasses.replace(self, sums=_frozen(added))
+        return ValueError(
+            f"{self.name}: cannot merge a state of shapes {[s.shape for s in self.sums]} with one of "
+            f"{[s.shape for s in other.sums]}; expected the same shape in every batch"
+        )
 
     def compute(self) -> Any:
         """A float, or an array, as the metric function says."""
