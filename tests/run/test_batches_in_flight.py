@@ -97,7 +97,9 @@ class AsksForLogits(js.hooks.SessionRunHook):
 @pytest.mark.parametrize("single", [True, False])
 def test_only_the_predictions_that_are_asked_for_leave_the_devices(tmp_path, monkeypatch, single):
     config = run_config(num_shards=1)
-    estimator = js.TPUEstimator(net_model_fn, Net(), model_dir=tmp_path, params={}, predict_batch_size=16, config=config)
+    estimator = js.TPUEstimator(
+        net_model_fn, Net(), model_dir=tmp_path, params={}, predict_batch_size=16, config=config
+    )
     fetched, device_get = [], jax.device_get
 
     def note(tree):

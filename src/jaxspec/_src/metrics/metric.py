@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_weights
+from jaxspec._src.metrics.tally import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -87,15 +88,15 @@ class Sums(Metric[Any]):
     `sums_of`.
 
     Attributes:
-      sums: float64 arrays. Float64 counts exactly up to 2**53, and with one dtype for weighted and unweighted
-        examples every host sends the same structure.
+      sums: float64 arrays, the large ones perhaps as a `Tally`. Float64 counts exactly up to 2**53, and with one dtype
+        for weighted and unweighted examples every host sends the same structure.
       name: of the metric function, for errors.
       finish: a pure function at module level (so that it can be pickled and compared): `finish(*sums, **config)`
         is the result.
       config: what changes the result (thresholds, k, ...). Metrics with different configurations do not merge.
     """
 
-    sums: tuple[Floats, ...]
+    sums: tuple[Floats | Tally, ...]
     name: str
     finish: Callable[..., ArrayLike] = dataclasses.field(repr=False)
     config: tuple[tuple[str, Hashable], ...] = ()
@@ -143,17 +144,21 @@ class Sums(Metric[Any]):
     def compute(self) -> Any:
         """A float, or an array, as the metric function says."""
         with np.errstate(all="ignore"):
-            result = np.asarray(self.finish(*self.sums, **dict(self.config)))
+            result = np.asarray(self.finish(*map(np.asarray, self.sums), **dict(self.config)))
         return float(result) if result.ndim == 0 else result
 
     def empty(self) -> Self:
-        return dataclasses.replace(self, sums=_frozen([np.zeros_like(s) for s in self.sums]))
+        return dataclasses.replace(self, sums=_frozen([np.zeros(s.shape) for s in self.sums]))
 
 
-jax.tree_util.register_dataclass(Sums, data_fields=["sums"], meta_fields=["name", "finish", "config"])
+jax.tree_util.register_pytree_node(
+    Sums,
+    lambda metric: (_frozen(map(np.asarray, metric.sums)), (metric.name, metric.finish, metric.config)),
+    lambda static, sums: Sums(sums, *static),
+)
 
 
-def sums_of(name: str, finish: Callable[..., ArrayLike], *sums: ArrayLike, **config: Hashable) -> Sums:
+def sums_of(name: str, finish: Callable[..., ArrayLike], *sums: ArrayLike | Tally, **config: Hashable) -> Sums:
     """The metric `name` with these sums over one batch. The arguments are the attributes of `Sums`."""
     return Sums(_frozen(sums), name, finish, tuple(config.items()))
 
@@ -199,9 +204,10 @@ def total_weight(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
     return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
 
 
-def _frozen(sums: Iterable[ArrayLike]) -> tuple[Floats, ...]:
+def _frozen(sums: Iterable[ArrayLike | Tally]) -> tuple[Floats | Tally, ...]:
     # Always a copy: a float64 array of the caller must not become read-only, nor change the metric later.
-    arrays = tuple(np.array(s, np.float64) for s in sums)
-    for array in arrays:
-        array.flags.writeable = False
-    return arrays
+    copies = tuple(s if isinstance(s, Tally) else np.array(s, np.float64) for s in sums)
+    for copy in copies:
+        if isinstance(copy, np.ndarray):
+            copy.flags.writeable = False
+    return copies
