@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -152,23 +152,25 @@ class Engine:
         finally:
             self._training.release()
 
-    def clock_stopped(self, predictions: Generator[PyTree, None, None]) -> Iterator[PyTree]:
-        """The same items. The time that they take, while a hook of a training waits, does not count for its rates.
+    def clock_stopped(self, batches: Generator[Iterable[PyTree], None, None]) -> Iterator[PyTree]:
+        """The items of all batches. The time that a batch takes, while a hook of a training waits, does not count for
+        the rates of that training.
 
-        A watchdog watches while an item is made, and not while the caller uses it.
+        A watchdog watches while a batch is made, and not while the caller uses its items.
         """
-        ended = object()
         with contextlib.closing(Watchdog("prediction", self.config.stall_timeout_secs)) as watchdog:
             try:
                 while True:
                     with self.clock.stopped(), watchdog:
-                        item = next(predictions, ended)
-                    if item is ended:
+                        batch = next(batches, None)
+                    if batch is None:
                         return
-                    yield item
+                    for item in batch:
+                        raise_if_interrupted()
+                        yield item
             finally:
                 with self.clock.stopped(), watchdog:
-                    predictions.close()
+                    batches.close()
 
     def fingerprint(self, mode: str) -> dict[str, object]:
         """What must be the same in all processes that run a verb, by name."""
