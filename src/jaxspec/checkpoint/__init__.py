@@ -8,3 +8,4 @@ from jaxspec._src.checkpoint.latest import latest_checkpoint as latest_checkpoin
 from jaxspec._src.checkpoint.latest import load_global_step as load_global_step
 from jaxspec._src.checkpoint.named_arrays import array_names as array_names
 from jaxspec._src.checkpoint.named_arrays import read_array as read_array
+from jaxspec.checkpoint import tf as tf
