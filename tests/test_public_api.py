@@ -47,6 +47,8 @@ NAMES = {
     "checkpoints_iterator",
     "load_global_step",
     "OtherProcessError",
+    "WarmStartReport",
+    "WarmStartSettings",
 }
 HOOKS = {
     "SessionRunHook",

@@ -56,7 +56,7 @@ class InferenceRun(RunningSession):
         summary_writer: SummaryWriter | None = None,
         limit: int | None = None,
     ) -> None:
-        if source.fresh:
+        if source.fresh and engine.warm_start is None:
             _logger.warning(
                 "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh "
                 "weights; check model_dir, or train first.",
