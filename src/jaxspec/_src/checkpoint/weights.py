@@ -17,6 +17,7 @@ from jaxspec._src.base.types import DType
 from jaxspec._src.checkpoint import checksums, latest
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
+from jaxspec._src.checkpoint.tensorflow.reader import is_tensorflow_checkpoint, open_checkpoint
 
 _SUFFIX = ".safetensors"
 
@@ -39,7 +40,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     """Finds out what is stored at `path`, without reading arrays.
 
     Args:
-      path: a checkpoint, a model_dir (its latest undamaged checkpoint is taken), an export, or a `.safetensors` file.
+      path: a checkpoint, a model_dir (its latest undamaged checkpoint is taken), an export, a `.safetensors` file, or a
+        checkpoint of TensorFlow.
 
     Raises:
       FileNotFoundError: if there is nothing at the path. It is a ValueError, too.
@@ -57,7 +59,12 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     files = [name for name in names_in(path) if name.endswith(_SUFFIX)]
     if len(files) == 1:
         return _safetensors(join(path, files[0]))
-    expected = "Expected the path of a checkpoint, of a model_dir, of an export or of a .safetensors file."
+    if is_tensorflow_checkpoint(path):
+        return _tensorflow(path)
+    expected = (
+        "Expected the path of a checkpoint, of a model_dir, of an export, of a .safetensors file or of a checkpoint of "
+        "TensorFlow."
+    )
     if files:
         raise ValueError(f"{path} holds several files of weights: {sorted(files)}. Name one of them.")
     if is_directory(path) or find_file(path) is not None:
@@ -73,6 +80,16 @@ def _checkpoint(path: str) -> Weights:
         return dict(zip(names, stored.load_on_host([arrays[name] for name in names]), strict=True))
 
     return Weights(path, arrays, read)
+
+
+def _tensorflow(path: str) -> Weights:
+    reader = open_checkpoint(path)
+    arrays = {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for name, (shape, dtype) in reader.names().items()
+        if dtype != np.dtype(object)  # strings, such as the graph of objects of TensorFlow 2
+    }
+    return Weights(reader.path, arrays, lambda names: {name: reader.read(name) for name in names})
 
 
 def _safetensors(path: str) -> Weights:
