@@ -73,8 +73,8 @@ class CheckpointReader:
         entry = self._names[name]
         if not is_known(entry.dtype):
             raise ValueError(
-                f"{name!r} of the TensorFlow checkpoint {self.path} is a resource or a variant of TensorFlow, for which "
-                f"NumPy has no form (its dtype is number {entry.dtype})."
+                f"{name!r} of the TensorFlow checkpoint {self.path} is a resource or a variant of TensorFlow (dtype "
+                f"{entry.dtype}), for which NumPy has no form."
             )
         with _named(f"{self.path}.index"):
             return self._assembled(name, entry) if entry.slices else self._tensor(name, entry)
