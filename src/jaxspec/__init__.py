@@ -9,6 +9,7 @@ from jaxspec import export as export
 from jaxspec import hooks as hooks
 from jaxspec import inputs as inputs
 from jaxspec import metrics as metrics
+from jaxspec import optim as optim
 from jaxspec import summary as summary
 from jaxspec._src.base.errors import OtherProcessError as OtherProcessError
 from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator

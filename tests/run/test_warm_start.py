@@ -1,6 +1,7 @@
 """warm_start_from: fresh variables that start with stored values."""
 
 import logging
+import pathlib
 import re
 import shutil
 
@@ -36,8 +37,12 @@ def nested(values):
     return tree
 
 
-def zeros():
-    return nested({name: np.zeros_like(value) for name, value in VALUES.items()})
+def zeros_like(values):
+    """An init_fn."""
+    return lambda: nested({name: np.zeros_like(value) for name, value in values.items()})
+
+
+zeros = zeros_like(VALUES)
 
 
 def model_fn(variables, features, mode):
@@ -149,11 +154,29 @@ def test_floats_are_converted_to_the_dtype_of_the_model_and_that_is_reported(tmp
 
 def test_a_model_in_bfloat16_takes_bfloat16_as_it_is(tmp_path, safetensors):
     narrow = {name: value.astype(ml_dtypes.bfloat16) for name, value in VALUES.items()}
-    init_fn = lambda: nested({name: np.zeros_like(value) for name, value in narrow.items()})  # noqa: E731
-    it = estimator(tmp_path / "run", safetensors(narrow), init_fn=init_fn, fail_on_nan_loss=False)
+    it = estimator(tmp_path / "run", safetensors(narrow), init_fn=zeros_like(narrow), fail_on_nan_loss=False)
     it.train(lambda: [(batch.astype(jnp.bfloat16), None) for batch, _ in input_fn()], steps=1)
     assert it.warm_start_report.converted == {}
     assert it.get_variable_value("params/body/w").dtype == jnp.bfloat16
+
+
+def test_from_a_checkpoint_of_tensorflow(tmp_path):
+    stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "continued" / "adam" / "model.ckpt-20"
+    renames = {"params/body/w": "hidden/kernel"}
+
+    def small(variables, features, mode):
+        return js.TPUEstimatorSpec(
+            mode, loss=(features @ variables["params"]["body"]["w"]).mean(), train_op=js.minimize(optax.sgd(0.0))
+        )
+
+    init_fn = zeros_like({"params/body/w": np.zeros((4, 6), np.float32)})
+    it = estimator(tmp_path, SETTINGS(stored, "params/body/w", renames), init_fn=init_fn, model_fn=small)
+    it.train(input_fn, steps=1)
+    np.testing.assert_array_equal(
+        it.get_variable_value("params/body/w"), js.checkpoint.tf.load_variable(stored, "hidden/kernel")
+    )
+    assert {"beta1_power", "hidden/kernel/Adam", "logits/bias"} <= set(it.warm_start_report.unused)
+    assert it.get_variable_value("global_step") == 1
 
 
 # Which variables take them.
