@@ -63,7 +63,7 @@ def assigned(
         twice; for a value of another shape, or of a dtype that the variable cannot hold.
     """
     leaves = named_leaves(variables)
-    sources = _sources(assignment_map, leaves)
+    sources = sources_of(assignment_map, leaves)
     missing = {name: source for name, (source, _) in sources.items() if source not in names}
     if missing:
         listed = _listed([f"{source!r} (for {name})" for name, source in missing.items()])
@@ -90,7 +90,7 @@ def assigned(
     return replaced
 
 
-def _sources(
+def sources_of(
     assignment_map: Mapping[str, Target], variables: Collection[str]
 ) -> dict[str, tuple[str, Converter | None]]:
     """By the name of each variable that the map names, the name of its source and what converts it."""

@@ -29,6 +29,7 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
+from jaxspec._src.run.warm_start import WarmStart
 from jaxspec._src.run.watchdog import Watchdog
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
@@ -56,6 +57,7 @@ class Engine:
       config: with `model_dir` filled in.
       use_tpu: False: one CPU device, one step a loop.
       batch_sizes: global, by mode.
+      warm_start: gives fresh variables their values; or None.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         *,
         use_tpu: bool,
         batch_sizes: dict[str, int | None],
+        warm_start: WarmStart | None = None,
     ) -> None:
         assert config.model_dir is not None
         assert config.tpu_config is not None
@@ -81,7 +84,7 @@ class Engine:
             jax.devices()  # the processes wait for each other here, and not when one has gone
         self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
-        self.use_tpu, self.batch_sizes = use_tpu, batch_sizes
+        self.use_tpu, self.batch_sizes, self.warm_start = use_tpu, batch_sizes, warm_start
         if use_tpu:
             for mode, size in batch_sizes.items():
                 check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
@@ -140,7 +143,9 @@ class Engine:
     def initial_state(self) -> InitialState:
         """Makes the state that a verb starts from."""
         seed = self.config.tf_random_seed or 0
-        return InitialState(self._model, self._init_fn, self.devices, self.inference_devices, seed=seed)
+        return InitialState(
+            self._model, self._init_fn, self.devices, self.inference_devices, seed=seed, warm_start=self.warm_start
+        )
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:

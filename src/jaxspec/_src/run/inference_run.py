@@ -60,7 +60,7 @@ class InferenceRun(RunningSession):
         limit: int | None = None,
         wanted: Callable[[TPUEstimatorSpec], TPUEstimatorSpec] = lambda spec: spec,
     ) -> None:
-        if source.fresh:
+        if source.fresh and engine.warm_start is None:
             _logger.warning(
                 "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh "
                 "weights; check model_dir, or train first.",
