@@ -4,6 +4,7 @@ The thread that called the verb dispatches. It sees to it that no more than `MAX
 A training program donates the state: its old buffers are gone after the call.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.device.mapping import broadcast, local_devices_of, map_over_devices, stack_of_parts
+from jaxspec._src.device.peak_flops import peak_flops_per_sec
 from jaxspec._src.device.shards import capacity_of, outputs_of_steps
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
+from jaxspec._src.step.flops import count_flops
 from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.state import TrainState
 
@@ -46,6 +49,7 @@ class Program:
         self.devices = tuple(devices)
         self.trains = trains
         self.single_step = single_step
+        self._flops: int | None = None
         # jit caches the trace: the shapes of the outputs and the body of the loop come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
         self._starts_made: dict[int, jax.Array] = {}
@@ -94,6 +98,19 @@ class Program:
             self._counts_made[count] = broadcast(jnp.int32(count), self.devices)
         return self._counts_made[count]
 
+    @property
+    def flops_per_step(self) -> float | None:
+        """The floating point operations of one step on all devices together, as `count_flops` counts them.
+
+        None before the first dispatch, under `jax.disable_jit()`, and for a step without any.
+        """
+        return self._flops * len(self.devices) if self._flops else None
+
+    @functools.cached_property
+    def peak_flops_per_sec(self) -> float | None:
+        """What all devices could do together; None if it is not known."""
+        return peak_flops_per_sec(self.devices)
+
     def _run_eagerly(
         self, state: TrainState, batches: Stacks, start: int, count: int
     ) -> tuple[TrainState, TPUEstimatorSpec]:
@@ -110,12 +127,14 @@ class Program:
     ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
         (start,) = starts
         capacity = capacity_of(batches)
+        trace = self._step.trace(state, *_batch(batches, 0))
+        self._flops = count_flops(trace.jaxpr.jaxpr)
         if self.single_step:
             assert capacity == 1
             new_state, out = self._step(state, *_batch(batches, 0))
             spec = jax.tree.map(lambda x: x[None], out)
             return new_state, spec.loss, replaced(spec, loss=None)
-        _, out = jax.eval_shape(self._step, state, *_batch(batches, 0))
+        _, out = trace.out_info
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
 
         def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:

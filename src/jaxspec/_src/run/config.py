@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
 from jaxspec._src.summary.sink import Sink, check_sinks
@@ -156,6 +157,12 @@ class RunConfig:
     max_restarts: int = 0
     """How often one call of train goes on from the newest checkpoint after an error of the devices or the runtime that
     a restart may cure. 0: the error is raised."""
+    compilation_cache_dir: str | None = None
+    """The directory of JAX's persistent compilation cache, on a disk or in a bucket: the next process that runs the
+    same program reads it from there instead of compiling it. JAX's own setting (`jax_compilation_cache_dir` or
+    `JAX_COMPILATION_CACHE_DIR`) wins, with a warning if it names another directory. The cache is that of the whole
+    process from the first estimator on. Whoever can write to the directory can run code in your process. None: JAX's
+    own setting decides."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the
     event files: what train and evaluate write themselves, and what host functions write with `summary`. Kept as a
@@ -176,6 +183,12 @@ class RunConfig:
             put("model_dir", os.fspath(self.model_dir))
             if not self.model_dir:
                 raise ValueError("model_dir should be non-empty.")
+        if self.compilation_cache_dir is not None:
+            if not isinstance(self.compilation_cache_dir, str | os.PathLike):
+                raise TypeError(f"compilation_cache_dir must be a path, got {self.compilation_cache_dir!r}.")
+            if not os.fspath(self.compilation_cache_dir):
+                raise ValueError("compilation_cache_dir is empty: name a directory, or leave it as None.")
+            put("compilation_cache_dir", absolute_path(self.compilation_cache_dir))
         steps, secs = self.save_checkpoints_steps, self.save_checkpoints_secs
         if steps is _UNSET and secs is _UNSET:
             secs = _DEFAULT_SAVE_SECS

@@ -18,6 +18,7 @@ from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.compilation_cache import use_compilation_cache
 from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices, inference_devices_of, local_devices_of
@@ -82,6 +83,8 @@ class Engine:
         if jax.distributed.is_initialized():
             report_end_at_exit()
             jax.devices()  # the processes wait for each other here, and not when one has gone
+        if config.compilation_cache_dir is not None:
+            use_compilation_cache(config.compilation_cache_dir)
         self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
         self.use_tpu, self.batch_sizes, self.warm_start = use_tpu, batch_sizes, warm_start

@@ -233,6 +233,14 @@ class TrainingLoops(RunningSession):
         return self._step
 
     @property
+    def flops_per_step(self) -> float | None:
+        return self._program.flops_per_step
+
+    @property
+    def peak_flops_per_sec(self) -> float | None:
+        return self._program.peak_flops_per_sec
+
+    @property
     def interrupted(self) -> bool:
         return self._interrupt.signum is not None
 
