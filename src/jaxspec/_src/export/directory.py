@@ -90,6 +90,12 @@ def write_directory(base: str, write: Callable[[str], None], assets: Mapping[str
             raise
 
 
+def remove_export(path: str) -> None:
+    """Removes an export. From the first moment on it is none: what describes it goes first."""
+    _remove_if_there(join(path, SIGNATURE_FILE))
+    remove(path)
+
+
 def _new_name(base: str, take: Callable[[str], str]) -> str:
     """What `take` returns for a name that it finds free: the time, or more than the name of the newest export."""
     number = max([int(time.time()), *(int(name) + 1 for name in names_in(base) if VERSION.fullmatch(name))])

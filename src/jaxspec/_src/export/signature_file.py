@@ -97,7 +97,8 @@ def read_signature_file(directory: str) -> SignatureFile:
 
 
 def is_unfinished(names: Collection[str]) -> bool:
-    """Whether a directory that holds these names is an export in a bucket whose last file was not written."""
+    """Whether a directory that holds these names is an export that is not whole: `signature.json` is written last, and
+    removed first."""
     return bool({WEIGHTS_FILE, PROGRAMS, ASSETS} & set(names)) and SIGNATURE_FILE not in names
 
 
