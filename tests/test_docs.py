@@ -5,6 +5,7 @@ import inspect
 import operator
 import os
 import re
+import shutil
 from pathlib import Path
 
 import flax.linen as nn
@@ -68,6 +69,8 @@ def estimator(model_dir, size=10, shards=1):
 def names_for_a_page(tmp_path):
     """What the blocks of a page may use without an import. They run in order, and see each other's names."""
     x, y = data()
+    for name in ("saver", "text"):
+        shutil.copytree(ROOT / "tests/tensorflow_oracle/data/checkpoints" / name, tmp_path / name)
     modules = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "nn": nn, "js": js}
     model_fn, init_fn = linear(3)
     return modules | {

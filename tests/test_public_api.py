@@ -86,14 +86,28 @@ SUMMARY = {
     "scalar",
     "text",
 }
+TF = {
+    "CheckpointReader",
+    "batch_norm",
+    "dense",
+    "depthwise_conv",
+    "embedding",
+    "init_from_checkpoint",
+    "keras_lstm",
+    "layer_norm",
+    "list_variables",
+    "load_checkpoint",
+    "load_variable",
+    "rnn_cell_lstm",
+}
 SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
 LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "tqdm"]
 
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(jaxspec, NAMES), (jaxspec.hooks, HOOKS), (jaxspec.summary, SUMMARY)],
-    ids=["jaxspec", "jaxspec.hooks", "jaxspec.summary"],
+    [(jaxspec, NAMES), (jaxspec.hooks, HOOKS), (jaxspec.summary, SUMMARY), (jaxspec.checkpoint.tf, TF)],
+    ids=["jaxspec", "jaxspec.hooks", "jaxspec.summary", "jaxspec.checkpoint.tf"],
 )
 def test_a_module_exports_these_names_and_no_others(module, names):
     # The files of a package are attributes of it, too, as with any package; they are not exported.

@@ -63,14 +63,13 @@ def assigned(
         twice; for a value of another shape, or of a dtype that the variable cannot hold.
     """
     leaves = named_leaves(variables)
-    sources = _sources(assignment_map, leaves)
+    sources = sources_of(assignment_map, leaves)
     missing = {name: source for name, (source, _) in sources.items() if source not in names}
     if missing:
         listed = _listed([f"{source!r} (for {name})" for name, source in missing.items()])
         similar = _similar(next(iter(missing.values())), names)
         raise ValueError(
-            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}. "
-            "jaxspec.checkpoint.tf.list_variables(path) lists all."
+            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}."
         )
     stored = read({source for source, _ in sources.values()})
     values = {}
@@ -90,7 +89,7 @@ def assigned(
     return replaced
 
 
-def _sources(
+def sources_of(
     assignment_map: Mapping[str, Target], variables: Collection[str]
 ) -> dict[str, tuple[str, Converter | None]]:
     """By the name of each variable that the map names, the name of its source and what converts it."""
