@@ -69,8 +69,6 @@ def estimator(model_dir, size=10, shards=1):
 def names_for_a_page(tmp_path):
     """What the blocks of a page may use without an import. They run in order, and see each other's names."""
     x, y = data()
-    for name in ("saver", "text"):
-        shutil.copytree(ROOT / "tests/tensorflow_oracle/data/checkpoints" / name, tmp_path / name)
     modules = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "nn": nn, "js": js}
     model_fn, init_fn = linear(3)
     return modules | {
@@ -90,6 +88,13 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         assert Path(page).name in (ROOT / RUN_ELSEWHERE[page]).read_text()
         return
     monkeypatch.chdir(tmp_path)
+    recorded = ROOT / "tests/tensorflow_oracle/data"
+    for source, name in {
+        "continued/adam": "tensorflow_run",
+        "checkpoints/saver": "saver",
+        "checkpoints/text": "text",
+    }.items():
+        shutil.copytree(recorded / source, name)
     names = names_for_a_page(tmp_path)
     for block in BLOCK.findall(PAGES[page]):
         exec(compile(block, page, "exec"), names)
@@ -120,7 +125,9 @@ def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
 
 
-@pytest.mark.parametrize("module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.export])
+@pytest.mark.parametrize(
+    "module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.checkpoint.tf, js.optim, js.export]
+)
 def test_every_public_name_is_in_the_docs(module):
     # Metrics have TensorFlow's names, and examples in their docstrings.
     text = "\n".join(PAGES[page] for page in ["README.md", *DOCS])
