@@ -88,7 +88,13 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         assert Path(page).name in (ROOT / RUN_ELSEWHERE[page]).read_text()
         return
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "tests/tensorflow_oracle/data/continued/adam", "tensorflow_run")
+    recorded = ROOT / "tests/tensorflow_oracle/data"
+    for source, name in {
+        "continued/adam": "tensorflow_run",
+        "checkpoints/saver": "saver",
+        "checkpoints/text": "text",
+    }.items():
+        shutil.copytree(recorded / source, name)
     names = names_for_a_page(tmp_path)
     for block in BLOCK.findall(PAGES[page]):
         exec(compile(block, page, "exec"), names)
@@ -119,7 +125,9 @@ def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
 
 
-@pytest.mark.parametrize("module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.optim, js.export])
+@pytest.mark.parametrize(
+    "module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.checkpoint.tf, js.optim, js.export]
+)
 def test_every_public_name_is_in_the_docs(module):
     # Metrics have TensorFlow's names, and examples in their docstrings.
     text = "\n".join(PAGES[page] for page in ["README.md", *DOCS])
