@@ -125,6 +125,45 @@ def write_file(path: str, data: bytes) -> None:
     os.replace(f"{path}.tmp", path)
 
 
+def copy_file(source: str, path: str) -> None:
+    """Copies a file, which may be in a bucket, to one on the disk, and makes its directory."""
+    make_directory(os.path.dirname(path))
+    with open_file(source) as file, open(path, "wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def make_new_directory(path: str) -> None:
+    """Makes a directory on the disk. FileExistsError if it is there."""
+    os.mkdir(path)
+
+
+def publish(staged: str, directory: str, last: str) -> None:
+    """Moves a directory of the disk to its place, where it appears as a whole.
+
+    In a bucket, where nothing can be moved, its files are copied, the one with the name `last` after all others.
+
+    Raises:
+      FileExistsError: if there is something at the place.
+    """
+    if in_bucket(directory):
+        if is_directory(directory):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory)
+        final = read_file(join(staged, last))
+        os.remove(join(staged, last))
+        buckets.upload(staged, directory)
+        buckets.write(join(directory, last), final)
+        return
+    for name in files_under(staged):
+        with open(join(staged, name), "rb") as file:
+            os.fsync(file.fileno())
+    try:
+        os.rename(staged, directory)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory) from error
+        raise
+
+
 def remove(path: str) -> None:
     """Removes a file, or a directory with all that is in it. FileNotFoundError if there is none."""
     if in_bucket(path):

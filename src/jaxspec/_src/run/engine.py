@@ -129,7 +129,8 @@ class Engine:
         return self.tpu_config.loop_steps if self.use_tpu else 1
 
     @functools.cached_property
-    def _model(self) -> Model:
+    def model(self) -> Model:
+        """The model_fn with its hyper-parameters."""
         context = TPUContext(len(self.devices), jax.process_count(), _host=None)
         params = with_values(self.params, use_tpu=self.use_tpu, context=context)
         return Model(self.model_fn, params, self.config)
@@ -137,14 +138,14 @@ class Engine:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled programs, each made once."""
-        return Programs(self._model, self.devices, self.inference_devices, loop_steps=self.loop_steps)
+        return Programs(self.model, self.devices, self.inference_devices, loop_steps=self.loop_steps)
 
     @functools.cached_property
     def initial_state(self) -> InitialState:
         """Makes the state that a verb starts from."""
         seed = self.config.tf_random_seed or 0
         return InitialState(
-            self._model, self._init_fn, self.devices, self.inference_devices, seed=seed, warm_start=self.warm_start
+            self.model, self._init_fn, self.devices, self.inference_devices, seed=seed, warm_start=self.warm_start
         )
 
     @contextlib.contextmanager

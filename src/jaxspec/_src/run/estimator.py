@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Self
 
 import numpy as np
@@ -16,10 +16,12 @@ from jaxspec._src.base.types import AnyFunction, HyperParameters, InputFn, Metri
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.shards import first_shard
+from jaxspec._src.export.receiver import ServingInputReceiver
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluate import evaluate
+from jaxspec._src.run.export_saved_model import export_saved_model
 from jaxspec._src.run.predict import predict
 from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
@@ -269,13 +271,45 @@ class TPUEstimator:
 
     def export_saved_model(
         self,
-        export_dir_base: str,
-        serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: object = None,
+        export_dir_base: str | os.PathLike[str],
+        serving_input_receiver_fn: Callable[[], ServingInputReceiver] | None,
+        assets_extra: Mapping[str, str] | None = None,
         checkpoint_path: str | None = None,
+        *,
+        platforms: Collection[str] = ("cpu", "cuda", "tpu"),
+        batch_sizes: Collection[int] | None = None,
     ) -> str:
-        """Not built yet; raises NotImplementedError."""
-        raise NotImplementedError(
-            "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, "
-            "or define export_saved_model in a class derived from TPUEstimator."
+        """Writes the model in PREDICT, with its weights, into a new directory. `export.load` runs it without model_fn.
+
+        The directory appears as a whole or not at all. It holds a program of `jax.export` for each signature of
+        `export_outputs`, for one shard's batch; `weights.safetensors`; `signature.json`, which describes them; and
+        `assets.extra`. Each program is compared with model_fn on a sample before anything is written. With several
+        processes, call it in one of them.
+
+        Args:
+          export_dir_base: where the directory is made, local or in a bucket. It is named by the time in seconds, in 10
+            digits; the newest export has the greatest name.
+          serving_input_receiver_fn: without arguments; returns an `export.ServingInputReceiver`.
+          assets_extra: files to copy, by their names in `assets.extra`.
+          checkpoint_path: None means the live state or the latest checkpoint.
+          platforms: on which the export runs: of `cpu`, `cuda`, `rocm`, `tpu`.
+          batch_sizes: the only sizes that the export takes, each with a program of its own; None: one program for all.
+            This is for a model_fn that needs the batch size as a number.
+
+        Returns:
+          The path of the directory.
+
+        Raises:
+          ValueError: if there is no trained model; for a receiver, names or platforms that do not fit; if model_fn has
+            no form for a batch of any size, naming the line; if a program differs from model_fn.
+          OSError: if the directory cannot be written.
+        """
+        return export_saved_model(
+            self._engine,
+            export_dir_base,
+            serving_input_receiver_fn,
+            assets_extra,
+            checkpoint_path,
+            platforms=platforms,
+            batch_sizes=batch_sizes,
         )

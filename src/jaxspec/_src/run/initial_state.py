@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,13 @@ from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_var
 from jaxspec._src.step.tracing import TrainOpTrace, shapes, trace_train_op
 
 _logger = logging.getLogger("jaxspec")
+
+
+class FirstShard(Protocol):
+    """What makes or describes variables: the batch of one shard, `Infeed` for example."""
+
+    def first_shard(self) -> tuple[Batch, Batch]:
+        """(features, labels)"""
 
 
 class InitialState:
@@ -100,7 +108,7 @@ class InitialState:
         return on_devices(restored, self._devices)
 
     @jax.transfer_guard("allow")
-    def for_inference(self, source: Source, infeed: Infeed) -> TrainState:
+    def for_inference(self, source: Source, infeed: FirstShard) -> TrainState:
         """The state to evaluate or predict with. Fresh variables are on one device, without `Scaffold.init_fn`.
 
         The optimizer state is in it only if model_fn names `opt_state`, and never in a fresh one.
@@ -136,12 +144,12 @@ class InitialState:
             self._last_read[key] = broadcast(state, self._inference_devices)
         return self._last_read[key]
 
-    def _fresh_variables(self, infeed: Infeed) -> Variables:
+    def _fresh_variables(self, infeed: FirstShard) -> Variables:
         """Those of init_fn, after the warm start."""
         variables = self._init_variables(infeed)
         return variables if self._warm_start is None else self._warm_start(variables)
 
-    def _init_variables(self, infeed: Infeed) -> Variables:
+    def _init_variables(self, infeed: FirstShard) -> Variables:
         variables: Variables = self._init(self._init_rng, *infeed.first_shard())
         return variables
 
