@@ -27,8 +27,7 @@ def main():
     for write in (dtypes, saver, slices, snappy, bert, resnet, rnn_cell, text):
         directory = DATA / write.__name__
         directory.mkdir(parents=True)
-        np.random.seed(7)
-        tf.random.set_seed(7)
+        tf.keras.utils.set_random_seed(7)
         with tf.Graph().as_default() if write in (saver, bert, rnn_cell) else tf.init_scope():
             write(directory)
         for file in directory.glob("*.meta"):
@@ -137,12 +136,20 @@ def slices(directory):
 
 def snappy(directory):
     """The checkpoint `dtypes` with an index whose blocks are compressed, which TensorFlow reads and does not write."""
-    reader_of_tables = dict(entries_of(DATA / "dtypes" / "model.index"))
-    (directory / "model.index").write_bytes(
-        table(reader_of_tables, lambda block: bytes(cramjam.snappy.compress_raw(block)))
-    )
+    entries = dict(entries_of(DATA / "dtypes" / "model.index"))
+    (directory / "model.index").write_bytes(table(entries, compressed, entries_a_block=6))
     shutil.copy(DATA / "dtypes" / "model.data-00000-of-00001", directory)
     expect_what_tensorflow_reads(directory, "model")
+    streams = {"nothing": b"", "zeros": bytes(5000), "short": np.random.bytes(50), "long": np.random.bytes(300)}
+    streams |= {"longer": np.random.bytes(1000), "far": (middle := np.random.bytes(900)) + bytes(3000) + middle}
+    streams["text"] = b" ".join(str(number * number).encode() for number in range(500))
+    stored = streams | {f"{name} compressed": compressed(data) for name, data in streams.items()}
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in stored.items()}
+    np.savez_compressed(directory / "streams.npz", names=list(streams), **arrays)
+
+
+def compressed(data):
+    return bytes(cramjam.snappy.compress_raw(data))
 
 
 def entries_of(path):

@@ -112,6 +112,11 @@ def open_to_write(path: str) -> BinaryIO | buckets.GrowingObject:
     return buckets.GrowingObject(path) if in_bucket(path) else open(path, "wb")
 
 
+def open_to_append(path: str) -> BinaryIO:
+    """A local file, open for writing at its end. FileNotFoundError if there is none."""
+    return open(path, "ab", opener=lambda path, flags: os.open(path, flags & ~os.O_CREAT))
+
+
 def write_file(path: str, data: bytes) -> None:
     """Writes a file, and makes its directory. The file is whole, old or new, at any moment."""
     if in_bucket(path):

@@ -30,8 +30,8 @@ class Entry(NamedTuple):
     """Those of a partitioned variable. They have entries of their own, and this one has no bytes."""
 
 
-def read_header(data: bytes) -> int:
-    """The number of data files, from the header of an index.
+def read_header(data: bytes, file: str) -> int:
+    """The number of data files, from the header of an index. `file` is what errors call it.
 
     Raises:
       DamageError: if it is no header.
@@ -45,13 +45,13 @@ def read_header(data: bytes) -> int:
     oldest_reader = _number(dict(version).get(2, 0))
     if oldest_reader > _VERSION or (3, _VERSION) in version:
         raise ValueError(
-            f"it is of a newer version of TensorFlow's format (its readers need version {max(oldest_reader, 2)}), and "
-            f"this reader knows version {_VERSION}. Restore it with TensorFlow, and save it with an older TensorFlow."
+            f"{file} is of a newer version of TensorFlow's format (its readers need version {max(oldest_reader, 2)}), "
+            f"and this reader knows version {_VERSION}. Save it with an older TensorFlow."
         )
     if _number(fields.get(2, 0)) != 0:
         raise ValueError(
-            "its numbers are big-endian, which this reader does not know. Restore it with TensorFlow on an ordinary "
-            "machine, and save it there."
+            f"{file} says that the numbers are big-endian, which this reader does not know. Restore it with "
+            "TensorFlow on an ordinary machine, and save it there."
         )
     return shards
 

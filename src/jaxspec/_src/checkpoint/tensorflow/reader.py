@@ -35,7 +35,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> "CheckpointReader":
         table = read_table(read_file(f"{prefix}.index"))
         if b"" not in table:
             raise DamageError("it has no header")
-        shards = read_header(table.pop(b""))
+        shards = read_header(table.pop(b""), f"{prefix}.index")
         entries = {key: read_entry(value) for key, value in table.items()}
         try:
             return CheckpointReader(prefix, shards, entries)
