@@ -43,6 +43,7 @@ class InFlight:
 
     def __init__(self, engine: Engine, host_calls: HostCalls, report: TrainingReport, first_step: int) -> None:
         self._live_state, self._report, self.host_calls = engine.live_state, report, host_calls
+        self._devices = engine.devices
         self._most = MAX_IN_FLIGHT - 1 if engine.use_tpu else 0  # 0: each is looked at before the next one
         self._dispatches: collections.deque[Dispatch] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
@@ -60,7 +61,7 @@ class InFlight:
         """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
         if not self.host_calls.due_steps(dispatch.first_step, dispatch.count):
             dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=None))
-        start_fetch(dispatch.spec)
+        start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 
     def look_at_surplus(self) -> None:
