@@ -5,6 +5,7 @@ A training program donates the state: its old buffers are gone after the call. B
 device may read in place: nobody may write to them again.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -14,6 +15,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.device.mapping import map_over_devices
 from jaxspec._src.device.peak_flops import peak_flops_per_sec
@@ -81,7 +83,11 @@ class Program:
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, count)
         starts = np.full(jax.tree.leaves(batches)[0].shape[1], start, np.int32)
-        with jax.transfer_guard("allow"):  # the batch has to reach the devices, whatever the caller forbids elsewhere
+        compiles = doing("compilation") if self._flops is None else contextlib.nullcontext()
+        with (
+            compiles,
+            jax.transfer_guard("allow"),
+        ):  # the batch has to reach the devices, whatever the caller forbids elsewhere
             new_state, loss, spec = self._program(state, batches, starts, np.int32(count))
         return state if new_state is None else new_state, replaced(spec, loss=loss)
 

@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
@@ -85,7 +86,8 @@ class InFlight:
         first, count = dispatch.first_step, dispatch.count
         calls_host = self.host_calls.due_steps(first, count)
         try:
-            spec = jax.device_get(dispatch.spec if calls_host else replaced(dispatch.spec, host_call=None))
+            with doing("the devices"):
+                spec = jax.device_get(dispatch.spec if calls_host else replaced(dispatch.spec, host_call=None))
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
