@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.shards import start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
@@ -92,7 +93,8 @@ class InFlight:
             return
         first, count = dispatch.first_step, dispatch.count
         try:
-            spec = jax.device_get(dispatch.spec)
+            with doing("the devices"):
+                spec = jax.device_get(dispatch.spec)
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
