@@ -5,6 +5,7 @@ import inspect
 import operator
 import os
 import re
+import shutil
 from pathlib import Path
 
 import flax.linen as nn
@@ -87,6 +88,7 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
         assert Path(page).name in (ROOT / RUN_ELSEWHERE[page]).read_text()
         return
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "tests/tensorflow_oracle/data/continued/adam", "tensorflow_run")
     names = names_for_a_page(tmp_path)
     for block in BLOCK.findall(PAGES[page]):
         exec(compile(block, page, "exec"), names)
@@ -117,7 +119,7 @@ def test_the_readme_links_to_every_page():
     assert set(DOCS) <= set(re.findall(r"\]\(([^)]*)\)", PAGES["README.md"]))
 
 
-@pytest.mark.parametrize("module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.export])
+@pytest.mark.parametrize("module", [js, js.hooks, js.summary, js.inputs, js.checkpoint, js.optim, js.export])
 def test_every_public_name_is_in_the_docs(module):
     # Metrics have TensorFlow's names, and examples in their docstrings.
     text = "\n".join(PAGES[page] for page in ["README.md", *DOCS])

@@ -47,6 +47,8 @@ NAMES = {
     "checkpoints_iterator",
     "load_global_step",
     "OtherProcessError",
+    "WarmStartReport",
+    "WarmStartSettings",
 }
 HOOKS = {
     "SessionRunHook",
@@ -97,7 +99,7 @@ SUMMARY = {
     "scalar",
     "text",
 }
-SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
+SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "optim", "summary"}
 LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "tqdm"]
 
 

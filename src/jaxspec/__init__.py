@@ -13,6 +13,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxspec import hooks as hooks
     from jaxspec import inputs as inputs
     from jaxspec import metrics as metrics
+    from jaxspec import optim as optim
     from jaxspec import summary as summary
     from jaxspec._src.base.errors import OtherProcessError as OtherProcessError
     from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator
@@ -31,6 +32,8 @@ with _epy.lazy_api_imports(globals()):
     from jaxspec._src.run.train_and_eval_specs import EvalSpec as EvalSpec
     from jaxspec._src.run.train_and_eval_specs import TrainSpec as TrainSpec
     from jaxspec._src.run.train_and_evaluate import train_and_evaluate as train_and_evaluate
+    from jaxspec._src.run.warm_start_settings import WarmStartReport as WarmStartReport
+    from jaxspec._src.run.warm_start_settings import WarmStartSettings as WarmStartSettings
     from jaxspec._src.spec.mode import Mode as Mode
     from jaxspec._src.spec.mode import ModeKeys as ModeKeys
     from jaxspec._src.spec.scaffold import Scaffold as Scaffold

@@ -133,6 +133,13 @@ def test_gradients_are_reduced_over_all_replicas_in_one_group(devices, state, tr
     assert all_reduced_elements(hlo) >= sum(x.size for x in reduced) + 1
 
 
+def test_flops_are_those_of_the_compiler_without_elementwise_operations(devices, state):
+    program = Program(train_step(MODEL), devices, trains=True)
+    of_compiler = compiled(program, state, batches(len(devices), place=False)).cost_analysis()["flops"]
+    assert 0.7 * of_compiler < program.flops_per_step / len(devices) < of_compiler
+    assert program.peak_flops_per_sec == len(devices) * 197e12
+
+
 def test_the_whole_state_is_donated(state, training):
     leaves = [x if x is not state.rng else jax.random.key_data(x) for x in jax.tree.leaves(state)]
     assert training.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in leaves)

@@ -91,6 +91,17 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
+def read_range(path: str, start: int, size: int) -> bytearray:
+    """`size` bytes of a file from `start` on, or fewer where the file ends. The rest of the file is not read."""
+    if in_bucket(path):
+        return bytearray(buckets.read(path, start, start + size))
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = bytearray(size)
+        del data[file.readinto(data) :]
+        return data
+
+
 def open_file(path: str) -> BinaryIO:
     """A file, open for reading. An object in a bucket is read as a whole before that."""
     return io.BytesIO(buckets.read(path)) if in_bucket(path) else open(path, "rb")
@@ -99,6 +110,11 @@ def open_file(path: str) -> BinaryIO:
 def open_to_write(path: str) -> BinaryIO | buckets.GrowingObject:
     """A new file, open for writing. In a bucket it appears, or grows, when it is flushed or closed."""
     return buckets.GrowingObject(path) if in_bucket(path) else open(path, "wb")
+
+
+def open_to_append(path: str) -> BinaryIO:
+    """A local file, open for writing at its end. FileNotFoundError if there is none."""
+    return open(path, "ab", opener=lambda path, flags: os.open(path, flags & ~os.O_CREAT))
 
 
 def write_file(path: str, data: bytes) -> None:

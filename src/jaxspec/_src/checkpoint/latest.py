@@ -92,6 +92,11 @@ def latest_undamaged_checkpoint(model_dir: str) -> str | None:
     return None
 
 
+def is_checkpoint(path: str) -> bool:
+    """Whether there is a checkpoint at `path`, by its name. It may be damaged."""
+    return _NAME.fullmatch(split(path)[1]) is not None and checksums.exists(path)
+
+
 def checkpoint_step(path: str) -> int:
     """The step of the checkpoint at `path`: the number of updates that were made.
 

@@ -25,6 +25,8 @@ from jaxspec._src.run.export_saved_model import export_saved_model
 from jaxspec._src.run.predict import predict
 from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
+from jaxspec._src.run.warm_start import as_warm_start
+from jaxspec._src.run.warm_start_settings import WarmStartReport, WarmStartSettings
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
@@ -50,7 +52,10 @@ class TPUEstimator:
         CPU device, one step a loop.
       train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
         `use_tpu=False` by none (the input decides then).
-      warm_start_from: not built yet; raises.
+      warm_start_from: what fresh variables start with, in train, evaluate and predict, as long as model_dir has no
+        checkpoint: the path of a checkpoint, a model_dir, an export or a `.safetensors` file, or `WarmStartSettings`.
+        A path takes all that is trained (the collection `params`). The optimizer's state and the step are not taken.
+        `Scaffold.init_fn` sees the result.
 
     Raises:
       ValueError, TypeError: by TPUEstimator's rules.
@@ -69,7 +74,7 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
-        warm_start_from: object = None,
+        warm_start_from: str | os.PathLike[str] | WarmStartSettings | None = None,
     ) -> None:
         config = RunConfig() if config is None else config
         if not isinstance(config, RunConfig):
@@ -79,6 +84,7 @@ class TPUEstimator:
         params = copy_params({} if params is None else params)
         if init_fn is not None:
             as_init_fn(init_fn)  # for its checks
+        warm_start = as_warm_start(warm_start_from)
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         self._engine = Engine(
             model_fn,
@@ -91,14 +97,8 @@ class TPUEstimator:
                 ModeKeys.EVAL: eval_batch_size,
                 ModeKeys.PREDICT: predict_batch_size,
             },
+            warm_start=warm_start,
         )
-        if warm_start_from is not None:
-            raise ValueError(
-                f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}"
-                if not isinstance(warm_start_from, str | os.PathLike)
-                else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), "
-                "which scaffold_fn returns."
-            )
         check_supported(config)
 
     # What it is made of.
@@ -132,6 +132,11 @@ class TPUEstimator:
     def latest_checkpoint(self) -> str | None:
         """The path of the latest checkpoint in model_dir, or None."""
         return latest.latest_checkpoint(self.model_dir)
+
+    @property
+    def warm_start_report(self) -> WarmStartReport | None:
+        """What the last warm start took from where, and what not; None before it, or without one."""
+        return None if self._engine.warm_start is None else self._engine.warm_start.report
 
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""

@@ -14,6 +14,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, local_devices_of, on_devices
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
+from jaxspec._src.run.warm_start import WarmStart
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.init import InitFn, init_on_one_shard
 from jaxspec._src.step.jaxprs import debugging
@@ -40,6 +41,7 @@ class InitialState:
       devices: those that training is mapped over.
       inference_devices: those of this process that evaluation and prediction are mapped over.
       seed: of all randomness.
+      warm_start: gives fresh variables their values; or None.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class InitialState:
         inference_devices: Sequence[jax.Device],
         *,
         seed: int,
+        warm_start: WarmStart | None = None,
     ) -> None:
-        self._model, self._init_fn, self._seed = model, init_fn, seed
+        self._model, self._init_fn, self._seed, self._warm_start = model, init_fn, seed, warm_start
         self._devices, self._inference_devices = tuple(devices), tuple(inference_devices)
         self._last_read: dict[tuple[str, str | None], TrainState] = {}
         """The last state that was read for evaluate or predict, by path, inode and time of its checkpoint."""
@@ -75,8 +78,10 @@ class InitialState:
             if source.live is not None:
                 live = source.live.state.variables
                 return first_shard(live) if debugging() else shapes(live)
-            if source.path is None or debugging():
+            if source.path is None:
                 return self._fresh_variables(infeed)
+            if debugging():
+                return self._init_variables(infeed)
             return self._stored_structure(source.path, *infeed.first_shard())
 
     @jax.transfer_guard("allow")
@@ -140,6 +145,11 @@ class InitialState:
         return self._last_read[key]
 
     def _fresh_variables(self, infeed: FirstShard) -> Variables:
+        """Those of init_fn, after the warm start."""
+        variables = self._init_variables(infeed)
+        return variables if self._warm_start is None else self._warm_start(variables)
+
+    def _init_variables(self, infeed: FirstShard) -> Variables:
         variables: Variables = self._init(self._init_rng, *infeed.first_shard())
         return variables
 

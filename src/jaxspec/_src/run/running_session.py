@@ -43,6 +43,14 @@ class RunningSession:
         raise NotImplementedError
 
     @property
+    def flops_per_step(self) -> float | None:
+        return None
+
+    @property
+    def peak_flops_per_sec(self) -> float | None:
+        return None
+
+    @property
     def loss(self) -> float | None:
         return None if self._outputs is None or "loss" not in self._fetch_names else float(self._outputs.fetch("loss"))
 

@@ -139,6 +139,7 @@ def _train_on(
             bar=bar,
             clock=engine.clock,
             logs=exchange.is_first,
+            compute=programs.full,
         )
         host_calls = HostCalls(engine, programs.spec, report, writer, interrupt, here=exchange.is_first)
         in_flight = InFlight(engine, host_calls, report, source.step)
