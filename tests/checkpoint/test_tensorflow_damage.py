@@ -201,6 +201,8 @@ _TABLES = {
     "a value that is too long": (joined([a_block(b"\0\1\xff\xff\xff\xff\x0fk" + b"\0\0\0\0\1\0\0\0")], [b""]), "an entry of it is longer than its block"),
     "keys that are not sorted": (joined([block([(b"b", b""), (b"a", b"")])], [b"b"]), "its keys are not sorted"),
     "a key twice": (joined([block([(b"a", b"")]), block([(b"a", b"")])], [b"a", b"a"]), "its keys are not sorted"),
+    "a block that is not listed": (joined([block([(b"", header())]), block([(b"a", b"")]), block([(b"b", b"")])], [b"", b"a", b"b"], left_out=[1]), "its blocks do not follow each other"),
+    "bytes before the footer": (table({b"": header()})[:-48] + bytes(9) + table({b"": header()})[-48:], "its blocks do not fill it"),
     "no header": (table({b"a": entry((), b"abcd")}), "it has no header"),
     "no entries": (table({}), "it has no header"),
     "a header of no files": (table({b"": header(shards=0)}), "its header speaks of 0 data files"),
