@@ -106,6 +106,8 @@ def test_what_is_a_tensorflow_checkpoint(tmp_path):
     assert is_tensorflow_checkpoint(DATA / "saver" / "model.ckpt-3")
     assert not is_tensorflow_checkpoint(DATA)
     assert not is_tensorflow_checkpoint(tmp_path / "nothing")
+    (tmp_path / "v1").write_bytes(table({b"a": b"b"}))
+    assert is_tensorflow_checkpoint(tmp_path / "v1")  # of the format V1, which is refused later
     (tmp_path / "checkpoint").mkdir()
     assert not is_tensorflow_checkpoint(tmp_path)
 
