@@ -46,6 +46,7 @@ NAMES = {
     "FinalExporter",
     "checkpoints_iterator",
     "load_global_step",
+    "init_from_checkpoint",
     "OtherProcessError",
     "WarmStartReport",
     "WarmStartSettings",
