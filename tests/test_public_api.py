@@ -88,6 +88,8 @@ EXPORT = {
     "ServingInputReceiver",
     "build_raw_serving_input_receiver_fn",
     "load",
+    "load_safetensors",
+    "save_safetensors",
 }
 SUMMARY = {
     "Sink",
