@@ -202,6 +202,14 @@ def failures():
                 raise ValueError("no more of this file")
             yield batch
 
+    def of_other_shapes(processes_with_them):
+        def input_fn():
+            for number, batch in enumerate(part()()):
+                columns = 3 if number >= 7 and me in processes_with_them else 2
+                yield {**batch, "columns": np.zeros((len(batch["x"]), columns), np.float32)}
+
+        return input_fn
+
     class Broken(js.hooks.SessionRunHook):
         def after_run(self, run_context, run_values):
             if me == 1 and run_context.session.global_step >= 10:
@@ -229,6 +237,8 @@ def failures():
     train("ends_early", empty_or_short(17))
     train("no_training_input", empty_or_short(0))
     train("input_breaks", broken_input, again=True)
+    train("shapes_change_in_one", of_other_shapes([1]), again=True)
+    train("shapes_change_in_both", of_other_shapes([0, 1]))
     train("hook_breaks", hooks=[Broken()], again=True)
     train("host_call_breaks", model_fn=with_host_call)
     estimator = train("metric_breaks", model_fn=with_metric)

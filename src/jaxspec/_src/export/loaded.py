@@ -73,6 +73,10 @@ class LoadedSignature:
         if weights.mesh.size > 1 and all(form["shape"][:1] == [BATCH] for form in self.outputs.values()):
             self._sharded = {rows: weights.sharded(one) for rows, one in exported.items()}
 
+    def check(self, /, **arrays: object) -> dict[str, Array]:
+        """The arrays in the dtypes of the signature; a ValueError as in a call if they do not fit. Nothing is run."""
+        return checked_arguments(self.name, self.inputs, arrays)
+
     def __call__(self, /, **arrays: object) -> dict[str, jax.Array]:
         """Runs the signature on one batch.
 
@@ -89,7 +93,7 @@ class LoadedSignature:
         Raises:
           ValueError: for other names, shapes or kinds of numbers.
         """
-        checked = checked_arguments(self.name, self.inputs, arrays)
+        checked = self.check(**arrays)
         rows, shards = len(next(iter(checked.values()))), self._weights.mesh.size
         program = _for_rows(self._sharded, rows // shards) if rows % shards == 0 else None
         if program is not None:
