@@ -192,6 +192,20 @@ def test_from_a_checkpoint_of_tensorflow(tmp_path):
     assert it.get_variable_value("global_step") == 1
 
 
+def test_the_end_of_keras_names_is_left_out(tmp_path):
+    stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "checkpoints" / "text"
+    weights = js.checkpoint.tf.load_variable(stored, "model/classifier/bias/.ATTRIBUTES/VARIABLE_VALUE")
+    init_fn = zeros_like({"params/b": weights})
+
+    def small(variables, features, mode):
+        return js.TPUEstimatorSpec(mode, loss=variables["params"]["b"].sum(), train_op=js.minimize(optax.sgd(0.0)))
+
+    it = estimator(
+        tmp_path, SETTINGS(stored, ".*", {"params/b": "model/classifier/bias"}), init_fn=init_fn, model_fn=small
+    )
+    np.testing.assert_array_equal(it.train(input_fn, steps=1).get_variable_value("params/b"), weights)
+
+
 # Which variables take them.
 
 

@@ -35,8 +35,19 @@ def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays, of dtypes that were checked, to a file on the disk."""
     from safetensors.numpy import save_file
 
-    # In C order: the library writes the memory as it is.
-    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    save_file(_in_order(arrays), path)
+
+
+def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of a file with these arrays, of dtypes that were checked."""
+    from safetensors.numpy import save
+
+    return save(_in_order(arrays))
+
+
+def _in_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays in C order: the library writes the memory as it is."""
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
 
 def read_arrays(path: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:

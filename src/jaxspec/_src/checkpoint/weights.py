@@ -16,6 +16,8 @@ from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
 from jaxspec._src.checkpoint.tensorflow.reader import is_tensorflow_checkpoint, open_checkpoint
 
+OBJECT_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+"""Ends the names of variables that `tf.train.Checkpoint` and Keras save. It is left out in the names of `Weights`."""
 _SUFFIX = ".safetensors"
 
 
@@ -25,7 +27,8 @@ class Weights(NamedTuple):
     path: str
     """The file or directory that is read: of a model_dir its latest checkpoint, of an export the file of weights."""
     arrays: Mapping[str, jax.ShapeDtypeStruct]
-    """Shapes and dtypes by name. Of a checkpoint these are the variables alone: `params/Dense_0/kernel`."""
+    """Shapes and dtypes by name. Of a checkpoint these are the variables alone: `params/Dense_0/kernel`. Strings of
+    TensorFlow have the dtype of objects."""
     read: Callable[[Collection[str]], dict[str, np.ndarray]]
     """The arrays with these names, on the host."""
 
@@ -78,12 +81,9 @@ def _checkpoint(path: str) -> Weights:
 
 def _tensorflow(path: str) -> Weights:
     reader = open_checkpoint(path)
-    arrays = {
-        name: jax.ShapeDtypeStruct(shape, dtype)
-        for name, (shape, dtype) in reader.names().items()
-        if dtype != np.dtype(object)  # strings, such as the graph of objects of TensorFlow 2
-    }
-    return Weights(reader.path, arrays, lambda names: {name: reader.read(name) for name in names})
+    stored = {name.removesuffix(OBJECT_SUFFIX): (name, *described) for name, described in reader.names().items()}
+    arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (_, shape, dtype) in stored.items()}
+    return Weights(reader.path, arrays, lambda names: {name: reader.read(stored[name][0]) for name in names})
 
 
 def _safetensors(path: str) -> Weights:

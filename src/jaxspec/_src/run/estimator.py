@@ -150,6 +150,19 @@ class TPUEstimator:
                 raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(readers)}.")
             return readers[name]()
 
+    def variables(self) -> dict[str, PyTree]:
+        """The trained variables (the live ones, or those of the latest checkpoint), on the host.
+
+        Returns:
+          Nested dicts of NumPy arrays: `{"params": {"Dense_0": {"kernel": ...}}, ...}`. Random keys are their data.
+        """
+        with contextlib.closing(self._engine.source()) as source:
+            if source.live is not None:
+                return named_arrays.host_variables(first_shard(source.live.state.variables))
+            if source.path is not None:
+                return named_arrays.load_variables(source.path)
+        raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
+
     @contextlib.contextmanager
     def _trained_arrays(self) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
         """Functions that read the arrays of the live state, or of the latest checkpoint, by name."""
