@@ -1,5 +1,13 @@
-"""What `export_outputs` of a spec may hold: the outputs of an exported model, one for each signature."""
+"""Exports of a model: what `export_outputs` holds, what a server passes, and running an export.
 
+Importing this module, and `load`, need no Flax, no Optax and none of the estimator.
+"""
+
+from jaxspec._src.export.loaded import LoadedExport as LoadedExport
+from jaxspec._src.export.loaded import LoadedSignature as LoadedSignature
+from jaxspec._src.export.loaded import load as load
+from jaxspec._src.export.receiver import ServingInputReceiver as ServingInputReceiver
+from jaxspec._src.export.receiver import build_raw_serving_input_receiver_fn as build_raw_serving_input_receiver_fn
 from jaxspec._src.spec.export_outputs import ClassificationOutput as ClassificationOutput
 from jaxspec._src.spec.export_outputs import ExportOutput as ExportOutput
 from jaxspec._src.spec.export_outputs import PredictOutput as PredictOutput

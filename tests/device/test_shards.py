@@ -27,15 +27,6 @@ def test_a_stack_of_one_batch_shares_its_memory():
     assert shards.stack_of_one({"empty": np.zeros((4, 0))})["empty"].shape == (1, 1, 4, 0)
 
 
-def test_batches_come_out_of_a_stack_as_they_went_in():
-    stack = shards.empty_stack(BATCH, capacity=4, num_shards=2)
-    assert_equal(stack, {"a": np.zeros((4, 2, 3, 2), int), "b": np.zeros((4, 2, 3), int)})
-    shards.copy_into_stack(stack, 2, BATCH)
-    assert_equal(stack["b"][2], [[0, 1, 2], [3, 4, 5]])
-    assert_equal(shards.batch_of_stack(stack, 2), BATCH)
-    assert not stack["a"][[0, 1, 3]].any()
-
-
 def test_places_number_the_batches_and_their_shards():
     places = shards.places_in_stack(7, 5, 3, 2)
     assert places.dtype == np.int32

@@ -146,6 +146,8 @@ class RunConfig:
     """How many processes there are. 1: this process stays alone, whatever the environment says."""
     process_id: int | None = None
     """Which process this is, counted from 0. It differs between them."""
+    max_programs: int = 16
+    """Batches may come in so many different shapes, such as padded lengths: each is compiled when it first comes."""
     process_timeout_secs: float = 900
     """How long a process waits for the others, at the start and later. A process that is killed is noticed before."""
     stall_timeout_secs: float | None = 900
@@ -215,6 +217,7 @@ class RunConfig:
         put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
+        check_number("max_programs", self.max_programs, above=0, whole=True, required=True)
         check_number("max_restarts", self.max_restarts, minimum=0, whole=True, required=True)
         positive = (
             "keep_checkpoint_every_n_hours",

@@ -1,0 +1,62 @@
+"""Files of safetensors: arrays by name, and nothing else."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from jaxspec._src.base.files import read_file
+from jaxspec._src.base.paths import in_bucket
+from jaxspec._src.base.types import Array
+
+_INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+_DTYPES = {"bool", *_INTEGERS, "float16", "bfloat16", "float32", "float64", "complex64"}
+"""What the format holds and NumPy reads back."""
+
+
+def check_dtypes(arrays: Mapping[str, Array]) -> None:
+    """Raises a ValueError that names an array of a dtype that such a file cannot hold."""
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(
+                f"{name} has dtype {array.dtype.name}, which a file of safetensors cannot hold. Expected one of "
+                f"{sorted(_DTYPES)}: keep the variable as one of these, and convert it in model_fn."
+            )
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays, of dtypes that were checked, to a file on the disk."""
+    from safetensors.numpy import save_file
+
+    # In C order: the library writes the memory as it is.
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """All arrays of a file, on the disk or in a bucket.
+
+    Raises:
+      ValueError: if it is no such file, or is not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with _on_disk(path) as local:
+        try:
+            with safe_open(local, framework="np") as file:
+                # Not numpy.load_file: it knows no bfloat16.
+                return {name: file.get_tensor(name) for name in list(file.keys())}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole file of safetensors: {error}.") from error
+
+
+@contextlib.contextmanager
+def _on_disk(path: str) -> Iterator[str]:
+    """Yields the path of a file, or of a copy if it is in a bucket."""
+    if not in_bucket(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(read_file(path))
+        copy.flush()
+        yield copy.name
