@@ -87,6 +87,7 @@ EXPORT = {
     "ServingInputReceiver",
     "build_raw_serving_input_receiver_fn",
     "load",
+    "write_tensorflow_saved_model",
 }
 SUMMARY = {
     "Sink",

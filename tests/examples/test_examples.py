@@ -11,7 +11,6 @@ import pytest
 
 import jaxspec as js
 
-
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
 

@@ -145,7 +145,7 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
     content = read_signature_file(directory)
     chosen = tuple(jax.local_devices() if devices is None else devices)
     _check_platform(directory, content, chosen)
-    read = functools.cache(lambda file: _read_program(directory, file, content))
+    read = functools.cache(lambda file: read_program(directory, file, content))
     programs = {
         name: {program["rows"]: read(program["file"]) for program in entry["programs"]}
         for name, entry in content["signatures"].items()
@@ -175,7 +175,8 @@ def _check_platform(directory: str, content: SignatureFile, devices: Sequence[ja
         )
 
 
-def _read_program(directory: str, file: str, content: SignatureFile) -> jax.export.Exported:
+def read_program(directory: str, file: str, content: SignatureFile) -> jax.export.Exported:
+    """One program of an export; a ValueError if this version of JAX cannot read it."""
     versions = (
         jax.export.minimum_supported_calling_convention_version,
         jax.export.maximum_supported_calling_convention_version,
