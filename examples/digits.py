@@ -127,8 +127,10 @@ def _captions(texts):
 def main(steps=STEPS, shards=None, model_dir="runs/digits", cpu_fallback=False, export=False):
     """Trains up to global step `steps`; returns the results on the held-out images."""
     (x_train, y_train), (x_test, y_test) = load_digits()
-    shards = 1 if cpu_fallback else shards or jax.device_count()
-    rows = max(1, BATCH_SIZE // shards)
+    # Without --shards all devices are used. How many there are is not asked for here: the estimator first joins the
+    # processes of a cluster, if this is one of them.
+    shards = 1 if cpu_fallback else shards
+    batch_size = max(1, BATCH_SIZE // shards) * shards if shards else BATCH_SIZE
     estimator = js.TPUEstimator(
         model_fn,
         init_fn=INIT_FN,
@@ -140,9 +142,9 @@ def main(steps=STEPS, shards=None, model_dir="runs/digits", cpu_fallback=False, 
             log_step_count_steps=50,
         ),
         use_tpu=not cpu_fallback,
-        train_batch_size=rows * shards,
-        eval_batch_size=rows * shards,
-        predict_batch_size=rows * shards,
+        train_batch_size=batch_size,
+        eval_batch_size=batch_size,
+        predict_batch_size=batch_size,
     )
 
     done = 0 if estimator.latest_checkpoint() is None else js.load_global_step(model_dir)
@@ -169,6 +171,8 @@ def main(steps=STEPS, shards=None, model_dir="runs/digits", cpu_fallback=False, 
         results = estimator.evaluate(eval_input_fn)
     print(f"\nHeld-out accuracy after {results['global_step']} steps: {results['accuracy']:.4f}")
 
+    if jax.process_count() > 1:
+        return results  # each process would predict its own share of the images
     predictions = list(estimator.predict(js.inputs.numpy_input_fn(x_test)))
     unsure = sorted(range(len(predictions)), key=lambda i: predictions[i]["probability"])[:5]
     print("\nThe images that it is least sure of:\n")

@@ -100,14 +100,34 @@ SUMMARY = {
     "scalar",
     "text",
 }
+TF = {
+    "CheckpointReader",
+    "batch_norm",
+    "dense",
+    "depthwise_conv",
+    "embedding",
+    "init_from_checkpoint",
+    "keras_lstm",
+    "layer_norm",
+    "list_variables",
+    "load_checkpoint",
+    "load_variable",
+    "rnn_cell_lstm",
+}
 SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "optim", "summary"}
 LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "tqdm"]
 
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(jaxspec, NAMES), (jaxspec.export, EXPORT), (jaxspec.hooks, HOOKS), (jaxspec.summary, SUMMARY)],
-    ids=["jaxspec", "jaxspec.export", "jaxspec.hooks", "jaxspec.summary"],
+    [
+        (jaxspec, NAMES),
+        (jaxspec.checkpoint.tf, TF),
+        (jaxspec.export, EXPORT),
+        (jaxspec.hooks, HOOKS),
+        (jaxspec.summary, SUMMARY),
+    ],
+    ids=["jaxspec", "jaxspec.checkpoint.tf", "jaxspec.export", "jaxspec.hooks", "jaxspec.summary"],
 )
 def test_a_module_exports_these_names_and_no_others(module, names):
     # The files of a package are attributes of it, too, as with any package; they are not exported.

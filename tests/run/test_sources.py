@@ -99,6 +99,22 @@ def test_a_newer_checkpoint_that_is_damaged_is_passed_over_for_the_newest_that_i
     assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in newer
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_checkpoints_of_tensorflow_are_not_passed_over_in_silence(tmp_path, caplog, verb):
+    for name in ("checkpoint", "model.ckpt-900.index", "model.ckpt-1000.index", "model.ckpt-1000.data-00000-of-00001"):
+        (tmp_path / name).write_text("")
+    call = getattr(counting(tmp_path), verb)
+    list(call(counting_input(3))) if verb == "predict" else call(counting_input(3))
+    assert warnings_of(caplog)[0] == (
+        f"model_dir {tmp_path} holds checkpoints of TensorFlow, and none of this library: fresh weights are used. To "
+        f"begin with those of TensorFlow, write TPUEstimator(..., warm_start_from='{tmp_path}/model.ckpt-1000')."
+    )
+    counting(tmp_path).train(counting_input(3))
+    caplog.clear()
+    counting(tmp_path).evaluate(counting_input(3))
+    assert not warnings_of(caplog)
+
+
 def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
     counting(tmp_path).train(counting_input(), max_steps=3)
     counting(tmp_path).train(counting_input(), max_steps=2)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 import optax
 import processes
+from safetensors.numpy import save_file
 from tiny_models import (
     accuracy_fn,
     counting_init,
@@ -142,12 +143,14 @@ def train_to(model_dir, max_steps, save=None):
 # What fails, and is caught: the estimator and the process stay usable.
 
 
-def counting(model_dir, model_fn=counting_model_fn, save=100, **kwargs):
+def counting(model_dir, model_fn=counting_model_fn, save=100, warm_start_from=None, **kwargs):
     """The counting model. Its input has 2 rows for each process and step."""
     size = 2 * int(os.environ["TEST_PROCESSES"])
     sizes = dict.fromkeys(("train_batch_size", "eval_batch_size", "predict_batch_size"), size)
     made = config(save=save, every=5, **kwargs)
-    return js.TPUEstimator(model_fn, counting_init, model_dir=model_dir, config=made, **sizes)
+    return js.TPUEstimator(
+        model_fn, counting_init, model_dir=model_dir, config=made, warm_start_from=warm_start_from, **sizes
+    )
 
 
 def part(count=None, rows=2):
@@ -164,6 +167,16 @@ def outcome(call):
         notes = getattr(error, "__notes__", [])
         return {"error": type(error).__name__, "text": str(error), "notes": notes, "secs": time.monotonic() - began}
     return {"value": value, "secs": time.monotonic() - began}
+
+
+def warm_starts():
+    """Each process starts from a file of its own; then process 1 from a file that is not there."""
+    me = int(os.environ["TEST_PROCESS"])
+    save_file({"params/w": np.float32([10 * (me + 1)]).reshape(())}, f"{me}.safetensors")
+    estimator = counting("model", warm_start_from=f"{me}.safetensors").train(part(), max_steps=3)
+    lost = counting("other", warm_start_from="0.safetensors" if me == 0 else "lost.safetensors")
+    failed = outcome(lambda: lost.train(part(), max_steps=3))
+    processes.finish({"w": float(estimator.get_variable_value("params/w")), "failed": failed})
 
 
 def failures():

@@ -69,8 +69,7 @@ def assigned(
         listed = _listed([f"{source!r} (for {name})" for name, source in missing.items()])
         similar = _similar(next(iter(missing.values())), names)
         raise ValueError(
-            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}. "
-            "jaxspec.checkpoint.tf.list_variables(path) lists all."
+            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}."
         )
     stored = read({source for source, _ in sources.values()})
     values = {}

@@ -253,7 +253,8 @@ class TPUEstimator:
 
         Args:
           input_fn: as in evaluate; labels are ignored.
-          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known.
+          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known. Without hooks the
+            others are not copied to the host.
           hooks: as in evaluate. Closing the generator before its end leaves out their `end`.
           checkpoint_path: as in evaluate.
           yield_single_examples: False yields batches as they are.

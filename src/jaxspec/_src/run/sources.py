@@ -84,7 +84,14 @@ class Sources:
         if lease is not None and training:
             return Source(lease, None, lease.step)
         if lease is None:
-            return self._stored(latest.latest_undamaged_checkpoint(self._model_dir))
+            path = latest.latest_undamaged_checkpoint(self._model_dir)
+            if path is None and (of_tensorflow := latest.latest_of_tensorflow(self._model_dir)):
+                _logger.warning(
+                    "model_dir %s holds checkpoints of TensorFlow, and none of this library: fresh weights are used. "
+                    "To begin with those of TensorFlow, write TPUEstimator(..., warm_start_from=%r).",
+                    *(self._model_dir, of_tensorflow),
+                )
+            return self._stored(path)
         cleared = self.expects_checkpoint and not latest.checkpoint_steps(self._model_dir)
         newer = self._stored(self._newer_checkpoint(lease.step))
         if cleared:

@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
 from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
@@ -208,7 +210,8 @@ class TrainingLoops(RunningSession):
         began = self._in_flight.pace.clock()
         state = self._live_state.take()
         try:
-            state, spec = self._program(state, item.data, item.start, item.count)
+            with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
+                state, spec = self._program(state, item.data, item.start, item.count)
             self._in_flight.add(Dispatch(self._step, spec, item.count, began, item.finish))
             self._step_done(spec, functools.partial(fetch_step, index=item.count - 1))
             self._step += item.count
