@@ -158,8 +158,9 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
 
 
 def _placed(arrays: Mapping[str, Array], place: jax.Device | jax.sharding.Sharding) -> dict[str, Array]:
-    """The arrays, where those of JAX are moved to their place. A program itself moves those of NumPy, and faster."""
-    return {name: x if isinstance(x, np.ndarray) else jax.device_put(x, place) for name, x in arrays.items()}
+    """The arrays at their place. Those of NumPy may stay where they are: a program itself moves them, and faster."""
+    alone = jax.process_count() == 1  # otherwise a program does not
+    return {name: x if isinstance(x, np.ndarray) and alone else jax.device_put(x, place) for name, x in arrays.items()}
 
 
 def _for_rows(programs: Mapping[int | None, _Program], rows: int) -> _Program | None:
