@@ -334,3 +334,19 @@ def test_training_past_the_last_number_of_a_step_is_refused(tmp_path):
         ValueError, match="training 2147483645 steps from step 3 leads past 2147483647, the last number"
     ):
         estimator.train(counting_input(), steps=2**31 - 3)
+
+
+def test_a_warm_start_says_what_to_do_with_checkpoints_of_tensorflow(tmp_path, caplog):
+    (tmp_path / "model.ckpt-9.index").write_text("")
+    settings = js.WarmStartSettings(str(tmp_path / "model.ckpt-9"), vars_to_warm_start=None)
+    made = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        config=run_config(),
+        warm_start_from=settings,
+        train_batch_size=4,
+    )
+    with pytest.raises(ValueError, match=r"model\.ckpt-9"):
+        made.train(counting_input(3))
+    assert not [text for text in warnings_of(caplog) if "holds checkpoints of TensorFlow" in text]

@@ -62,10 +62,11 @@ class Sources:
     Args:
       model_dir: an absolute path.
       live_state: of the estimator.
+      warm_starts: whether fresh weights are replaced by others.
     """
 
-    def __init__(self, model_dir: str, live_state: LiveState) -> None:
-        self._model_dir, self._live_state = model_dir, live_state
+    def __init__(self, model_dir: str, live_state: LiveState, *, warm_starts: bool = False) -> None:
+        self._model_dir, self._live_state, self._warm_starts = model_dir, live_state, warm_starts
         self.expects_checkpoint = False
         """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""
 
@@ -85,7 +86,11 @@ class Sources:
             return Source(lease, None, lease.step)
         if lease is None:
             path = latest.latest_undamaged_checkpoint(self._model_dir)
-            if path is None and (of_tensorflow := latest.latest_of_tensorflow(self._model_dir)):
+            if (
+                path is None
+                and not self._warm_starts
+                and (of_tensorflow := latest.latest_of_tensorflow(self._model_dir))
+            ):
                 _logger.warning(
                     "model_dir %s holds checkpoints of TensorFlow, and none of this library: fresh weights are used. "
                     "To begin with those of TensorFlow, write TPUEstimator(..., warm_start_from=%r).",
