@@ -34,6 +34,7 @@ class ExportedModel:
 
     Attributes:
       step: the global step of the weights.
+      device: where the state is.
       weights: all variables by the names that they have in a checkpoint. Random keys are their data.
       inputs: the shapes of what callers pass, by name.
       rng_data: of the key that model_fn draws from.
@@ -42,6 +43,7 @@ class ExportedModel:
     def __init__(self, model: Model, state: TrainState, receiver: ServingInputReceiver) -> None:
         self.model, self._receiver = model, receiver
         self.step = int(state.step)
+        (self.device,) = state.step.devices()
         self.rng_data, self._rng_impl = np.asarray(jax.random.key_data(state.rng)), jax.random.key_impl(state.rng)
         self._nested = "opt_state" in state.variables
         variables = {"variables": state.variables} if self._nested else state.variables

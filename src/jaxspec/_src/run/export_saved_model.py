@@ -49,7 +49,9 @@ def export_saved_model(
     base, receiver = absolute_path(export_dir_base), _receiver(serving_input_receiver_fn)
     platforms, sizes, assets = check_platforms(platforms), check_batch_sizes(batch_sizes), check_assets(assets_extra)
     check_base(base)
-    with contextlib.closing(engine.source(checkpoint_path)) as source, jax.transfer_guard("allow"):
+    source = engine.source(checkpoint_path)
+    # A program is traced also where a breakpoint is to see values.
+    with contextlib.closing(source), jax.transfer_guard("allow"), jax.disable_jit(False):
         if source.fresh and engine.warm_start is None:
             raise ValueError(
                 f"Couldn't find trained model at {engine.model_dir}. Train first, or name a checkpoint: "
