@@ -46,6 +46,7 @@ NAMES = {
     "FinalExporter",
     "checkpoints_iterator",
     "load_global_step",
+    "init_from_checkpoint",
     "OtherProcessError",
     "WarmStartReport",
     "WarmStartSettings",
@@ -87,6 +88,9 @@ EXPORT = {
     "ServingInputReceiver",
     "build_raw_serving_input_receiver_fn",
     "load",
+    "load_safetensors",
+    "save_safetensors",
+    "write_tensorflow_saved_model",
 }
 SUMMARY = {
     "Sink",

@@ -16,6 +16,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxspec import optim as optim
     from jaxspec import summary as summary
     from jaxspec._src.base.errors import OtherProcessError as OtherProcessError
+    from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint as init_from_checkpoint
     from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator
     from jaxspec._src.checkpoint.latest import load_global_step as load_global_step
     from jaxspec._src.device.replicate import replicate as replicate

@@ -2,7 +2,7 @@
 TensorFlow has begun to train.
 """
 
-from jaxspec._src.checkpoint.tensorflow.optimizer_slots import from_tensorflow as from_tensorflow
+from jaxspec._src.checkpoint.continued_training import from_tensorflow as from_tensorflow
 from jaxspec._src.optim.adam import adam as adam
 from jaxspec._src.optim.adam import adam_weight_decay as adam_weight_decay
 from jaxspec._src.optim.ftrl import FtrlState as FtrlState

@@ -1,5 +1,7 @@
 """Every reshape over shards, on arrays that are small enough to write down."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,18 @@ def test_each_step_of_a_dispatch_is_a_spec_of_its_whole_batch():
     assert spec.loss == 1.5
     assert_equal(spec.eval_metrics[1], {"rows": [6, 7, 8, 9, 10, 11], "scalar": [20, 21]})
     assert not isinstance(spec.eval_metrics[1]["scalar"], ShardScalars)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_outputs_are_on_their_way_to_the_host_before_they_are_asked_for(monkeypatch, platform):
+    started = []
+    x = jnp.arange(3.0)
+    monkeypatch.setattr(type(x), "copy_to_host_async", lambda array: started.append(array.shape))
+    spec = js.TPUEstimatorSpec(js.ModeKeys.PREDICT, predictions={"x": x, "on the host": np.zeros(2)})
+    spec = replaced(spec, export_outputs=None)
+    with jax.transfer_guard("disallow"):
+        shards.start_fetch(spec, [types.SimpleNamespace(platform=platform)])
+    assert started == ([] if platform == "cpu" else [(3,)])
 
 
 def test_scalars_of_shards_carry_their_rows_where_batches_differ_in_size():

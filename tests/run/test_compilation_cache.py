@@ -51,14 +51,22 @@ def run(model_dir, cache, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow("starts two processes that compile")
-def test_the_second_process_compiles_nothing(tmp_path):
-    cache = tmp_path / "cache"
+def check_the_second_process_compiles_nothing(tmp_path, cache):
     needed, found, used = run(tmp_path / "first", cache)
     assert used == str(cache)
     assert needed > found
     again, found, _ = run(tmp_path / "second", cache)
     assert again == found == needed
+
+
+@pytest.mark.slow("starts two processes that compile")
+def test_the_second_process_compiles_nothing(tmp_path):
+    check_the_second_process_compiles_nothing(tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.slow("starts two processes that compile")
+def test_nor_does_it_where_the_cache_is_in_a_bucket(tmp_path, bucket):
+    check_the_second_process_compiles_nothing(tmp_path, f"{bucket.directory}/cache")
 
 
 @pytest.mark.slow("starts a process that compiles")

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -160,6 +161,18 @@ def test_a_model_in_bfloat16_takes_bfloat16_as_it_is(tmp_path, safetensors):
     assert it.get_variable_value("params/body/w").dtype == jnp.bfloat16
 
 
+def test_from_an_export(tmp_path, pretrained):
+    def receiver():
+        shapes = jax.ShapeDtypeStruct((None, 4), np.float32)
+        return js.export.ServingInputReceiver(shapes, shapes)
+
+    export = pretrained.export_saved_model(tmp_path / "exports", receiver, platforms=["cpu"])
+    it = estimator(tmp_path / "run", SETTINGS(export, [".*"])).train(input_fn, steps=1)
+    check({name: it.get_variable_value(name) for name in VALUES}, list(VALUES))
+    assert it.warm_start_report.path == f"{export}/weights.safetensors"
+    assert it.warm_start_report.unused == ()
+
+
 def test_from_a_checkpoint_of_tensorflow(tmp_path):
     stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "continued" / "adam" / "model.ckpt-20"
     renames = {"params/body/w": "hidden/kernel"}
@@ -177,6 +190,20 @@ def test_from_a_checkpoint_of_tensorflow(tmp_path):
     )
     assert {"beta1_power", "hidden/kernel/Adam", "logits/bias"} <= set(it.warm_start_report.unused)
     assert it.get_variable_value("global_step") == 1
+
+
+def test_the_end_of_keras_names_is_left_out(tmp_path):
+    stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "checkpoints" / "text"
+    weights = js.checkpoint.tf.load_variable(stored, "model/classifier/bias/.ATTRIBUTES/VARIABLE_VALUE")
+    init_fn = zeros_like({"params/b": weights})
+
+    def small(variables, features, mode):
+        return js.TPUEstimatorSpec(mode, loss=variables["params"]["b"].sum(), train_op=js.minimize(optax.sgd(0.0)))
+
+    it = estimator(
+        tmp_path, SETTINGS(stored, ".*", {"params/b": "model/classifier/bias"}), init_fn=init_fn, model_fn=small
+    )
+    np.testing.assert_array_equal(it.train(input_fn, steps=1).get_variable_value("params/b"), weights)
 
 
 # Which variables take them.
@@ -358,7 +385,7 @@ def test_a_path_with_nothing_or_something_else(tmp_path, safetensors):
     (tmp_path / "empty").mkdir()
     refused(tmp_path, tmp_path / "empty", f"{tmp_path}/empty holds no weights. Expected the path of a checkpoint")
     (tmp_path / "x.safetensors").write_bytes(b"no safetensors")
-    refused(tmp_path, tmp_path / "x.safetensors", f"{tmp_path}/x.safetensors is no whole safetensors file: ")
+    refused(tmp_path, tmp_path / "x.safetensors", f"{tmp_path}/x.safetensors is no whole file of safetensors: ")
     safetensors(name="a.safetensors")
     directory = safetensors(name="b.safetensors").parent
     refused(tmp_path, directory, f"{directory} holds several files of weights: ['a.safetensors', 'b.safetensors']")

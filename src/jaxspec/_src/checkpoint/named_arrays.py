@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.base.types import PyTree
+from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.parts import stored_form
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
@@ -69,6 +69,12 @@ def load_variables(path: str) -> dict[str, PyTree]:
     leaves, structure = jax.tree.flatten(unescape(stored.parts["variables"]))
     variables: dict[str, PyTree] = jax.tree.unflatten(structure, stored.load_on_host(leaves))
     return variables
+
+
+def host_variables(variables: Variables) -> dict[str, PyTree]:
+    """The variables of a state, as `load_variables` returns those of a checkpoint."""
+    copies: dict[str, PyTree] = jax.tree.map(np.array, unescape(stored_form(variables)))
+    return copies
 
 
 def state_arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -16,12 +16,12 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 
 from jaxspec._src.base import buckets
-from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.arrays import describe_array, is_key, named_leaves, put
 from jaxspec._src.base.files import remove
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.checkpoint import backend, checksums, parts
-from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
+from jaxspec._src.checkpoint.escaped_names import escaped_path, unescape
 from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.step.state import TrainState
 

@@ -1,28 +1,24 @@
 """Weights that a model can start from, by name, whatever kind of file holds them."""
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.base.files import find_file, is_directory, names_in, read_file
-from jaxspec._src.base.paths import absolute_path, in_bucket, join
-from jaxspec._src.base.types import DType
+from jaxspec._src.base.files import find_file, is_directory, names_in
+from jaxspec._src.base.paths import absolute_path, join
+from jaxspec._src.base.safetensors_files import array_shapes, read_arrays
 from jaxspec._src.checkpoint import checksums, latest
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
 from jaxspec._src.checkpoint.tensorflow.reader import is_tensorflow_checkpoint, open_checkpoint
 
+OBJECT_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+"""Ends the names of variables that `tf.train.Checkpoint` and Keras save. It is left out in the names of `Weights`."""
 _SUFFIX = ".safetensors"
-
-
-_KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}
 
 
 class Weights(NamedTuple):
@@ -31,7 +27,8 @@ class Weights(NamedTuple):
     path: str
     """The file or directory that is read: of a model_dir its latest checkpoint, of an export the file of weights."""
     arrays: Mapping[str, jax.ShapeDtypeStruct]
-    """Shapes and dtypes by name. Of a checkpoint these are the variables alone: `params/Dense_0/kernel`."""
+    """Shapes and dtypes by name. Of a checkpoint these are the variables alone: `params/Dense_0/kernel`. Strings of
+    TensorFlow have the dtype of objects."""
     read: Callable[[Collection[str]], dict[str, np.ndarray]]
     """The arrays with these names, on the host."""
 
@@ -84,49 +81,10 @@ def _checkpoint(path: str) -> Weights:
 
 def _tensorflow(path: str) -> Weights:
     reader = open_checkpoint(path)
-    arrays = {
-        name: jax.ShapeDtypeStruct(shape, dtype)
-        for name, (shape, dtype) in reader.names().items()
-        if dtype != np.dtype(object)  # strings, such as the graph of objects of TensorFlow 2
-    }
-    return Weights(reader.path, arrays, lambda names: {name: reader.read(name) for name in names})
+    stored = {name.removesuffix(OBJECT_SUFFIX): (name, *described) for name, described in reader.names().items()}
+    arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (_, shape, dtype) in stored.items()}
+    return Weights(reader.path, arrays, lambda names: {name: reader.read(stored[name][0]) for name in names})
 
 
 def _safetensors(path: str) -> Weights:
-    from safetensors import SafetensorError, safe_open
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[safe_open]:
-        with _on_disk(path) as local:
-            try:
-                with safe_open(local, framework="np") as file:
-                    yield file
-            except SafetensorError as error:
-                raise ValueError(f"{path} is no whole safetensors file: {error}.") from error
-
-    def read(names: Collection[str]) -> dict[str, np.ndarray]:
-        with opened() as file:
-            return {name: file.get_tensor(name) for name in names}
-
-    with opened() as file:
-        slices = {name: file.get_slice(name) for name in list(file.keys())}
-        arrays = {name: jax.ShapeDtypeStruct(x.get_shape(), _dtype(x.get_dtype())) for name, x in slices.items()}
-    return Weights(path, arrays, read)
-
-
-def _dtype(name: str) -> DType:
-    """The dtype that safetensors calls by a name such as BF16."""
-    kind = name.rstrip("0123456789")
-    return jnp.dtype(_KINDS[kind] + name.removeprefix(kind))
-
-
-@contextlib.contextmanager
-def _on_disk(path: str) -> Iterator[str]:
-    """Yields the path of a file, or of a copy if it is in a bucket."""
-    if not in_bucket(path):
-        yield path
-        return
-    with tempfile.NamedTemporaryFile() as copy:
-        copy.write(read_file(path))
-        copy.flush()
-        yield copy.name
+    return Weights(path, array_shapes(path), lambda names: read_arrays(path, names))

@@ -156,7 +156,7 @@ class BatchChecker:
     def _as_before(self, known: "_FullBatch", data: PyTree, leaves: list[Array], on_devices: bool) -> InputBatch:
         """A batch with the dtypes and shapes of one that was checked. Most batches cost no more than this."""
         if known.narrowed:
-            names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(data)]
+            names = list(self._reference or ())
             for i in known.narrowed:
                 leaves[i] = narrowed(np.asarray(leaves[i]), names[i], self._where())
             data = jax.tree.unflatten(known.structure, leaves)

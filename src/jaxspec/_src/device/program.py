@@ -4,6 +4,7 @@ The thread that called the verb dispatches. It sees to it that no more than `MAX
 A training program donates the state: its old buffers are gone after the call.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -13,6 +14,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.device.mapping import broadcast, local_devices_of, map_over_devices, stack_of_parts
 from jaxspec._src.device.peak_flops import peak_flops_per_sec
@@ -81,7 +83,9 @@ class Program:
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, count)
-        with jax.transfer_guard("allow"):  # the batch has to reach the devices, whatever the caller forbids elsewhere
+        compiles = doing("compilation") if self._flops is None else contextlib.nullcontext()
+        # The batch has to reach the devices, whatever the caller forbids elsewhere.
+        with compiles, jax.transfer_guard("allow"):
             new_state, loss, spec = self._program(state, batches, self._starts(start), self._count(count))
         return state if new_state is None else new_state, replaced(spec, loss=loss)
 

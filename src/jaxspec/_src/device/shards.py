@@ -125,8 +125,15 @@ def concatenate_shards(x: np.ndarray) -> np.ndarray:
     return x if x.ndim <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def start_fetch(spec: TPUEstimatorSpec) -> None:
-    """Has the outputs of a dispatch copied to the host once they are computed; a later `jax.device_get` waits less."""
+def start_fetch(spec: TPUEstimatorSpec, devices: Sequence[jax.Device]) -> None:
+    """Has the outputs of a dispatch copied to the host as soon as they are computed, for a later `jax.device_get`.
+
+    Args:
+      spec: the outputs that will be fetched.
+      devices: where they are. Memory of a CPU device is the host's, so there is nothing to do.
+    """
+    if devices[0].platform == "cpu":
+        return
     with jax.transfer_guard_device_to_host("allow"):  # like `jax.device_get`, it is no hidden transfer
         for leaf in jax.tree.leaves(spec):
             if isinstance(leaf, jax.Array):  # under `jax.disable_jit` they are on the host

@@ -119,8 +119,8 @@ class RunConfig:
     tf_random_seed: int | None = None
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
-    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes in any case."""
+    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, rates
+    and goodput included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET

@@ -92,7 +92,7 @@ class Engine:
             for mode, size in batch_sizes.items():
                 check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
         self.live_state = LiveState()
-        self.sources = Sources(self.model_dir, self.live_state)
+        self.sources = Sources(self.model_dir, self.live_state, warm_starts=warm_start is not None)
         self.clock = TrainingClock()
         """Of the training that is under way, or was the last one."""
         self._input_memory = InputMemory()

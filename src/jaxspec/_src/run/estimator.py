@@ -150,6 +150,19 @@ class TPUEstimator:
                 raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(readers)}.")
             return readers[name]()
 
+    def variables(self) -> dict[str, PyTree]:
+        """The trained variables (the live ones, or those of the latest checkpoint), on the host.
+
+        Returns:
+          Nested dicts of NumPy arrays: `{"params": {"Dense_0": {"kernel": ...}}, ...}`. Random keys are their data.
+        """
+        with contextlib.closing(self._engine.source()) as source:
+            if source.live is not None:
+                return named_arrays.host_variables(first_shard(source.live.state.variables))
+            if source.path is not None:
+                return named_arrays.load_variables(source.path)
+        raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
+
     @contextlib.contextmanager
     def _trained_arrays(self) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
         """Functions that read the arrays of the live state, or of the latest checkpoint, by name."""
@@ -253,7 +266,8 @@ class TPUEstimator:
 
         Args:
           input_fn: as in evaluate; labels are ignored.
-          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known.
+          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known. Without hooks the
+            others are not copied to the host.
           hooks: as in evaluate. Closing the generator before its end leaves out their `end`.
           checkpoint_path: as in evaluate.
           yield_single_examples: False yields batches as they are.
@@ -291,7 +305,7 @@ class TPUEstimator:
             digits; the newest export has the greatest name.
           serving_input_receiver_fn: without arguments; returns an `export.ServingInputReceiver`.
           assets_extra: files to copy, by their names in `assets.extra`.
-          checkpoint_path: None means the live state or the latest checkpoint.
+          checkpoint_path: None means the live state, or the latest checkpoint, or the warm start.
           platforms: on which the export runs: of `cpu`, `cuda`, `rocm`, `tpu`.
           batch_sizes: the only sizes that the export takes, each with a program of its own; None: one program for all.
             This is for a model_fn that needs the batch size as a number.

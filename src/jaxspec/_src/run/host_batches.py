@@ -103,7 +103,7 @@ def run_batches(
             started = [wanted(spec)]
             in_flight.append(functools.partial(fetch_slice, started[0], item, began))
         for spec in started:
-            start_fetch(spec)
+            start_fetch(spec, programs.full.devices)
         number += count
         return True
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.shards import start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
@@ -43,6 +44,7 @@ class InFlight:
 
     def __init__(self, engine: Engine, host_calls: HostCalls, report: TrainingReport, first_step: int) -> None:
         self._live_state, self._report, self.host_calls = engine.live_state, report, host_calls
+        self._devices = engine.devices
         self._most = MAX_IN_FLIGHT - 1 if engine.use_tpu else 0  # 0: each is looked at before the next one
         self._dispatches: collections.deque[Dispatch] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
@@ -60,7 +62,7 @@ class InFlight:
         """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
         if not self.host_calls.due_steps(dispatch.first_step, dispatch.count):
             dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=None))
-        start_fetch(dispatch.spec)
+        start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 
     def look_at_surplus(self) -> None:
@@ -91,7 +93,8 @@ class InFlight:
             return
         first, count = dispatch.first_step, dispatch.count
         try:
-            spec = jax.device_get(dispatch.spec)
+            with doing("the devices"):
+                spec = jax.device_get(dispatch.spec)
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise

@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
 from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import Slice
+from jaxspec._src.data.stacks import Slice, position_after
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
 from jaxspec._src.run.agreement import Agreement
@@ -27,10 +29,6 @@ from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
-
-
-def _same(position: str | None) -> str | None:
-    return position
 
 
 class TrainingLoops(RunningSession):
@@ -202,13 +200,14 @@ class TrainingLoops(RunningSession):
 
     def _dispatch(self, item: Slice | InputBatch) -> None:
         if isinstance(item, InputBatch):
-            item = Slice(stack_of_one(item.data), 0, 1, functools.partial(_same, item.position))
+            item = Slice(stack_of_one(item.data), 0, 1, position_after(item))
         if self._step > self.first_step:
             self._in_flight.host_calls.keep_in_step(self._in_flight.drain)
         began = self._in_flight.pace.clock()
         state = self._live_state.take()
         try:
-            state, spec = self._program(state, item.data, item.start, item.count)
+            with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
+                state, spec = self._program(state, item.data, item.start, item.count)
             self._in_flight.add(Dispatch(self._step, spec, item.count, began, item.finish))
             self._step_done(spec, functools.partial(fetch_step, index=item.count - 1))
             self._step += item.count

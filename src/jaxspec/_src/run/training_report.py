@@ -9,6 +9,7 @@ from jaxspec._src.base.types import Clock
 from jaxspec._src.hooks.rates import Compute, record_rates
 from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.run.config import RunConfig
+from jaxspec._src.run.goodput import Goodput
 from jaxspec._src.summary.writer import SummaryWriter
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class TrainingReport:
       clock: seconds since some start.
       logs: whether there are log lines: of several processes, process 0 writes them.
       compute: for the FLOP/s; None: they are not known.
+      goodput: looks at the time at the end of each loop; None: nobody does.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class TrainingReport:
         clock: Clock,
         logs: bool = True,
         compute: Compute | None = None,
+        goodput: Goodput | None = None,
     ) -> None:
         self._writer, self._batch_size, self._bar, self._compute = writer, batch_size, bar, compute
+        self._goodput = goodput
         self._log_timer = _timer(config.log_step_count_steps if logs else None, step, clock)
         self._summary_timer = _timer(config.save_summary_steps, step, clock)
 
@@ -71,6 +75,8 @@ class TrainingReport:
 
     def log_loop(self, step: int, loss: float) -> None:
         """Logs the loss and the rates, if they are due, at the end of a loop after which `step` updates are done."""
+        if self._goodput is not None:
+            self._goodput.loop_ended(step)
         timer = self._log_timer
         if timer is None or not timer.should_trigger_for_step(step):
             return

@@ -13,7 +13,7 @@ from jax.tree_util import KeyPath
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
-from jaxspec._src.checkpoint.tensorflow.load import init_from_checkpoint
+from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
 from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, open_checkpoint
 from jaxspec._src.optim.ftrl import FtrlState
 from jaxspec._src.step.state import TrainState
@@ -41,7 +41,7 @@ def from_tensorflow(
     Args:
       state: a fresh one of the same model and optimizer, as `create_train_state` returns it.
       path: of the TensorFlow checkpoint, as for `checkpoint.tf.load_checkpoint`.
-      assignment_map: as for `checkpoint.tf.init_from_checkpoint`. What it says of a variable is also how its slots are
+      assignment_map: as for `init_from_checkpoint`. What it says of a variable is also how its slots are
         converted; a constant that a converter adds is left out there.
 
     Returns:
@@ -51,7 +51,7 @@ def from_tensorflow(
 
     Raises:
       ValueError: if the optimizer has a state of another kind; if the checkpoint has no slot, or one of another shape,
-        for a parameter that is trained. Otherwise as `checkpoint.tf.init_from_checkpoint`.
+        for a parameter that is trained. Otherwise as `init_from_checkpoint`.
     """
     reader = open_checkpoint(path)
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
