@@ -14,7 +14,7 @@ from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
-from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, open_checkpoint
+from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
 from jaxspec._src.optim.ftrl import FtrlState
 from jaxspec._src.step.state import TrainState
 
@@ -53,7 +53,7 @@ def from_tensorflow(
       ValueError: if the optimizer has a state of another kind; if the checkpoint has no slot, or one of another shape,
         for a parameter that is trained. Otherwise as `init_from_checkpoint`.
     """
-    reader = open_checkpoint(path)
+    reader = load_checkpoint(path)
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
     sources = sources_of(assignment_map, named_leaves(state.variables))
     step = jnp.asarray(reader.read("global_step"), jnp.int32)

@@ -14,7 +14,7 @@ _LATEST = re.compile(rb'^model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"', re.MUL
 def is_tensorflow_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether the path is the prefix of a TensorFlow checkpoint, or a directory whose file `checkpoint` names one.
 
-    It may be damaged, or in the old format that `open_checkpoint` refuses.
+    It may be damaged, or in the old format that `load_checkpoint` refuses.
     """
     path = absolute_path(path)
     return find_file(f"{path}.index") is not None or _latest_in(path) is not None or _is_old_format(path)
