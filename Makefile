@@ -14,7 +14,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-tf test-newest clean
+.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-savedmodel test-tf test-newest clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -44,6 +44,9 @@ test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compi
 test-torch: .venv-torch/ready  ## train on torchdata's loader, in an environment that has torch
 	.venv-torch/bin/python -m pytest tests/data/test_torchdata.py $(ARGS)
 
+test-savedmodel: .venv-savedmodel/ready  ## write exports for TensorFlow, load and run them there
+	.venv-savedmodel/bin/python -m pytest tests/export/test_for_tensorflow.py $(ARGS)
+
 test-tf: .venv/ready .venv-tf/ready  ## train with TensorFlow's TPUEstimator, and go on here from its checkpoints
 	.venv-tf/bin/python tests/tensorflow_oracle/record_continued.py .venv-tf/continued
 	JAXSPEC_CONTINUED=.venv-tf/continued .venv/bin/python -m pytest tests/tensorflow_oracle/test_continued.py $(ARGS)
@@ -53,7 +56,7 @@ test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, whe
 	else $(MAKE) .venv-newest/ready && .venv-newest/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS); fi
 
 clean:  ## remove the environments, caches, and what the examples wrote
-	rm -rf .venv .venv-tpu .venv-torch .venv-tf .venv-newest runs build dist src/*.egg-info
+	rm -rf .venv .venv-tpu .venv-torch .venv-savedmodel .venv-tf .venv-newest runs build dist src/*.egg-info
 	rm -rf .pytest_cache .jax_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -69,6 +72,13 @@ clean:  ## remove the environments, caches, and what the examples wrote
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python $(PIP_INSTALL) --editable '.[test-tpu]'
+	@touch $@
+
+# A new TensorFlow, beside JAX: jax2tf needs both.
+.venv-savedmodel/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-savedmodel
+	.venv-savedmodel/bin/python $(PIP_INSTALL) --editable '.[test-savedmodel]'
 	@touch $@
 
 # torch is larger than all the rest together.

@@ -90,6 +90,7 @@ EXPORT = {
     "load",
     "load_safetensors",
     "save_safetensors",
+    "write_tensorflow_saved_model",
 }
 SUMMARY = {
     "Sink",

@@ -9,6 +9,7 @@ import pytest
 from tensorflow_checkpoints import DATA, as_tensorflow_reads
 from tensorflow_tables import block, entry, field, header, joined, table
 
+from jaxspec._src.base import buckets
 from jaxspec._src.checkpoint.tensorflow import reader as reader_module
 from jaxspec._src.checkpoint.tensorflow.find import is_tensorflow_checkpoint
 from jaxspec._src.checkpoint.tensorflow.slice_keys import slice_key
@@ -105,6 +106,8 @@ def test_what_is_a_tensorflow_checkpoint(tmp_path):
     assert is_tensorflow_checkpoint(DATA / "saver" / "model.ckpt-3")
     assert not is_tensorflow_checkpoint(DATA)
     assert not is_tensorflow_checkpoint(tmp_path / "nothing")
+    (tmp_path / "v1").write_bytes(table({b"a": b"b"}))
+    assert is_tensorflow_checkpoint(tmp_path / "v1")  # of the format V1, which is refused later
     (tmp_path / "checkpoint").mkdir()
     assert not is_tensorflow_checkpoint(tmp_path)
 
@@ -231,3 +234,18 @@ def test_blocks_of_one_entry_are_read(tmp_path):
     (tmp_path / "a.index").write_bytes(joined(blocks, [b"", b"a"]))
     (tmp_path / "a.data-00000-of-00001").write_bytes(b"abcdefgh")
     assert tf.load_variable(tmp_path / "a", "a").dtype == jnp.float32
+
+
+def test_a_checkpoint_in_a_bucket_is_read_in_ranges(bucket):
+    for file in (DATA / "saver").glob("*"):
+        buckets.write(f"{bucket.directory}/run/{file.name}", file.read_bytes())
+    assert is_tensorflow_checkpoint(f"{bucket.directory}/run")
+    assert not is_tensorflow_checkpoint(bucket.directory)
+    checkpoint = tf.load_checkpoint(f"{bucket.directory}/run")
+    assert checkpoint.path == f"{bucket.directory}/run/model.ckpt-12"
+    for name, value in as_tensorflow_reads("saver").items():
+        np.testing.assert_array_equal(checkpoint.read(name), value, strict=True)
+    with pytest.raises(
+        ValueError, match=r"there is no TensorFlow checkpoint at .*/run/nothing\. .*/run/model.ckpt-12'"
+    ):
+        tf.load_checkpoint(f"{bucket.directory}/run/nothing")

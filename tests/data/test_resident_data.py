@@ -124,6 +124,17 @@ def test_a_number_that_does_not_fit_is_named_as_ever(tmp_path, resident):
         linear(tmp_path).train(input_fn(resident, y=y), steps=12)
 
 
+def test_a_second_call_compiles_nothing(tmp_path):
+    made, fn, compiled = linear(tmp_path), input_fn(True), []
+    made.train(fn, steps=12).train(fn, steps=12)
+    jax.monitoring.register_event_duration_secs_listener(lambda name, _, **kwargs: compiled.append(name))
+    try:
+        made.train(fn, steps=12)
+        assert not [name for name in compiled if "compile" in name]
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
 def test_the_copies_are_gone_after_the_call(tmp_path):
     x = np.zeros((12345, 4), np.float32)
     made = linear(tmp_path)

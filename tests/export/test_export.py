@@ -125,6 +125,14 @@ def test_a_checkpoint(tmp_path):
     assert old.content["written_by"]["checkpoint"] == first
 
 
+def test_a_warm_start(estimator, exported, tmp_path):
+    params, (want,) = {}, [predicted(estimator, {"x": ROWS})]
+    started = js.TPUEstimator(model_fn, init_fn, model_dir=tmp_path / "fresh", params=params, warm_start_from=exported)
+    loaded = load(started.export_saved_model(tmp_path / "x", receiver_fn()))
+    np.testing.assert_allclose(loaded(x=ROWS)["probabilities"], want["probabilities"], rtol=1e-6)
+    assert (loaded.content["global_step"], loaded.content["written_by"]["checkpoint"]) == (0, "the warm start")
+
+
 # Signatures.
 
 

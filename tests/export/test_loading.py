@@ -189,6 +189,12 @@ def test_a_program_that_jax_cannot_read(exported, monkeypatch):
         js.export.load(exported)
 
 
+def test_without_tensorflow_there_is_no_saved_model(exported, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ImportError, match=r'needs TensorFlow. Run: pip install "jaxspec\[savedmodel\]"'):
+        js.export.write_tensorflow_saved_model(exported, tmp_path / "saved")
+
+
 def test_another_platform(estimator, tmp_path, caplog):
     path = estimator.export_saved_model(tmp_path, receiver_fn(), platforms=["tpu"])
     assert "'serving_default' is for ['tpu'], and is not verified: here is 'cpu'" in caplog.text

@@ -51,9 +51,9 @@ def scalars(logdir, tag):
 
 @pytest.fixture
 def logged(caplog):
-    """The lines logged so far, without those about checkpoints."""
+    """The lines logged so far, without those about checkpoints and the run."""
     caplog.set_level("INFO", "jaxspec")
-    quiet = ("Saving checkpoint", "Loss for final", "Running on", "Restored")
+    quiet = ("Saving checkpoint", "Loss for final", "Running on", "Restored", "Training took")
     return lambda: [line for line in caplog.messages if not line.startswith(quiet)]
 
 

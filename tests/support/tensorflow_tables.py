@@ -49,14 +49,15 @@ def table(entries, compress=None, entries_a_block=8):
     return joined([block(part, compress) for part in blocks], [part[-1][0] for part in blocks], compress)
 
 
-def joined(blocks, last_keys, compress=None):
-    """A table of blocks that are made already."""
+def joined(blocks, last_keys, compress=None, left_out=()):
+    """A table of blocks that are made already. Its list of them leaves out those with the numbers `left_out`."""
     out, handles = b"", []
     for content in blocks:
         handles.append(handle(len(out), len(content) - 5))
         out += content
     meta = block([])
-    index = block(list(zip(last_keys, handles, strict=True)), compress)
+    listed = [pair for n, pair in enumerate(zip(last_keys, handles, strict=True)) if n not in left_out]
+    index = block(listed, compress)
     footer = handle(len(out), len(meta) - 5) + handle(len(out) + len(meta), len(index) - 5)
     return out + meta + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 

@@ -179,6 +179,22 @@ def warm_starts():
     processes.finish({"w": float(estimator.get_variable_value("params/w")), "failed": failed})
 
 
+def exports(model_dir):
+    """Exports in a run, and loads the export in each process."""
+    estimator = net(model_dir, save=2)
+    x, y = data(rows=EXAMPLES)
+    receiver_fn = js.export.build_raw_serving_input_receiver_fn(x)
+    exporters = [js.LatestExporter("latest", receiver_fn, exports_to_keep=1), js.FinalExporter("final", receiver_fn)]
+    _, paths = js.train_and_evaluate(
+        estimator,
+        js.TrainSpec(train_input(), max_steps=4),
+        js.EvalSpec(js.inputs.numpy_input_fn(x, y), steps=None, exporters=exporters, throttle_secs=0),
+    )
+    loaded = js.export.load(paths[1])
+    devices = loaded(input=x[:4])["logits"].devices()
+    processes.finish({"paths": paths, "devices": len(devices), "step": loaded.content["global_step"]})
+
+
 def failures():
     """One failure after the other, each caught; then a training that succeeds, and what is open before and after."""
     me = int(os.environ["TEST_PROCESS"])

@@ -62,7 +62,7 @@ def batches(num_shards, *, place):
 
 
 def compiled(loop, state, batches):
-    starts = np.zeros(len(loop.devices), np.int32)
+    starts = np.zeros((1, len(loop.devices)), np.int32)
     return loop._program.lower(shapes(state), batches, starts, np.int32(CAPACITY)).compile()
 
 

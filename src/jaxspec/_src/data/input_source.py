@@ -19,7 +19,7 @@ from jaxspec._src.data.lent_iterators import Holder, InputMemory
 from jaxspec._src.data.numpy_input import NumpyBatches
 from jaxspec._src.data.position_methods import position_methods
 from jaxspec._src.data.resume import Positions, input_identity
-from jaxspec._src.data.stacks import PositionAt
+from jaxspec._src.data.stacks import PositionAt, no_position
 from jaxspec._src.device.stack_placement import fits_on_devices
 from jaxspec._src.spec.mode import ModeKeys
 
@@ -149,7 +149,7 @@ class InputSource:
         count = len(rows)
         self._fetched += count
         self.checker.passed(count)
-        positions: list[PositionAt] = [lambda: None] * count
+        positions: list[PositionAt] = [no_position] * count
         if self._positions is not None:
             texts = self._positions
             states = [batches.state_before(count - 1 - i) for i in range(count)]

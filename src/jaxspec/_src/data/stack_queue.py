@@ -19,7 +19,7 @@ import numpy as np
 from jaxspec._src.base.arrays import describe_leaves, named_leaves
 from jaxspec._src.base.types import Batch, PyTree
 from jaxspec._src.data.batch import InputBatch
-from jaxspec._src.data.stacks import PositionAt, Slice, Stack
+from jaxspec._src.data.stacks import PositionAt, Slice, Stack, position_after
 from jaxspec._src.device.stack_buffers import StackBuffers
 from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
@@ -83,13 +83,12 @@ class StackQueue:
             self._put(dataclasses.replace(batch, data=jax.tree.map(np.array, batch.data)))
         elif batch.on_devices:
             self.flush()
-            data, position = batch.data, batch.position
-            stack = Stack(lambda i: data, data=self.placement.of_batch(data), positions=[lambda: position])
-            self._put(stack)
+            data = self.placement.of_batch(batch.data)
+            self._put(Stack(lambda i: batch.data, data=data, positions=[position_after(batch)]))
         else:
             stack = self._take_filling(batch.data, batch.signature)
             self._buffers_of(stack).write(stack.count, batch.data)
-            self._added(stack, [functools.partial(str, batch.position) if batch.position else _no_position])
+            self._added(stack, [position_after(batch)])
 
     def put_rows(self, arrays: PyTree, rows: np.ndarray, positions: Sequence[PositionAt]) -> None:
         """Copies full batches of examples into the queue, as `put` does.
@@ -276,10 +275,6 @@ class StackQueue:
         self._current = None
         self._items.clear()
         return [batch for item in items if isinstance(item, Stack | InputBatch) for batch in item.rest()]
-
-
-def _no_position() -> None:
-    return None
 
 
 def _never_lent(index: int) -> Batch:

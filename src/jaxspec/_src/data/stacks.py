@@ -15,6 +15,16 @@ PositionAt = Callable[[], str | None]
 """Gives the position of the input after a batch, as text, when it is needed."""
 
 
+def position_after(batch: InputBatch) -> PositionAt:
+    """The position of a batch that knows it already."""
+    position = batch.position  # not the batch, which would keep its arrays
+    return lambda: position
+
+
+def no_position() -> None:
+    """The position of an input that reports none."""
+
+
 @dataclasses.dataclass
 class Stack:
     """Full batches for the devices, taken in slices."""
@@ -74,7 +84,7 @@ class Slice:
     """The arrays of the whole stack."""
     start: int
     count: int
-    position_at: PositionAt = lambda: None
+    position_at: PositionAt = no_position
     signature: int = 0
     """That of the batches: 0 for those with the shapes of the first."""
     done: Callable[[], None] = _nothing

@@ -76,7 +76,6 @@ class ResidentArrays:
         # A CPU device might read the arrays in place, and the user may write to them.
         owned = jax.tree.map(np.array, arrays) if placement.devices[0].platform == "cpu" else arrays
         self._copies = [jax.device_put(owned, device) for device in placement.local_devices]
-        self._gather = jax.jit(_gather)
 
     @jax.transfer_guard("allow")
     def stack(self, rows: np.ndarray, capacity: int) -> Batch:
@@ -85,12 +84,13 @@ class ResidentArrays:
         padded = np.zeros((shards, capacity, rows.shape[1] // shards), np.int32)
         padded[:, : len(rows)] = rows.reshape(len(rows), shards, -1).swapaxes(0, 1)
         parts = [
-            self._gather(arrays, jax.device_put(indices, device))
+            _gather(arrays, jax.device_put(indices, device))
             for arrays, indices, device in zip(self._copies, padded, self._placement.local_devices, strict=True)
         ]
         return stack_of_parts(parts, self._placement.devices)
 
 
+@jax.jit
 def _gather(arrays: PyTree, rows: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds")[:, None], arrays)
 

@@ -145,7 +145,7 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
     content = read_signature_file(directory)
     chosen = tuple(jax.local_devices() if devices is None else devices)
     _check_platform(directory, content, chosen)
-    read = functools.cache(lambda file: _read_program(directory, file, content))
+    read = functools.cache(lambda file: read_program(directory, file, content))
     programs = {
         name: {program["rows"]: read(program["file"]) for program in entry["programs"]}
         for name, entry in content["signatures"].items()
@@ -158,8 +158,9 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
 
 
 def _placed(arrays: Mapping[str, Array], place: jax.Device | jax.sharding.Sharding) -> dict[str, Array]:
-    """The arrays, where those of JAX are moved to their place. A program itself moves those of NumPy, and faster."""
-    return {name: x if isinstance(x, np.ndarray) else jax.device_put(x, place) for name, x in arrays.items()}
+    """The arrays at their place. Those of NumPy may stay where they are: a program itself moves them, and faster."""
+    alone = jax.process_count() == 1  # otherwise a program does not
+    return {name: x if isinstance(x, np.ndarray) and alone else jax.device_put(x, place) for name, x in arrays.items()}
 
 
 def _for_rows(programs: Mapping[int | None, _Program], rows: int) -> _Program | None:
@@ -175,7 +176,8 @@ def _check_platform(directory: str, content: SignatureFile, devices: Sequence[ja
         )
 
 
-def _read_program(directory: str, file: str, content: SignatureFile) -> jax.export.Exported:
+def read_program(directory: str, file: str, content: SignatureFile) -> jax.export.Exported:
+    """One program of an export; a ValueError if this version of JAX cannot read it."""
     versions = (
         jax.export.minimum_supported_calling_convention_version,
         jax.export.maximum_supported_calling_convention_version,

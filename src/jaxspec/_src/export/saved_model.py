@@ -83,7 +83,7 @@ def write_saved_model(
     content: SignatureFile = {
         "format": FORMAT,
         "written_by": {
-            "jaxspec": importlib.metadata.version("jaxspec"),
+            "jaxspec": _own_version(),
             "jax": jax.__version__,
             "model_fn": describe(model.model.model_fn),
             "checkpoint": checkpoint,
@@ -165,6 +165,13 @@ def _verify(
     exported = jax.export.deserialize(bytearray(data))
     got = jax.jit(exported.call)(model.weights, programs.sample(model.inputs, rows))
     programs.check_outputs(got, want, f"signature {name!r}")
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("jaxspec")
+    except importlib.metadata.PackageNotFoundError:  # the code is on the path, and not installed
+        return "unknown"
 
 
 def _forms(arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> dict[str, ArrayForm]:

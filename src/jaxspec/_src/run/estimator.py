@@ -305,7 +305,7 @@ class TPUEstimator:
             digits; the newest export has the greatest name.
           serving_input_receiver_fn: without arguments; returns an `export.ServingInputReceiver`.
           assets_extra: files to copy, by their names in `assets.extra`.
-          checkpoint_path: None means the live state or the latest checkpoint.
+          checkpoint_path: None means the live state, or the latest checkpoint, or the warm start.
           platforms: on which the export runs: of `cpu`, `cuda`, `rocm`, `tpu`.
           batch_sizes: the only sizes that the export takes, each with a program of its own; None: one program for all.
             This is for a model_fn that needs the batch size as a number.

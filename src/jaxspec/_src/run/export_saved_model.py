@@ -19,6 +19,9 @@ from jaxspec._src.export.platforms import check_platforms
 from jaxspec._src.export.receiver import ServingInputReceiver
 from jaxspec._src.export.saved_model import check_batch_sizes, write_saved_model
 from jaxspec._src.run.engine import Engine
+from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.step.inference_step import placed_step
+from jaxspec._src.step.tracing import trace_spec
 
 _WRITE = "Write export.build_raw_serving_input_receiver_fn({'x': jax.ShapeDtypeStruct((None, 28, 28), jnp.float32)})."
 
@@ -47,20 +50,23 @@ def export_saved_model(
     platforms, sizes, assets = check_platforms(platforms), check_batch_sizes(batch_sizes), check_assets(assets_extra)
     check_base(base)
     with contextlib.closing(engine.source(checkpoint_path)) as source, jax.transfer_guard("allow"):
-        if source.fresh:
+        if source.fresh and engine.warm_start is None:
             raise ValueError(
                 f"Couldn't find trained model at {engine.model_dir}. Train first, or name a checkpoint: "
                 "export_saved_model(..., checkpoint_path=...)."
             )
         features = jax.jit(receiver.features_of)(programs.sample(receiver.shapes(), sizes[0]))
-        state = first_shard(engine.initial_state.for_inference(source, _Sample(features)))
+        state = engine.initial_state.for_inference(source, _Sample(features))
+        if source.fresh:
+            spec, _ = trace_spec(placed_step(ModeKeys.PREDICT, engine.model), state, features, None)
+            state = engine.initial_state.finish_fresh(state, spec)
         return write_saved_model(
             base,
-            ExportedModel(engine.model, state, receiver),
+            ExportedModel(engine.model, first_shard(state), receiver),
             platforms=platforms,
             batch_sizes=sizes,
             assets=assets,
-            checkpoint=source.path or "the state in memory",
+            checkpoint=source.path or ("the warm start" if source.fresh else "the state in memory"),
         )
 
 

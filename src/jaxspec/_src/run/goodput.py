@@ -22,6 +22,7 @@ _PARTS = {
     "hook ": "hooks",
     "compilation": "compilation",
     "process ": "other processes",
+    "the weights to start from": _START_UP,
     _START_UP: _START_UP,
 }
 """How the activities begin (see `doing`), and the part of the time they belong to. Anything else is "steps"."""

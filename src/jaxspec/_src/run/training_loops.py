@@ -12,7 +12,7 @@ from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import Slice
+from jaxspec._src.data.stacks import Slice, position_after
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
 from jaxspec._src.run.agreement import Agreement
@@ -29,10 +29,6 @@ from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
 
 _logger = logging.getLogger("jaxspec")
-
-
-def _same(position: str | None) -> str | None:
-    return position
 
 
 class TrainingLoops(RunningSession):
@@ -204,7 +200,7 @@ class TrainingLoops(RunningSession):
 
     def _dispatch(self, item: Slice | InputBatch) -> None:
         if isinstance(item, InputBatch):
-            item = Slice(stack_of_one(item.data), 0, 1, functools.partial(_same, item.position))
+            item = Slice(stack_of_one(item.data), 0, 1, position_after(item))
         if self._step > self.first_step:
             self._in_flight.host_calls.keep_in_step(self._in_flight.drain)
         began = self._in_flight.pace.clock()

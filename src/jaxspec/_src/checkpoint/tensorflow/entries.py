@@ -58,18 +58,19 @@ def read_header(data: bytes, file: str) -> int:
 
 def read_entry(data: bytes) -> Entry:
     """The entry of one tensor. DamageError if it is not one."""
-    fields = dict(read_message(data))
-    shape = tuple(_shape(_message(fields.get(2, b""))))
+    fields = list(read_message(data))
+    last = dict(fields)
+    shape = tuple(_shape(_message(last.get(2, b""))))
     if len(shape) > 64 or math.prod(max(size, 1) for size in shape) >= 1 << 58:  # more than NumPy has
         raise DamageError(f"a tensor has the shape {list(shape)}")
     return Entry(
-        dtype=_number(fields.get(1, 0)),
+        dtype=_number(last.get(1, 0)),
         shape=shape,
-        shard=_number(fields.get(3, 0)),
-        offset=_number(fields.get(4, 0)),
-        size=_number(fields.get(5, 0)),
-        crc=_number(fields.get(6, 0)),
-        slices=tuple(_slice(_message(value)) for number, value in read_message(data) if number == 7),
+        shard=_number(last.get(3, 0)),
+        offset=_number(last.get(4, 0)),
+        size=_number(last.get(5, 0)),
+        crc=_number(last.get(6, 0)),
+        slices=tuple(_slice(_message(value)) for number, value in fields if number == 7),
     )
 
 

@@ -27,11 +27,11 @@ def depthwise_conv(source: str, target: str, *, use_bias: bool = True) -> Entrie
 
 def batch_norm(source: str, target: str, *, use_scale: bool = True, use_bias: bool = True) -> Entries:
     """BatchNormalization to `nn.BatchNorm`. Keras has an epsilon of 0.001, Flax one of 0.00001: set it."""
-    moments = {f"{source}/moving_{long}": f"batch_stats/{target}/{short}" for long, short in _MOMENTS.items()}
-    return {**layer_norm(source, target, use_scale=use_scale, use_bias=use_bias), **moments}
-
-
-_MOMENTS = {"mean": "mean", "variance": "var"}
+    return {
+        **layer_norm(source, target, use_scale=use_scale, use_bias=use_bias),
+        f"{source}/moving_mean": f"batch_stats/{target}/mean",
+        f"{source}/moving_variance": f"batch_stats/{target}/var",
+    }
 
 
 def layer_norm(source: str, target: str, *, use_scale: bool = True, use_bias: bool = True) -> Entries:

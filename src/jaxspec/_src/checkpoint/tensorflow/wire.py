@@ -7,6 +7,8 @@ from jaxspec._src.checkpoint.tensorflow.damage import DamageError
 
 def read_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     """(an unsigned number of 64 bits that begins at `at`, where it ends)."""
+    if at < len(data) and data[at] < 0x80:  # most numbers are a byte long
+        return data[at], at + 1
     value = shift = 0
     while at < len(data):
         byte = data[at]
