@@ -5,8 +5,7 @@ new_enough = $(firstword $(foreach p,$(1),$(shell $(p) -c 'import sys; sys.exit(
 PYTHON ?= $(call new_enough,python3 python3.13 python3.12 python3.11,11)
 NEWEST_PYTHON ?= $(call new_enough,python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13) \
 	python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3,12)
-TF_PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+TF_PYTHON ?= python3.11
 WORKERS ?= 2
 ARGS ?=
 # Each worker takes the files of one half, not every other test: it makes what the tests of a file share once.
@@ -15,7 +14,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-newest bench bench-tf clean
+.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-savedmodel test-tf test-newest bench bench-tf clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -45,6 +44,13 @@ test-tpu: .venv-tpu/ready  ## compile the digits example with the real TPU compi
 test-torch: .venv-torch/ready  ## train on torchdata's loader, in an environment that has torch
 	.venv-torch/bin/python -m pytest tests/data/test_torchdata.py $(ARGS)
 
+test-savedmodel: .venv-savedmodel/ready  ## write exports for TensorFlow, load and run them there
+	.venv-savedmodel/bin/python -m pytest tests/export/test_for_tensorflow.py $(ARGS)
+
+test-tf: .venv/ready .venv-tf/ready  ## train with TensorFlow's TPUEstimator, and go on here from its checkpoints
+	.venv-tf/bin/python tests/tensorflow_oracle/record_continued.py .venv-tf/continued
+	JAXSPEC_CONTINUED=.venv-tf/continued .venv/bin/python -m pytest tests/tensorflow_oracle/test_continued.py $(ARGS)
+
 test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, where there is one
 	@if [ -z "$(NEWEST_PYTHON)" ]; then echo "No Python 3.12 or newer here: nothing to do."; \
 	else $(MAKE) .venv-newest/ready && .venv-newest/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS); fi
@@ -52,12 +58,12 @@ test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, whe
 bench: .venv-bench/ready  ## measure against other libraries, write docs/benchmarks.md; options: make bench ARGS=--quick
 	.venv-bench/bin/python benchmarks/run_all.py $(ARGS)
 
-bench-tf: .venv-bench/ready .venv-bench-tf/ready  ## measure against the real TPUEstimator, in an environment that has TensorFlow 2.15
+bench-tf: .venv-bench/ready .venv-tf/ready  ## measure against TensorFlow's TPUEstimator, write docs/benchmarks.md
 	.venv-bench/bin/python benchmarks/real_tpu_estimator.py $(ARGS)
 	.venv-bench/bin/python benchmarks/report.py
 
 clean:  ## remove the environments, caches, and what the examples wrote
-	rm -rf .venv .venv-tpu .venv-torch .venv-newest .venv-bench .venv-bench-tf runs build dist src/*.egg-info
+	rm -rf .venv .venv-tpu .venv-torch .venv-savedmodel .venv-tf .venv-newest .venv-bench runs build dist src/*.egg-info
 	rm -rf .pytest_cache .jax_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -75,11 +81,24 @@ clean:  ## remove the environments, caches, and what the examples wrote
 	.venv-tpu/bin/python $(PIP_INSTALL) --editable '.[test-tpu]'
 	@touch $@
 
+# A new TensorFlow, beside JAX: jax2tf needs both.
+.venv-savedmodel/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-savedmodel
+	.venv-savedmodel/bin/python $(PIP_INSTALL) --editable '.[test-savedmodel]'
+	@touch $@
+
 # torch is larger than all the rest together.
 .venv-torch/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python $(PIP_INSTALL) --editable '.[test-torch]'
+	@touch $@
+
+# The last TensorFlow that has the TPUEstimator. It needs an older NumPy than jaxspec.
+.venv-tf/ready:
+	$(TF_PYTHON) -m venv .venv-tf
+	.venv-tf/bin/python $(PIP_INSTALL) 'tensorflow-cpu==2.15.*' 'numpy<2'
 	@touch $@
 
 # Newer than what pip would choose for .venv, whose JAX is the newest that an older Python may have.
@@ -93,11 +112,4 @@ clean:  ## remove the environments, caches, and what the examples wrote
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP_INSTALL) --editable '.[bench]'
-	@touch $@
-
-# The last TensorFlow that has TPUEstimator needs an older Python, and an older NumPy than jaxspec.
-.venv-bench-tf/ready: benchmarks/requirements-tensorflow.txt
-	@test -n "$(TF_PYTHON)" || { echo "Python 3.9, 3.10 or 3.11 is needed; name one with make TF_PYTHON=..."; exit 1; }
-	$(TF_PYTHON) -m venv .venv-bench-tf
-	.venv-bench-tf/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@

@@ -23,7 +23,7 @@ from targets import TENSORFLOW
 from workloads import workload
 
 ROOT = Path(__file__).parents[1]
-PYTHON = os.environ.get("BENCH_TF_PYTHON", ROOT / ".venv-bench-tf" / "bin" / "python")
+PYTHON = os.environ.get("BENCH_TF_PYTHON", ROOT / ".venv-tf" / "bin" / "python")
 DISTINCT_BATCHES = 50
 """TensorFlow keeps the examples in its graph, where they must be few."""
 

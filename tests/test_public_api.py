@@ -46,7 +46,10 @@ NAMES = {
     "FinalExporter",
     "checkpoints_iterator",
     "load_global_step",
+    "init_from_checkpoint",
     "OtherProcessError",
+    "WarmStartReport",
+    "WarmStartSettings",
 }
 HOOKS = {
     "SessionRunHook",
@@ -75,6 +78,20 @@ HOOKS = {
     "stop_if_no_decrease_hook",
     "stop_if_no_increase_hook",
 }
+EXPORT = {
+    "ClassificationOutput",
+    "ExportOutput",
+    "LoadedExport",
+    "LoadedSignature",
+    "PredictOutput",
+    "RegressionOutput",
+    "ServingInputReceiver",
+    "build_raw_serving_input_receiver_fn",
+    "load",
+    "load_safetensors",
+    "save_safetensors",
+    "write_tensorflow_saved_model",
+}
 SUMMARY = {
     "Sink",
     "SummaryWriter",
@@ -86,27 +103,52 @@ SUMMARY = {
     "scalar",
     "text",
 }
-SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "summary"}
+TF = {
+    "CheckpointReader",
+    "batch_norm",
+    "dense",
+    "depthwise_conv",
+    "embedding",
+    "init_from_checkpoint",
+    "keras_lstm",
+    "layer_norm",
+    "list_variables",
+    "load_checkpoint",
+    "load_variable",
+    "rnn_cell_lstm",
+}
+SUBMODULES = {"checkpoint", "export", "hooks", "inputs", "metrics", "optim", "summary"}
 LOADED_ON_USE = ["orbax", "tensorboardX", "tensorboard", "tensorflow", "sklearn", "PIL", "tqdm"]
 
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(jaxspec, NAMES), (jaxspec.hooks, HOOKS), (jaxspec.summary, SUMMARY)],
-    ids=["jaxspec", "jaxspec.hooks", "jaxspec.summary"],
+    [
+        (jaxspec, NAMES),
+        (jaxspec.checkpoint.tf, TF),
+        (jaxspec.export, EXPORT),
+        (jaxspec.hooks, HOOKS),
+        (jaxspec.summary, SUMMARY),
+    ],
+    ids=["jaxspec", "jaxspec.checkpoint.tf", "jaxspec.export", "jaxspec.hooks", "jaxspec.summary"],
 )
 def test_a_module_exports_these_names_and_no_others(module, names):
     # The files of a package are attributes of it, too, as with any package; they are not exported.
     exported = {
         name
-        for name, value in vars(module).items()
+        for name, value in attributes(module).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert exported == names
 
 
+def attributes(module):
+    """All attributes of a module. Those of `jaxspec` are imported at their first use."""
+    return {name: getattr(module, name) for name in dir(module)}
+
+
 def test_the_public_submodules_are_imported_with_the_package():
-    modules = {name: value for name, value in vars(jaxspec).items() if isinstance(value, types.ModuleType)}
+    modules = {name: value for name, value in attributes(jaxspec).items() if isinstance(value, types.ModuleType)}
     assert modules.keys() >= SUBMODULES
     assert all(module.__name__ == f"jaxspec.{name}" for name, module in modules.items())
 

@@ -11,9 +11,10 @@ from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.checkpoint import backend
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.checkpoint.restore import stored_variables
-from jaxspec.checkpoint import array_names, read_array
+from jaxspec.checkpoint import array_names, load_variables, read_array, read_arrays
 
 _TREES = {
     "slash": {"a/b": 1.0, "a": {"b": 2.0}},
@@ -52,6 +53,24 @@ def test_names_are_plain_where_that_is_clear_and_escaped_where_two_would_be_equa
     assert read_array(path, "params/a/b") == 2
     with pytest.raises(ValueError, match=r"model.ckpt-1 has no array 'params/a'; the names are"):
         read_array(path, "params/a")
+
+
+def test_many_arrays_are_read_in_one_pass(tmp_path, monkeypatch):
+    params = {"a": {"w": jnp.arange(3.0), "none": jnp.zeros((0, 2))}, "b": jnp.ones((), jnp.bfloat16)}
+    path = saved(tmp_path, state_of(params))
+    reads = []
+    load = backend.load
+    monkeypatch.setattr(backend, "load", lambda path, parts: reads.append(set(parts)) or load(path, parts))
+    assert_trees_equal(load_variables(path), {"params": params})
+    assert reads == [{"meta"}, {"variables"}]
+    names = ["params/b", "global_step", "params/a/none"]
+    read = read_arrays(path, names)
+    assert list(read) == names
+    assert (read["params/b"], read["global_step"], read["params/a/none"].shape) == (1, 1, (0, 2))
+    assert reads[2:] == [{"meta"}, {"variables", "step"}]
+    assert read_arrays(path, []) == {}
+    with pytest.raises(ValueError, match=r"model.ckpt-1 has no array 'params/c'; the names are"):
+        read_arrays(path, ["params/b", "params/c"])
 
 
 class _Same:

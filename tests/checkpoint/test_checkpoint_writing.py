@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from checkpoint_states import restored, saved, state_of
 from tiny_models import assert_trees_equal, counting_init, counting_input, counting_model_fn, run_config
@@ -102,7 +104,7 @@ def test_a_write_whose_beginning_was_interrupted_is_done_once_by_whoever_waits(t
     monkeypatch.setattr(
         background_write.checksums, "write_manifest", lambda path, step: (steps.append(step), original(path, step))
     )
-    write = background_write.BackgroundWrite(str(tmp_path / "model.ckpt-1"), 1, _state(1), [None], "new")
+    write = background_write.BackgroundWrite(str(tmp_path / "model.ckpt-1"), 1, {"variables": {"w": np.ones(3)}}, "new")
     assert write.wait()
     write.begin()
     assert write.wait()
@@ -111,7 +113,7 @@ def test_a_write_whose_beginning_was_interrupted_is_done_once_by_whoever_waits(t
 
 def test_an_interrupt_at_any_moment_of_saving_leaves_the_checkpoint_whole_or_absent(tmp_path, monkeypatch):
     """The interrupt comes at each call that save makes in the caller's thread, one after the other."""
-    moments = ("check_names", "BackgroundWrite", "_finite_and_no_nan")
+    moments = ("check_names", "BackgroundWrite", "_are_good")
     for number, name in enumerate(moments):
         saver = Saver(str(tmp_path / str(number)))
         original = getattr(saver_module, name)
@@ -204,6 +206,55 @@ def test_a_clean_up_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
     assert old.startswith(f"{tmp_path / 'model.ckpt-1.removed-'}")
     assert left.endswith("remove it by hand.")
     assert js.checkpoint.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-2")
+
+
+def test_the_old_are_removed_in_the_background_when_the_new_one_is_in_its_place(tmp_path, monkeypatch):
+    removed = []
+
+    def remove(path):
+        removed.append((os.path.basename(path), threading.current_thread().name))
+        assert latest_undamaged_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-2")
+        original(path)
+
+    original = saver_module.remove_checkpoint
+    monkeypatch.setattr(saver_module, "remove_checkpoint", remove)
+    saver = Saver(str(tmp_path), keep_max=1)
+    for step in (1, 2):
+        saver.save(_state(step))
+    saver.wait()
+    assert removed == [("model.ckpt-1", "jaxspec-checkpoint")]
+    assert os.listdir(tmp_path) == ["model.ckpt-2"]
+
+
+def test_one_that_cannot_be_marked_as_kept_stays_with_a_warning(tmp_path, monkeypatch, caplog):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saver_module, "write_file", full)
+    saver = Saver(str(tmp_path), keep_max=1, keep_every_n_hours=0)
+    for step in (1, 2):
+        saver.save(_state(step))
+    saver.wait()
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path}: old checkpoints could not be removed: ")
+    assert sorted(os.listdir(tmp_path)) == ["model.ckpt-1", "model.ckpt-2"]
+
+
+def test_the_caller_waits_for_the_copy_and_not_for_orbax(tmp_path, monkeypatch):
+    going_on, original = threading.Event(), backend.save
+
+    def slow(*args):
+        assert going_on.wait(60)
+        original(*args)
+
+    monkeypatch.setattr(background_write.backend, "save", slow)
+    saver, state = Saver(str(tmp_path)), _state(1)
+    saver.save(state)
+    add_one = jax.jit(lambda variables: jax.tree.map(lambda x: x + 1, variables), donate_argnums=0)
+    assert add_one(state.variables)["params"]["w"].tolist() == [2.0] * 3
+    going_on.set()
+    saver.wait()
+    assert_trees_equal(restored(str(tmp_path / "model.ckpt-1"), _state(1)), _state(1))
 
 
 def test_a_directory_that_vanishes_while_a_checkpoint_is_written_is_one_short_error_and_saving_goes_on(

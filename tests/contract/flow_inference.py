@@ -3,6 +3,7 @@
 import contract_models
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flow_registry import scenario
 
 import jaxspec as js
@@ -206,3 +207,62 @@ def shapes(run):
         lambda batches: [{key: list(value.shape) for key, value in batch.items()} for batch in batches],
     )
     run.call("a scalar among the outputs", lambda: predict(predicting(jnp.zeros(()))))
+
+
+@scenario("warm_start/values")
+def warm_start(run, b):
+    names = ("params/a", "params/b", "constants/fixed")
+
+    def init(values):
+        a, b, fixed = map(jnp.float32, values)
+        return lambda: {"params": {"a": a, "b": b}, "constants": {"fixed": fixed}}
+
+    def model_fn(variables, features, mode, params):
+        tensors = {name.split("/")[1]: variables[name.split("/")[0]][name.split("/")[1]] for name in names}
+        rows = {key: jnp.broadcast_to(value, features["x"].shape) for key, value in tensors.items()}
+        return js.TPUEstimatorSpec(
+            mode,
+            loss=features["x"].mean(),
+            train_op=js.apply_gradients(optax.sgd(1.0), {"a": -jnp.ones(()), "b": jnp.zeros(())}),
+            eval_metrics=(lambda **rows: {key: js.metrics.mean(value) for key, value in rows.items()}, rows),
+        )
+
+    def estimator(warm_start_from, values=(1, 2, 3), name=None):
+        return run.estimator(
+            name and run.folder(name), model_fn=model_fn, init_fn=init(values), warm_start_from=warm_start_from
+        )
+
+    source = estimator(None, (10, 20, 30), name="source").train(run.input(logged=False), steps=b)
+
+    def settings(**kwargs):
+        return js.WarmStartSettings(source.model_dir, **kwargs)
+
+    def values(it):
+        if it.latest_checkpoint() is None:
+            return None
+        return {name.split("/")[-1]: float(it.get_variable_value(name)) for name in (*names, "global_step")}
+
+    for what, warm_start_from in {
+        "a checkpoint path": source.latest_checkpoint(),
+        "a folder": source.model_dir,
+        "WarmStartSettings(vars_to_warm_start='a')": settings(vars_to_warm_start="params/a"),
+        "WarmStartSettings(vars_to_warm_start='.*')": settings(vars_to_warm_start=".*"),
+        "WarmStartSettings(vars_to_warm_start=['a', 'fixed'])": settings(
+            vars_to_warm_start=["params/a", "constants/fixed"]
+        ),
+        "WarmStartSettings(vars_to_warm_start=None)": settings(vars_to_warm_start=None),
+        "WarmStartSettings(vars_to_warm_start='x')": settings(vars_to_warm_start="params/x"),
+        "WarmStartSettings(a from b)": settings(
+            vars_to_warm_start="params/a", var_name_to_prev_var_name={"params/a": "params/b"}
+        ),
+    }.items():
+        it = estimator(warm_start_from)
+        evaluate(run, it, f"warm_start_from={what}: evaluate before training", steps=1)
+        for label in ("train(steps=1)", "train(steps=1) again: the own checkpoint wins"):
+            run.call(label, lambda it=it: it.train(run.input(logged=False), steps=1))
+            run.data("values", values(it))
+    run.call("warm_start_from=3", lambda: estimator(3))
+    run.call("WarmStartSettings('')", lambda: js.WarmStartSettings(""))
+    label = "warm_start_from a path without a checkpoint: train(steps=1)"
+    missing = estimator(run.folder("nothing_here"))
+    run.call(label, lambda: missing.train(run.input(logged=False), steps=1))

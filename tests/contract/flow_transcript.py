@@ -162,7 +162,16 @@ class Transcript:
         self._folders += 1
         return str(self.directory / (name or f"folder_{self._folders}"))
 
-    def estimator(self, model_dir=None, *, model_fn=None, init_fn=contract_models.init_fn, sizes=None, **config):
+    def estimator(
+        self,
+        model_dir=None,
+        *,
+        model_fn=None,
+        init_fn=contract_models.init_fn,
+        sizes=None,
+        warm_start_from=None,
+        **config,
+    ):
         """An estimator of the counting model. Unless `config` says otherwise, only the first and last step are
         saved."""
         tpu = config.pop("tpu", {})
@@ -176,6 +185,7 @@ class Transcript:
             config=js.RunConfig(js.TPUConfig(**tpu), **settings),
             params={},
             use_tpu=self.setup.use_tpu,
+            warm_start_from=warm_start_from,
             **dict(
                 zip(
                     ("train_batch_size", "eval_batch_size", "predict_batch_size"), sizes or [self.rows] * 3, strict=True

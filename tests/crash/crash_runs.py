@@ -92,7 +92,8 @@ def run_together(model, model_dir, moment=None):
 def last_arrays(model_dir):
     """Everything in the last checkpoint, by name."""
     stored = StoredCheckpoint(latest_checkpoint(str(model_dir)))
-    return {name: stored.load_on_host(leaf) for name, leaf in named_leaves(stored.parts).items()}
+    leaves = named_leaves(stored.parts)
+    return dict(zip(leaves, stored.load_on_host(list(leaves.values())), strict=True))
 
 
 def check_whole(model_dir):

@@ -1,6 +1,7 @@
 """What one element of the input means."""
 
 import collections
+import re
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ X, Y = data(rows=24)
 
 
 def check(element, mode="train", num_shards=1, batch_size=4, ragged=False):
-    request = InputRequest(list, mode=mode, num_shards=num_shards, batch_size=batch_size, ragged=ragged)
+    request = InputRequest(list, mode=mode, devices=jax.devices()[:num_shards], batch_size=batch_size, ragged=ragged)
     return BatchChecker(request).check(element).data
 
 
@@ -102,7 +103,8 @@ def test_the_rows_of_one_shard_are_named_as_that():
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_sequences_of_several_lengths_are_refused_with_what_to_write(tmp_path, verb):
+@pytest.mark.parametrize("max_programs", [1, 16])
+def test_shapes_that_are_not_meant_are_named(tmp_path, verb, max_programs):
     def input_fn():
         for width in (4, 6):
             yield np.zeros((8, width), np.float32), np.zeros(8, np.int32)
@@ -111,13 +113,23 @@ def test_sequences_of_several_lengths_are_refused_with_what_to_write(tmp_path, v
         linear_model_fn,
         linear_init,
         model_dir=tmp_path,
-        config=run_config(num_shards=1),
+        config=run_config(num_shards=1, max_programs=max_programs),
         train_batch_size=8,
         eval_batch_size=8,
     )
-    with pytest.raises(ValueError, match=r"batch 1 .*features: float32\[8,6\], was float32\[8,4\]") as caught:
-        getattr(made, verb)(input_fn)
-    assert caught.value.__notes__[0].startswith("Sequences of several lengths: pad them to one length in input_fn.")
+    if max_programs == 1:
+        message = (
+            r"batch 1 .*has new shapes \(features: float32\[8,6\]\), and each of the 1 before .*max_programs=\.\.\."
+        )
+        with pytest.raises(ValueError, match=message):
+            getattr(made, verb)(input_fn)
+    else:
+        with pytest.raises(TypeError, match="dot_general") as caught:
+            getattr(made, verb)(input_fn)
+        (note,) = [note for note in caught.value.__notes__ if "not those of the first batch" in note]
+        assert re.search(r"features: float32\[\d+,1,8,6\]", note)
+    if verb == "train":
+        assert made.get_variable_value("global_step") == 1  # the batch before has been trained on
 
 
 def test_torchs_lists_and_plain_lists_train_as_tuples_do(tmp_path):

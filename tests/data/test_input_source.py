@@ -141,10 +141,16 @@ def test_the_input_has_the_callers_context(tmp_path):
 def test_sixty_four_bits_are_kept_where_the_caller_enabled_them():
     with jax.enable_x64(True):
         feed = Infeed(
-            InputRequest(lambda: [np.zeros(4, np.float64)] * 3, mode="train", num_shards=1, batch_size=4, ragged=False)
+            InputRequest(
+                lambda: [np.zeros(4, np.float64)] * 3,
+                mode="train",
+                devices=jax.devices()[:1],
+                batch_size=4,
+                ragged=False,
+            )
         )
         feed.start(1)
-    taken = [take(feed, 1) for _ in range(3)]
+        taken = [take(feed, 1) for _ in range(3)]
     feed.close()
     assert [item.data[0].dtype for item in taken] == [np.float64] * 3
 
@@ -256,7 +262,7 @@ def test_batches_in_flight_when_a_loop_is_cut_short_are_kept():
     mine, memory = own_generator([]), InputMemory()
 
     def feed():
-        request = InputRequest(lambda: mine, mode="train", num_shards=1, batch_size=ROWS, ragged=False)
+        request = InputRequest(lambda: mine, mode="train", devices=jax.devices()[:1], batch_size=ROWS, ragged=False)
         return Infeed(request, memory=memory)
 
     first = feed()
@@ -394,7 +400,9 @@ def test_an_evaluation_of_a_minute_says_once_that_it_goes_on(caplog):
     now = [100.0]
 
     def evaluated(limit, mode="eval"):
-        request = InputRequest(counting_input(6), mode=mode, num_shards=1, batch_size=ROWS, ragged=True, limit=limit)
+        request = InputRequest(
+            counting_input(6), mode=mode, devices=jax.devices()[:1], batch_size=ROWS, ragged=True, limit=limit
+        )
         feed = Infeed(request, clock=lambda: now[0])
         feed.start(1)
         while take(feed, 1) is not None:

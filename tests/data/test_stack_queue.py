@@ -3,31 +3,34 @@
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from take import take
 
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.stack_queue import QUEUED_ITEMS, End, StackQueue
+from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
 ROWS, SOON, LONG = 4, 0.0, 20
+PLACEMENT = StackPlacement(jax.devices()[:2])
 
 
 def batch(number, rows=ROWS):
-    return InputBatch((np.full(rows, number), None), rows, f"after {number}")
+    return InputBatch((np.full(rows, number, np.int32), None), rows, f"after {number}")
 
 
 def numbers(item):
     """The numbers of the batches in what `take` gave."""
     if isinstance(item, InputBatch):
         return [item.data[0][0]]
-    return list(item.data[0][item.start : item.start + item.count, 0, 0])
+    return list(np.asarray(item.data[0])[item.start : item.start + item.count, 0, 0])
 
 
 @pytest.fixture
 def queue():
-    made = StackQueue(num_shards=2)
-    made.capacity = 3
+    made = StackQueue()
+    made.begin(3, PLACEMENT)
     return made
 
 
@@ -55,7 +58,6 @@ def test_a_stack_is_not_written_to_after_it_has_been_taken_early(queue):
     early = take(queue, 5, SOON)
     queue.put(batch(1), full=True)
     assert numbers(early) == [0]
-    assert not early.data[0][1:].any()
     assert numbers(take(queue, 5, SOON)) == [1]
 
 
@@ -69,7 +71,7 @@ def test_the_end_comes_last_and_stays(queue):
 
 
 def test_no_more_than_the_bound_waits_and_a_stop_ends_the_wait(queue):
-    queue.capacity = 1
+    queue.begin(1, PLACEMENT)
     put = []
 
     def fill():
@@ -126,3 +128,54 @@ def test_on_demand_no_more_may_be_fetched_than_was_asked_for(queue):
     queue.stop()
     thread.join()
     assert not queue.may_fetch(1)
+
+
+def test_rows_of_arrays_are_stacked_behind_the_batches_before_them(queue):
+    x = np.arange(20)
+    queue.put(batch(7), full=True)
+    assert queue.room() == 2
+    queue.put_rows((x, None), np.array([[8, 1, 5, 0], [2, 2, 19, 3]]), [lambda: "after 8", lambda: "after 9"])
+    item = take(queue, 3, SOON)
+    expected = [[[7, 7], [7, 7]], [[8, 1], [5, 0]], [[2, 2], [19, 3]]]
+    np.testing.assert_array_equal(item.data[0], expected)
+    assert (item.count, item.position) == (3, "after 9")
+
+
+def test_rows_of_resident_arrays_are_a_stack_like_any_other(queue):
+    x = {"a": np.arange(40).reshape(20, 2)}
+    arrays = ResidentArrays((x, None), PLACEMENT)
+    rows = np.array([[8, 1, 5, 0], [2, 2, 19, 3]])
+    queue.put(batch(7), full=True)
+    queue.put_resident(arrays, rows, [lambda: "after 8", lambda: "after 9"])
+    assert numbers(take(queue, 3, SOON)) == [7]
+    item = take(queue, 3, SOON)
+    assert (item.start, item.count, item.capacity, item.position) == (0, 2, 3, "after 9")
+    np.testing.assert_array_equal(np.asarray(item.data[0]["a"])[:2].reshape(2, 4, 2), x["a"][rows])
+
+
+def test_the_memory_of_a_stack_is_used_again_once_the_devices_have_read_it_and_not_before(queue):
+    def stack(first):
+        for number in range(first, first + 3):
+            queue.put(batch(number), full=True)
+        return [take(queue, 2, SOON), take(queue, 2, SOON)]
+
+    def addresses(item):
+        return [shard.data.unsafe_buffer_pointer() for shard in item.data[0].addressable_shards]
+
+    first, second = stack(0), stack(3)
+    assert not set(addresses(first[0])) & set(addresses(second[0]))
+    first[0].finish(first[0].data)
+    third = stack(6)  # batch 2 of the first may still be read
+    assert not set(addresses(first[0])) & set(addresses(third[0]))
+    first[1].finish(first[1].data)
+    assert addresses(stack(9)[0]) == addresses(first[0])
+
+
+def test_batches_on_the_devices_are_not_copied_to_the_host(queue):
+    x = jax.device_put(np.arange(4.0), jax.devices()[0])
+    with jax.transfer_guard_device_to_host("disallow_explicit"):
+        queue.put(InputBatch((x, None), 4, "after 0", on_devices=True), full=True)
+        item = take(queue, 3, SOON)
+    assert (item.capacity, item.count, item.position) == (1, 1, "after 0")
+    assert item.data[0].sharding.device_set == set(jax.devices()[:2])
+    np.testing.assert_array_equal(item.data[0], [[[0, 1], [2, 3]]])

@@ -19,6 +19,7 @@ class Store:
 
     def __init__(self):
         self.values, self.changed, self.is_gone = {}, threading.Condition(), False
+        self.asked_for_one = self.asked_for_all = 0
 
     def key_value_set_bytes(self, key, value, allow_overwrite=False):
         with self.changed:
@@ -29,6 +30,7 @@ class Store:
 
     def blocking_key_value_get_bytes(self, key, timeout_in_ms):
         with self.changed:
+            self.asked_for_one += 1
             if self.is_gone:
                 raise jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
             if not self.changed.wait_for(lambda: key in self.values, timeout_in_ms / 1000):
@@ -40,6 +42,11 @@ class Store:
             if key not in self.values:
                 raise jax.errors.JaxRuntimeError(f"NOT_FOUND: Config key {key} not found.")
             return self.values[key]
+
+    def key_value_dir_get_bytes(self, key):
+        with self.changed:
+            self.asked_for_all += 1
+            return [(name, value) for name, value in self.values.items() if name.startswith(key)]
 
     def key_value_delete(self, key):
         with self.changed:
@@ -78,6 +85,26 @@ def test_each_process_gets_the_values_of_all_in_their_order(store):
 
     expected = [[(index, i) for index in range(3)] for i in range(3)]
     assert together(store, program, program, program) == [expected] * 3
+
+
+def test_the_values_of_many_processes_are_fetched_together(store):
+    came = threading.Barrier(9)
+    set_one = store.key_value_set_bytes
+
+    def set_and_wait(key, value, allow_overwrite=False):
+        set_one(key, value)
+        if not key.endswith("/all"):
+            came.wait(20)
+
+    store.key_value_set_bytes = set_and_wait
+
+    def first(exchange):
+        came.wait(20)
+        return exchange.gather("number", 0)
+
+    others = [lambda exchange: exchange.gather("number", exchange.index)] * 8
+    assert together(store, first, *others) == [list(range(9))] * 9
+    assert (store.asked_for_one, store.asked_for_all) == (1 + 8, 1)
 
 
 def test_one_process_gets_back_what_it_gives():

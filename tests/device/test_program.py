@@ -45,6 +45,18 @@ def stacked(steps, shards, copies=1):
     return tuple(a.reshape(steps, shards, 16 // shards, *a.shape[1:]) for a in (x, y))
 
 
+@pytest.mark.parametrize(("shards", "single_step"), [(1, False), (4, False), (4, True)])
+def test_the_flops_of_a_step_are_those_of_all_shards_and_known_after_the_first_dispatch(shards, single_step):
+    """By hand: [16, 4] @ [4, 3] forward, and as much for the gradient of the weights."""
+    devices = jax.devices()[:shards]
+    model = Model(linear_model_fn, {})
+    program = Program(train_step(model), devices, trains=True, single_step=single_step)
+    assert program.flops_per_step is None
+    program(broadcast(fresh(linear_model_fn, linear_init), devices), stacked(1, shards), 0, 1)
+    assert program.flops_per_step == 2 * (2 * 16 * 4 * 3)
+    assert program.peak_flops_per_sec is None  # of a CPU
+
+
 @pytest.mark.parametrize("shards", [1, 4])
 def test_dispatches_of_any_length_and_capacity_are_bitwise_equal(shards):
     devices = jax.devices()[:shards]

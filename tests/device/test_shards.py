@@ -1,5 +1,7 @@
 """Every reshape over shards, on arrays that are small enough to write down."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,15 +29,6 @@ def test_a_stack_of_one_batch_shares_its_memory():
     assert shards.stack_of_one({"empty": np.zeros((4, 0))})["empty"].shape == (1, 1, 4, 0)
 
 
-def test_batches_come_out_of_a_stack_as_they_went_in():
-    stack = shards.empty_stack(BATCH, capacity=4, num_shards=2)
-    assert_equal(stack, {"a": np.zeros((4, 2, 3, 2), int), "b": np.zeros((4, 2, 3), int)})
-    shards.copy_into_stack(stack, 2, BATCH)
-    assert_equal(stack["b"][2], [[0, 1, 2], [3, 4, 5]])
-    assert_equal(shards.batch_of_stack(stack, 2), BATCH)
-    assert not stack["a"][[0, 1, 3]].any()
-
-
 def test_places_number_the_batches_and_their_shards():
     places = shards.places_in_stack(7, 5, 3, 2)
     assert places.dtype == np.int32
@@ -60,6 +53,18 @@ def test_each_step_of_a_dispatch_is_a_spec_of_its_whole_batch():
     assert spec.loss == 1.5
     assert_equal(spec.eval_metrics[1], {"rows": [6, 7, 8, 9, 10, 11], "scalar": [20, 21]})
     assert not isinstance(spec.eval_metrics[1]["scalar"], ShardScalars)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_outputs_are_on_their_way_to_the_host_before_they_are_asked_for(monkeypatch, platform):
+    started = []
+    x = jnp.arange(3.0)
+    monkeypatch.setattr(type(x), "copy_to_host_async", lambda array: started.append(array.shape))
+    spec = js.TPUEstimatorSpec(js.ModeKeys.PREDICT, predictions={"x": x, "on the host": np.zeros(2)})
+    spec = replaced(spec, export_outputs=None)
+    with jax.transfer_guard("disallow"):
+        shards.start_fetch(spec, [types.SimpleNamespace(platform=platform)])
+    assert started == ([] if platform == "cpu" else [(3,)])
 
 
 def test_scalars_of_shards_carry_their_rows_where_batches_differ_in_size():

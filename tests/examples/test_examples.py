@@ -1,5 +1,8 @@
 """The examples, shrunk."""
 
+import pathlib
+import re
+
 import digits
 import jax
 import numpy as np
@@ -7,6 +10,8 @@ import own_loop
 import pytest
 
 import jaxspec as js
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +39,22 @@ def test_digits_trains_then_resumes_then_is_finished(tmp_path, capsys):
 
     assert digits.main(steps=12, shards=2, model_dir=tmp_path / "model")["global_step"] == 12
     assert "Finished already:" in capsys.readouterr().out
+
+
+@pytest.mark.slow(reason="the example compiles a network for images, and trains it")
+def test_digits_exports_what_the_readme_loads(tmp_path, capsys, few_rows):
+    digits.main(steps=8, shards=2, model_dir=tmp_path / "model", export=True)
+    path = re.search("^Export: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    images, _ = digits.load_digits()[1]
+    (lines,) = re.findall(r"```pycon\n(.*?)```", README.read_text(), re.DOTALL)
+    *load, call = [line.strip().removeprefix(">>> ") for line in lines.strip().splitlines()]
+    names = {"path": path, "images": images}
+    exec("\n".join(load), names)
+    got = eval(call, names)
+    sizes = {"model_dir": tmp_path / "model", "params": digits.PARAMS, "predict_batch_size": 64}
+    estimator = js.TPUEstimator(digits.model_fn, digits.INIT_FN, **sizes)
+    want = [example["class"] for example in estimator.predict(js.inputs.numpy_input_fn(images))]
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.slow(reason="the example compiles a network for images, and trains it")

@@ -1,6 +1,7 @@
 """The hooks that come with the library, in real runs."""
 
 import glob
+import itertools
 import threading
 
 import jax
@@ -8,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_models import counting_init, counting_input, counting_model_fn, run_config
+from tiny_models import (
+    counting_init,
+    counting_input,
+    counting_model_fn,
+    data,
+    linear_init,
+    linear_model_fn,
+    run_config,
+)
 
 import jaxspec as js
+from jaxspec._src.device import peak_flops
 
 
 def counting(model_dir, every=1, save=1000, shards=1, **run):
@@ -41,9 +51,9 @@ def scalars(logdir, tag):
 
 @pytest.fixture
 def logged(caplog):
-    """The lines logged so far, without those about checkpoints."""
+    """The lines logged so far, without those about checkpoints and the run."""
     caplog.set_level("INFO", "jaxspec")
-    quiet = ("Saving checkpoint", "Loss for final", "Running on", "Restored")
+    quiet = ("Saving checkpoint", "Loss for final", "Running on", "Restored", "Training took")
     return lambda: [line for line in caplog.messages if not line.startswith(quiet)]
 
 
@@ -214,6 +224,31 @@ def test_compile_time_is_what_the_first_loop_took_longer(tmp_path):
     hook = js.hooks.ExamplesPerSecondHook(8, clock=lambda: now[0])
     counting(tmp_path, every=4).train(counting_input(), steps=20, hooks=[hook, Clock()])
     assert hook.result() == js.hooks.Rates(4.0, 32.0, 9.0)
+
+
+@pytest.mark.parametrize("peak", [None, 1e6])
+def test_rates_know_the_flops_and_where_the_peak_is_known_its_share(tmp_path, monkeypatch, peak):
+    """By hand: [8, 4] @ [4, 3] forward and for the gradient, 4 steps/s, on two devices that could do 1e6 FLOP/s each."""
+    if peak is not None:
+        monkeypatch.setitem(peak_flops._PEAKS, "cpu", (peak, "source"))
+    now = [0.0]
+
+    class OneSecondALoop(js.hooks.SessionRunHook):
+        def before_run(self, run_context):
+            now[0] += 1.0
+
+    hook = js.hooks.ExamplesPerSecondHook(8, every_n_steps=4, output_dir=tmp_path / "mine", clock=lambda: now[0])
+    config = run_config(every=4, num_shards=2)
+    estimator = js.TPUEstimator(linear_model_fn, linear_init, model_dir=tmp_path, config=config, train_batch_size=8)
+    x, y = data(8)
+    estimator.train(lambda: itertools.repeat((x, y)), steps=20, hooks=[hook, OneSecondALoop()])
+    flops_per_sec = 4 * 2 * (2 * 8 * 4 * 3)
+    mfu = None if peak is None else flops_per_sec / (2 * peak)
+    assert hook.result() == js.hooks.Rates(4.0, 32.0, 0.0, flops_per_sec, mfu)
+    assert scalars(tmp_path / "mine", "TFLOP/sec")[-1] == (20, pytest.approx(flops_per_sec / 1e12))
+    assert [rate for _, rate in scalars(tmp_path / "mine", "MFU")][-1:] == (
+        [] if peak is None else [pytest.approx(mfu)]
+    )
 
 
 # SummarySaverHook, NanTensorHook, FinalOpsHook

@@ -111,6 +111,9 @@ UNWEIGHTED = [
     Row("confusion_matrix", classes, {"num_classes": CLASSES}),
     Row("mean_iou", classes, {"num_classes": CLASSES}),
     Row("mean_per_class_accuracy", classes, {"num_classes": CLASSES}),
+    Row("confusion_matrix", classes, {"num_classes": 70}, "large"),
+    Row("mean_iou", classes, {"num_classes": 5000}, "large"),
+    Row("mean_per_class_accuracy", classes, {"num_classes": 5000}, "large"),
     *(
         Row(f"{prefix}{name}", ranking, {"k": 3})
         for prefix, name in (

@@ -129,8 +129,20 @@ def test_one_class_only(label: int, expected: dict[str, float]) -> None:
         np.testing.assert_allclose(value.compute(), expected[name], atol=1e-6, err_msg=name)
 
 
-def test_bins_agree_with_float32_comparison_to_the_last_bit() -> None:
-    limits = np.linspace(0, 1, 41)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        np.linspace(0, 1, 41),
+        np.linspace(0, 1, 3000),
+        [0.3],
+        [0.5, 0.25, 0.5, 1.0, 1.0],
+        [0.2, np.nextafter(np.float32(0.2), np.float32(1)), 0.7],
+        [-3.0, -1e-7, 0.0, 1 + 1e-7, 5.0],
+    ],
+    ids=["even", "many", "one", "repeated", "neighbours", "outside"],
+)
+def test_bins_agree_with_float32_comparison_to_the_last_bit(limits: Any) -> None:
+    limits = np.asarray(limits)
     near = limits.astype(np.float32)
     predictions = np.clip(
         np.concatenate([near, np.nextafter(near, np.float32(2)), np.nextafter(near, np.float32(-1))]), 0, 1

@@ -48,7 +48,16 @@ def test_the_failing_process_raises_its_own_error_and_the_others_name_it(outcome
     assert other["secs"] < 30
 
 
-@pytest.mark.parametrize("name", ["input_breaks", "hook_breaks"])
+def test_batches_of_one_step_must_have_the_same_shapes_in_all_processes(outcomes):
+    for outcome in outcomes:
+        assert outcome["shapes_change_in_both"]["value"] == 20
+        assert outcome["shapes_change_in_one"]["error"] == "ValueError"
+        text = outcome["shapes_change_in_one"]["text"]
+        assert "at global step 7 the processes have batches of different shapes" in text
+        assert re.search(r"process 0: features/columns: float32\[\d+,4,\d+,2\].*process 1: .*,3\]", text)
+
+
+@pytest.mark.parametrize("name", ["input_breaks", "hook_breaks", "shapes_change_in_one"])
 def test_the_estimator_trains_on_after_a_failure(outcomes, name):
     for outcome in outcomes:
         assert outcome[f"{name}, then again"]["value"] == 20

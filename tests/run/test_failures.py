@@ -394,7 +394,7 @@ def test_a_nan_is_nobodys_error(tmp_path):
 
 
 def test_an_exporter_that_fails_is_named(tmp_path):
-    with pytest.raises(NotImplementedError, match="define export_saved_model in a class derived from") as caught:
+    with pytest.raises(TypeError, match="must return an export.ServingInputReceiver, got None") as caught:
         js.train_and_evaluate(
             counting(tmp_path),
             js.TrainSpec(counting_input(), max_steps=1),

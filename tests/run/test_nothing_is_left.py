@@ -24,12 +24,6 @@ from jaxspec._src.checkpoint import checksums
 from jaxspec._src.checkpoint.claim_holder import Holder
 from jaxspec.hooks import SessionRunHook
 
-KNOWN = {
-    r".*/events\.out\.tfevents\..*": "the event file of a directory stays open, of 64 directories at most: "
-    "`create_file_writer` gives the same writer again",
-}
-"""What may be open afterwards, and why."""
-
 
 class Mine(Exception):
     """An error of the user's code."""
@@ -244,8 +238,8 @@ def what_is_open():
 
 
 def opened(before, after):
-    """What is open in addition, and is not known."""
-    return [name for name in (after - before) if not any(re.fullmatch(f"open {known}", name) for known in KNOWN)]
+    """What is open in addition."""
+    return list(after - before)
 
 
 @pytest.fixture(scope="module")

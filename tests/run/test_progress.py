@@ -171,6 +171,22 @@ def test_shows_where_the_run_stands(open_bar, terminal, clock):
     assert re.fullmatch(shown, terminal.line()), terminal.line()
 
 
+class Chips:
+    """A step has 10 GFLOP, of devices with a peak of 160 GFLOP/s."""
+
+    flops_per_step, peak_flops_per_sec = 10e9, 160e9
+
+
+@pytest.mark.parametrize(("peak", "shown"), [(160e9, ", 80.0GFLOP/s, 50% MFU]"), (None, "256 examples/s]")])
+def test_shows_the_flops_where_the_peak_is_known(open_bar, terminal, clock, monkeypatch, peak, shown):
+    monkeypatch.setattr(Chips, "peak_flops_per_sec", peak)
+    bar = open_bar()
+    for step in range(1, 20):
+        clock.now += 0.125
+        bar.show(step, 0.5, Chips())
+    assert terminal.line().endswith(shown), terminal.line()
+
+
 def test_the_bar_fills(open_bar, terminal, clock):
     def filled():
         return terminal.line().count("█")

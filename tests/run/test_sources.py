@@ -99,6 +99,22 @@ def test_a_newer_checkpoint_that_is_damaged_is_passed_over_for_the_newest_that_i
     assert "holds a checkpoint of step 5, newer than the state in memory (step 3)" in newer
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_checkpoints_of_tensorflow_are_not_passed_over_in_silence(tmp_path, caplog, verb):
+    for name in ("checkpoint", "model.ckpt-900.index", "model.ckpt-1000.index", "model.ckpt-1000.data-00000-of-00001"):
+        (tmp_path / name).write_text("")
+    call = getattr(counting(tmp_path), verb)
+    list(call(counting_input(3))) if verb == "predict" else call(counting_input(3))
+    assert warnings_of(caplog)[0] == (
+        f"model_dir {tmp_path} holds checkpoints of TensorFlow, and none of this library: fresh weights are used. To "
+        f"begin with those of TensorFlow, write TPUEstimator(..., warm_start_from='{tmp_path}/model.ckpt-1000')."
+    )
+    counting(tmp_path).train(counting_input(3))
+    caplog.clear()
+    counting(tmp_path).evaluate(counting_input(3))
+    assert not warnings_of(caplog)
+
+
 def test_training_that_is_skipped_is_told_with_what_to_do(tmp_path, caplog):
     counting(tmp_path).train(counting_input(), max_steps=3)
     counting(tmp_path).train(counting_input(), max_steps=2)
@@ -318,3 +334,19 @@ def test_training_past_the_last_number_of_a_step_is_refused(tmp_path):
         ValueError, match="training 2147483645 steps from step 3 leads past 2147483647, the last number"
     ):
         estimator.train(counting_input(), steps=2**31 - 3)
+
+
+def test_a_warm_start_says_what_to_do_with_checkpoints_of_tensorflow(tmp_path, caplog):
+    (tmp_path / "model.ckpt-9.index").write_text("")
+    settings = js.WarmStartSettings(str(tmp_path / "model.ckpt-9"), vars_to_warm_start=None)
+    made = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        config=run_config(),
+        warm_start_from=settings,
+        train_batch_size=4,
+    )
+    with pytest.raises(ValueError, match=r"model\.ckpt-9"):
+        made.train(counting_input(3))
+    assert not [text for text in warnings_of(caplog) if "holds checkpoints of TensorFlow" in text]

@@ -11,6 +11,7 @@ from tiny_models import counting_init, counting_input, counting_model_fn, run_co
 import jaxspec as js
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.training_report import TrainingReport
+from jaxspec._src.summary.event_reader import read_scalars
 
 
 class Time:
@@ -85,6 +86,25 @@ def test_rates_are_those_of_the_time_outside(caplog):
         "global_step/sec: 5",
         "examples/sec: 20",
     ]
+
+
+def test_flops_are_logged_and_written_with_the_rates(tmp_path, caplog):
+    """By hand: 5 steps/s of 2 TFLOP each, where 40 TFLOP/s is the peak."""
+
+    class Chips:
+        flops_per_step, peak_flops_per_sec = 2e12, 40e12
+
+    caplog.set_level(logging.INFO, "jaxspec")
+    time, writer = Time(), js.summary.create_file_writer(tmp_path)
+    config = js.RunConfig(log_step_count_steps=10)
+    report = TrainingReport(step=0, writer=writer, config=config, batch_size=4, bar=None, clock=time, compute=Chips())
+    report.log_loop(1, 0.0)
+    time.now += 2.0
+    report.log_loop(11, 0.0)
+    logged = [r.getMessage() for r in caplog.records if not r.getMessage().startswith("loss")]
+    assert logged == ["global_step/sec: 5", "examples/sec: 20", "TFLOP/sec: 10", "MFU: 0.25"]
+    writer.flush()
+    assert read_scalars(tmp_path)[11] == {"global_step/sec": 5, "examples/sec": 20, "TFLOP/sec": 10, "MFU": 0.25}
 
 
 @pytest.fixture

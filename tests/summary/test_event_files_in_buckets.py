@@ -62,6 +62,14 @@ def test_events_are_uploaded_every_30_seconds_at_most_and_when_they_are_flushed_
     assert len(files(bucket)) == 1
 
 
+def test_what_is_written_after_a_run_goes_into_the_same_object(bucket, writer):
+    for step in range(3):
+        writer.scalar("x", 1.0, step)
+        writer.release()
+        assert sorted(read_eval_metrics(bucket.directory)) == list(range(step + 1))
+    assert len(files(bucket)) == 1
+
+
 def test_a_long_run_writes_several_files_and_no_byte_very_often(bucket, clock, writer, monkeypatch):
     monkeypatch.setattr(event_file, "_OBJECT_BYTES", 2000)
     for step in range(300):

@@ -475,6 +475,30 @@ def test_writing_after_close_begins_another_file(tmp_path):
     assert scalars(tmp_path) == [(0, 1.0), (1, 2.0)]
 
 
+def test_writing_after_a_release_appends_to_the_file(tmp_path):
+    writer = create_file_writer(tmp_path)
+    writer.release()  # there is none yet
+    for step in range(3):
+        writer.scalar("x", 1.0, step)
+        writer.release()
+        assert not [name for name in open_files() if name.startswith(str(tmp_path))]
+        assert len(read_scalars(tmp_path)) == step + 1
+    assert len(list(tmp_path.iterdir())) == 1
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    writer.scalar("x", 2.0, 3)  # the file was removed: another one
+    writer.release()
+    writer.close()
+    writer.scalar("x", 3.0, 4)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert scalars(tmp_path) == [(3, 2.0), (4, 3.0)]
+
+
+def open_files():
+    links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return [os.readlink(link) for link in links if os.path.islink(link)]
+
+
 class GivingWay(io.FileIO):
     """A file that lets another thread run after each of the writes that make up a record, and when it is closed."""
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 import optax
 import processes
+from safetensors.numpy import save_file
 from tiny_models import (
     accuracy_fn,
     counting_init,
@@ -142,12 +143,14 @@ def train_to(model_dir, max_steps, save=None):
 # What fails, and is caught: the estimator and the process stay usable.
 
 
-def counting(model_dir, model_fn=counting_model_fn, save=100, **kwargs):
+def counting(model_dir, model_fn=counting_model_fn, save=100, warm_start_from=None, **kwargs):
     """The counting model. Its input has 2 rows for each process and step."""
     size = 2 * int(os.environ["TEST_PROCESSES"])
     sizes = dict.fromkeys(("train_batch_size", "eval_batch_size", "predict_batch_size"), size)
     made = config(save=save, every=5, **kwargs)
-    return js.TPUEstimator(model_fn, counting_init, model_dir=model_dir, config=made, **sizes)
+    return js.TPUEstimator(
+        model_fn, counting_init, model_dir=model_dir, config=made, warm_start_from=warm_start_from, **sizes
+    )
 
 
 def part(count=None, rows=2):
@@ -164,6 +167,32 @@ def outcome(call):
         notes = getattr(error, "__notes__", [])
         return {"error": type(error).__name__, "text": str(error), "notes": notes, "secs": time.monotonic() - began}
     return {"value": value, "secs": time.monotonic() - began}
+
+
+def warm_starts():
+    """Each process starts from a file of its own; then process 1 from a file that is not there."""
+    me = int(os.environ["TEST_PROCESS"])
+    save_file({"params/w": np.float32([10 * (me + 1)]).reshape(())}, f"{me}.safetensors")
+    estimator = counting("model", warm_start_from=f"{me}.safetensors").train(part(), max_steps=3)
+    lost = counting("other", warm_start_from="0.safetensors" if me == 0 else "lost.safetensors")
+    failed = outcome(lambda: lost.train(part(), max_steps=3))
+    processes.finish({"w": float(estimator.get_variable_value("params/w")), "failed": failed})
+
+
+def exports(model_dir):
+    """Exports in a run, and loads the export in each process."""
+    estimator = net(model_dir, save=2)
+    x, y = data(rows=EXAMPLES)
+    receiver_fn = js.export.build_raw_serving_input_receiver_fn(x)
+    exporters = [js.LatestExporter("latest", receiver_fn, exports_to_keep=1), js.FinalExporter("final", receiver_fn)]
+    _, paths = js.train_and_evaluate(
+        estimator,
+        js.TrainSpec(train_input(), max_steps=4),
+        js.EvalSpec(js.inputs.numpy_input_fn(x, y), steps=None, exporters=exporters, throttle_secs=0),
+    )
+    loaded = js.export.load(paths[1])
+    devices = loaded(input=x[:4])["logits"].devices()
+    processes.finish({"paths": paths, "devices": len(devices), "step": loaded.content["global_step"]})
 
 
 def failures():
@@ -188,6 +217,14 @@ def failures():
             if number == 7 and me == 1:
                 raise ValueError("no more of this file")
             yield batch
+
+    def of_other_shapes(processes_with_them):
+        def input_fn():
+            for number, batch in enumerate(part()()):
+                columns = 3 if number >= 7 and me in processes_with_them else 2
+                yield {**batch, "columns": np.zeros((len(batch["x"]), columns), np.float32)}
+
+        return input_fn
 
     class Broken(js.hooks.SessionRunHook):
         def after_run(self, run_context, run_values):
@@ -216,6 +253,8 @@ def failures():
     train("ends_early", empty_or_short(17))
     train("no_training_input", empty_or_short(0))
     train("input_breaks", broken_input, again=True)
+    train("shapes_change_in_one", of_other_shapes([1]), again=True)
+    train("shapes_change_in_both", of_other_shapes([0, 1]))
     train("hook_breaks", hooks=[Broken()], again=True)
     train("host_call_breaks", model_fn=with_host_call)
     estimator = train("metric_breaks", model_fn=with_metric)
@@ -233,12 +272,12 @@ def failures():
 
 
 def what_is_open():
-    """The names of the library's threads, and what is open, sorted. (An event file stays open for later summaries.)"""
+    """The names of the library's threads, and what is open, sorted."""
     links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
     files = [os.readlink(link) for link in links if os.path.islink(link)]
     return {
         "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("jaxspec")),
-        "files": sorted(file.split(":[")[0] for file in files if "tfevents" not in file),
+        "files": sorted(file.split(":[")[0] for file in files),
     }
 
 

@@ -2,7 +2,7 @@
 
 Each function here takes the arguments of the TensorFlow class, with TensorFlow's names and defaults;
 ``learning_rate`` may be a number or a schedule (``tf_schedules``). Where optax has the same rule the function
-is just the optax call that says it; the other rules are written out.
+is just the optax call that says it. Adam and FTRL are those of ``jaxspec.optim``; rare rules are written out here.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+import jaxspec as js
 
 
 def make_optimizer(kind, learning_rate, **arguments):
@@ -48,46 +50,6 @@ def rmsprop(learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, centered=Fals
 def adadelta(learning_rate=0.001, rho=0.95, epsilon=1e-8):
     """``AdadeltaOptimizer``."""
     return optax.adadelta(learning_rate, rho=rho, eps=epsilon)
-
-
-def adam(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """``AdamOptimizer``, which adds epsilon to the root of ``v``, not of the corrected ``v`` as optax does.
-
-    The betas are rounded to float32 before anything else, as in TensorFlow: the errors of ``1 - beta2`` in
-    ``v`` and in its correction cancel only if they are the same.
-    """
-    beta1, beta2 = jnp.float32(beta1), jnp.float32(beta2)
-
-    def rule(rate, count, gradient, weight, m, v):
-        m += (gradient - m) * (1 - beta1)
-        v += (gradient**2 - v) * (1 - beta2)
-        corrected = rate * jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
-        return weight - corrected * m / (jnp.sqrt(v) + epsilon), m, v
-
-    return _by_weight(learning_rate, rule, 0.0, 0.0)
-
-
-def ftrl(
-    learning_rate,
-    learning_rate_power=-0.5,
-    initial_accumulator_value=0.1,
-    l1_regularization_strength=0.0,
-    l2_regularization_strength=0.0,
-    l2_shrinkage_regularization_strength=0.0,
-    beta=0.0,
-):
-    """``FtrlOptimizer``, which computes weights anew from the sums ``n`` and ``z`` instead of moving them."""
-    l1, l2 = l1_regularization_strength, l2_regularization_strength
-    shrinkage = l2_shrinkage_regularization_strength
-
-    def rule(rate, count, gradient, weight, n, z):
-        new_n = n + gradient**2
-        root, new_root = n**-learning_rate_power, new_n**-learning_rate_power
-        z += gradient + 2 * shrinkage * weight - (new_root - root) / rate * weight
-        steepness = new_root / rate + 2 * (l2 + (beta or 0.0) / (2 * rate))
-        return (jnp.clip(z, -l1, l1) - z) / steepness, new_n, z
-
-    return _by_weight(learning_rate, rule, initial_accumulator_value, 0.0)
 
 
 def adagrad_da(
@@ -138,14 +100,15 @@ def proximal_adagrad(
 OPTIMIZERS = {
     "GradientDescent": gradient_descent,
     "Momentum": momentum,
-    "Adam": adam,
+    "Adam": js.optim.adam,
     "Adagrad": adagrad,
     "RMSProp": rmsprop,
     "Adadelta": adadelta,
-    "Ftrl": ftrl,
+    "Ftrl": js.optim.ftrl,
     "AdagradDA": adagrad_da,
     "ProximalGradientDescent": proximal_gradient_descent,
     "ProximalAdagrad": proximal_adagrad,
+    "AdamWeightDecay": js.optim.adam_weight_decay,
 }
 
 

@@ -62,7 +62,7 @@ def batches(num_shards, *, place):
 
 
 def compiled(loop, state, batches):
-    starts = np.zeros(len(loop.devices), np.int32)
+    starts = np.zeros((1, len(loop.devices)), np.int32)
     return loop._program.lower(shapes(state), batches, starts, np.int32(CAPACITY)).compile()
 
 
@@ -131,6 +131,13 @@ def test_gradients_are_reduced_over_all_replicas_in_one_group(devices, state, tr
     # Besides the gradients: the statistics of batch norm, and the loss.
     reduced = jax.tree.leaves((state.variables["params"], state.variables["batch_stats"]))
     assert all_reduced_elements(hlo) >= sum(x.size for x in reduced) + 1
+
+
+def test_flops_are_those_of_the_compiler_without_elementwise_operations(devices, state):
+    program = Program(train_step(MODEL), devices, trains=True)
+    of_compiler = compiled(program, state, batches(len(devices), place=False)).cost_analysis()["flops"]
+    assert 0.7 * of_compiler < program.flops_per_step / len(devices) < of_compiler
+    assert program.peak_flops_per_sec == len(devices) * 197e12
 
 
 def test_the_whole_state_is_donated(state, training):

@@ -1,9 +1,11 @@
-"""What a run is busy with at the moment, by name, for the messages of a signal and of the watchdog."""
+"""What a run is busy with, by name: at the moment, for messages, and how long in all."""
 
+import collections
 import contextlib
 import contextvars
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxspec._src.base.types import Clock
 
@@ -41,11 +43,41 @@ class Activities:
         return ", in ".join(reversed(list(self._under_way.values()))) or "the devices"
 
 
+class TimeSpent:
+    """Adds up the seconds that one thread spends on each activity, without those on an activity within it.
+
+    Args:
+      clock: seconds since some start.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._thread = clock, threading.get_ident()
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+        self._activity, self._since = "", clock()
+
+    def begin(self, activity: str) -> str:
+        """From now on the thread is busy with `activity`; returns the one before. Other threads change nothing."""
+        before = self._activity
+        if threading.get_ident() == self._thread:
+            now = self._clock()
+            self._seconds[before] += now - self._since
+            self._activity, self._since = activity, now
+        return before
+
+    def seconds(self) -> Mapping[str, float]:
+        """The seconds so far by activity; those of no activity are at ""."""
+        self.begin(self._activity)
+        return dict(self._seconds)
+
+
 CURRENT: contextvars.ContextVar[Activities | None] = contextvars.ContextVar("jaxspec_activities", default=None)
 """Those of the run within which the reader is called."""
+SPENT: contextvars.ContextVar[TimeSpent | None] = contextvars.ContextVar("jaxspec_time_spent", default=None)
+"""Where the time of that run is added up, if it is."""
 
 
-def doing(what: str, *, progress: bool = True) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def doing(what: str, *, progress: bool = True) -> Iterator[None]:
     """Within it, this activity of the current run is under way. Nothing happens outside of a run.
 
     Args:
@@ -53,5 +85,11 @@ def doing(what: str, *, progress: bool = True) -> contextlib.AbstractContextMana
       progress: whether its beginning and its end show that the run makes progress: not so where it repeats while the
         run waits for something else.
     """
-    activities = CURRENT.get()
-    return contextlib.nullcontext() if activities is None else activities.doing(what, progress=progress)
+    activities, spent = CURRENT.get(), SPENT.get()
+    before = "" if spent is None else spent.begin(what)
+    try:
+        with contextlib.nullcontext() if activities is None else activities.doing(what, progress=progress):
+            yield
+    finally:
+        if spent is not None:
+            spent.begin(before)

@@ -50,6 +50,14 @@ def named_leaves(tree: PyTree) -> dict[str, PyTree]:
     return named
 
 
+def put(tree: dict[str, PyTree], names: list[str], leaf: PyTree) -> None:
+    """Puts a leaf into nested dicts."""
+    *parents, last = names
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = leaf
+
+
 def describe_array(value: object) -> str:
     """The dtype and shape of an array, such as `float32[8,10]`; the repr of anything else."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -52,10 +52,10 @@ def find(path: str) -> StoredFile | None:
         return None if info["type"] == "directory" else _stored(info)
 
 
-def read(path: str) -> bytes:
-    """The bytes of an object."""
+def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of an object, or those from `start` to before `end`."""
     with _errors_named(path):
-        data: bytes = _store(path).cat_file(path)
+        data: bytes = _store(path).cat_file(path, start=start, end=end)
         return data
 
 

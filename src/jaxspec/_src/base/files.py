@@ -91,6 +91,17 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
+def read_range(path: str, start: int, size: int) -> bytearray:
+    """`size` bytes of a file from `start` on, or fewer where the file ends. The rest of the file is not read."""
+    if in_bucket(path):
+        return bytearray(buckets.read(path, start, start + size))
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = bytearray(size)
+        del data[file.readinto(data) :]
+        return data
+
+
 def open_file(path: str) -> BinaryIO:
     """A file, open for reading. An object in a bucket is read as a whole before that."""
     return io.BytesIO(buckets.read(path)) if in_bucket(path) else open(path, "rb")
@@ -99,6 +110,11 @@ def open_file(path: str) -> BinaryIO:
 def open_to_write(path: str) -> BinaryIO | buckets.GrowingObject:
     """A new file, open for writing. In a bucket it appears, or grows, when it is flushed or closed."""
     return buckets.GrowingObject(path) if in_bucket(path) else open(path, "wb")
+
+
+def open_to_append(path: str) -> BinaryIO:
+    """A local file, open for writing at its end. FileNotFoundError if there is none."""
+    return open(path, "ab", opener=lambda path, flags: os.open(path, flags & ~os.O_CREAT))
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -112,6 +128,45 @@ def write_file(path: str, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.tmp", path)
+
+
+def copy_file(source: str, path: str) -> None:
+    """Copies a file, which may be in a bucket, to one on the disk, and makes its directory."""
+    make_directory(os.path.dirname(path))
+    with open_file(source) as file, open(path, "wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def make_new_directory(path: str) -> None:
+    """Makes a directory on the disk. FileExistsError if it is there."""
+    os.mkdir(path)
+
+
+def publish(staged: str, directory: str, last: str) -> None:
+    """Moves a directory of the disk to its place, where it appears as a whole.
+
+    In a bucket, where nothing can be moved, its files are copied, the one with the name `last` after all others.
+
+    Raises:
+      FileExistsError: if there is something at the place.
+    """
+    if in_bucket(directory):
+        if is_directory(directory):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory)
+        final = read_file(join(staged, last))
+        os.remove(join(staged, last))
+        buckets.upload(staged, directory)
+        buckets.write(join(directory, last), final)
+        return
+    for name in files_under(staged):
+        with open(join(staged, name), "rb") as file:
+            os.fsync(file.fileno())
+    try:
+        os.rename(staged, directory)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory) from error
+        raise
 
 
 def remove(path: str) -> None:

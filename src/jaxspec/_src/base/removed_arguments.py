@@ -41,6 +41,10 @@ REMOVED: Mapping[str, Mapping[str, str]] = {
         "scaffold": "write scaffold_fn=, a function that returns the Scaffold.",
         "training_chief_hooks": "write training_hooks=.",
     },
+    "WarmStartSettings": {
+        "var_name_to_vocab_info": "leave that variable out of vars_to_warm_start, and let Scaffold.init_fn put the "
+        "rows of the old vocabulary into their places in the new one.",
+    },
     "minimize": _OPTIMIZER,
     "apply_gradients": _OPTIMIZER,
 }

@@ -12,9 +12,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import jax
+import numpy as np
 
 from jaxspec._src.base.paths import in_bucket
 from jaxspec._src.base.types import PyTree, T
@@ -23,6 +24,13 @@ _one_at_a_time = threading.Lock()
 
 NOT_READ = ...
 """It stands for a leaf that `load` does not read. (It is orbax's PLACEHOLDER, without the import.)"""
+
+
+class _NotCopied(np.ndarray):
+    """An array that orbax writes as it is: of others it makes a deep copy first."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 def operation_number() -> int:
@@ -54,10 +62,11 @@ def save(path: str, parts: Mapping[str, PyTree], copied: Callable[[], None], ope
 
     Args:
       path: the directory to make. It appears whole or not at all.
-      parts: trees of arrays as nested dicts, or JSON.
-      copied: called when the arrays have been copied to the host, so that they may be donated.
+      parts: trees of arrays as nested dicts, or JSON. Nothing may write to a NumPy array meanwhile.
+      copied: called when the arrays of JAX have been copied to the host, so that they may be donated.
       operation: what the processes have agreed on; None: there is one process.
     """
+    parts = jax.tree.map(lambda x: x.view(_NotCopied) if isinstance(x, np.ndarray) else x, dict(parts))
     with _orbax(path, alone=False) as (ocp, path):
         # orbax numbers the operations of each process, and joins those of the same number. Reads are counted, too, and
         # one process may have made more of them.

@@ -5,16 +5,15 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 from jaxspec._src.base import buckets
 from jaxspec._src.base.files import is_directory, make_directory
 from jaxspec._src.base.paths import in_bucket, join, split
+from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint import backend, checksums
-from jaxspec._src.checkpoint.parts import parts_of
 from jaxspec._src.checkpoint.removal import locked_directory, partial_path, put_in_place, remove_from_bucket
 from jaxspec._src.device.processes import is_first_process
-from jaxspec._src.step.state import TrainState
 
 
 class BackgroundWrite:
@@ -29,24 +28,23 @@ class BackgroundWrite:
     Args:
       path: of the checkpoint. One that exists is replaced.
       step: the number of updates that the state has had.
-      state: on one device; or, with several processes, on those of all.
-      positions: the encoded position of the input of each process, or None.
+      parts: as in `backend.save`. One process gives arrays on the host, several give those on the devices of all.
       name: of the directory beside the checkpoint, the same in all processes.
       operation: as in `backend.save`.
+      then: called in the thread when the checkpoint is in its place, in process 0. It may raise nothing.
     """
 
     def __init__(
         self,
         path: str,
         step: int,
-        state: TrainState,
-        positions: Sequence[str | None],
+        parts: Mapping[str, PyTree],
         name: str,
         operation: int | None = None,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
-        self._path, self._step = path, step
-        self._state: TrainState | None = state
-        self._positions, self._name, self._operation = positions, name, operation
+        self._path, self._step, self._parts = path, step, parts
+        self._name, self._operation, self._then = name, operation, then
         self._copied, self._done = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._once = threading.Lock()
@@ -91,6 +89,8 @@ class BackgroundWrite:
         with self._once:  # an interrupted start may have been repeated
             if self._done.is_set():
                 return
+            if self._operation is None:
+                self._copied.set()
             try:
                 if not is_first_process():  # process 0 does the rest
                     self._save(self._path if in_bucket(self._path) else self._partial_checkpoint)
@@ -100,10 +100,13 @@ class BackgroundWrite:
                     make_directory(split(self._path)[0])
                     with locked_directory(split(self._partial_checkpoint)[0]):
                         self._write_on_disk(self._partial_checkpoint)
+                if is_first_process():
+                    self._then()
             except Exception as error:
                 self._error = _short_error(self._path, error)
             finally:
-                self._release_state()
+                self._parts = {}
+                self._copied.set()
                 self._done.set()
 
     @property
@@ -128,12 +131,7 @@ class BackgroundWrite:
             checksums.write_manifest(self._path, self._step, copy=written)
 
     def _save(self, directory: str) -> None:
-        assert self._state is not None
-        backend.save(directory, parts_of(self._state, self._positions), self._release_state, self._operation)
-
-    def _release_state(self) -> None:
-        self._state = None
-        self._copied.set()
+        backend.save(directory, self._parts, self._copied.set, self._operation)
 
 
 def _short_error(path: str, error: Exception) -> OSError:

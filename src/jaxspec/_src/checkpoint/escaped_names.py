@@ -6,7 +6,7 @@ from collections.abc import Hashable
 import jax
 from jax.tree_util import KeyPath
 
-from jaxspec._src.base.arrays import key_name, path_name
+from jaxspec._src.base.arrays import key_name, path_name, put
 from jaxspec._src.base.types import PyTree
 
 _ROOT = "value"
@@ -35,14 +35,6 @@ def escape(tree: PyTree) -> dict[str, PyTree]:
                 )
         put(out, names, leaf)
     return out
-
-
-def put(tree: dict[str, PyTree], names: list[str], leaf: PyTree) -> None:
-    """Puts a leaf into nested dicts."""
-    *parents, last = names
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = leaf
 
 
 def escaped_path(path: KeyPath[Hashable]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jaxspec._src.base.buckets import StoredFile
 from jaxspec._src.base.errors import DamagedCheckpointError
-from jaxspec._src.base.files import files_under, find_file, names_in
+from jaxspec._src.base.files import files_in, files_under, find_file, names_in
 from jaxspec._src.base.paths import absolute_path, in_bucket, join, split
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_callable, check_number
@@ -19,6 +19,7 @@ _LOOK_EVERY_SECS = 1.0
 _LOOK_INTO_BUCKET_EVERY_SECS = 10.0
 """Stores charge for each look."""
 _NAME = re.compile(r"model\.ckpt-(0|[1-9][0-9]*)")
+_INDEX_OF_TENSORFLOW = re.compile(r"(.+-([0-9]+))\.index")
 
 
 def checkpoint_path(model_dir: str, step: int) -> str:
@@ -65,6 +66,14 @@ def latest_checkpoint(model_dir: str) -> str | None:
     return checkpoint_path(model_dir, steps[-1]) if steps else None
 
 
+def latest_of_tensorflow(model_dir: str) -> str | None:
+    """The path, as TensorFlow gives it, of TensorFlow's checkpoint with the highest step, or None."""
+    directory = absolute_path(model_dir)
+    matches = (_INDEX_OF_TENSORFLOW.fullmatch(name) for name in files_in(directory))
+    found = [(int(match[2]), match[1]) for match in matches if match]
+    return join(directory, max(found)[1]) if found else None
+
+
 def latest_undamaged_checkpoint(model_dir: str) -> str | None:
     """The path of the undamaged checkpoint with the highest step, or None if there is no checkpoint at all.
 
@@ -90,6 +99,11 @@ def latest_undamaged_checkpoint(model_dir: str) -> str | None:
     if first is not None:
         raise first
     return None
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether there is a checkpoint at `path`, by its name. It may be damaged."""
+    return _NAME.fullmatch(split(path)[1]) is not None and checksums.exists(path)
 
 
 def checkpoint_step(path: str) -> int:

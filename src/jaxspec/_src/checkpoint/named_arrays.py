@@ -1,12 +1,12 @@
 """The arrays of a state, or of a checkpoint, by name: `params/Dense_0/kernel`, `opt_state/0/count`, `global_step`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.base.types import PyTree
+from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.parts import stored_form
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
@@ -40,11 +40,41 @@ def read_array(path: str, name: str) -> np.ndarray:
     Raises:
       ValueError: if there is no such name; it lists the names there are. Other errors as for `array_names`.
     """
+    return read_arrays(path, [name])[name]
+
+
+def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Several arrays of a checkpoint, by name, on the host, in one pass over its files. Otherwise as `read_array`."""
     stored = StoredCheckpoint(path)
     arrays = _by_name(stored.parts)
-    if name not in arrays:
-        raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(arrays)}.")
-    return stored.load_on_host(arrays[name])
+    for name in names:
+        if name not in arrays:
+            raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(arrays)}.")
+    return dict(zip(names, stored.load_on_host([arrays[name] for name in names]), strict=True))
+
+
+def load_variables(path: str) -> dict[str, PyTree]:
+    """All variables of a checkpoint, on the host, in one pass over its files.
+
+    Args:
+      path: of the checkpoint's directory.
+
+    Returns:
+      Nested dicts of NumPy arrays: `{"params": {"Dense_0": {"kernel": ...}}, ...}`. Random keys are their data.
+
+    Raises:
+      As `array_names`.
+    """
+    stored = StoredCheckpoint(path)
+    leaves, structure = jax.tree.flatten(unescape(stored.parts["variables"]))
+    variables: dict[str, PyTree] = jax.tree.unflatten(structure, stored.load_on_host(leaves))
+    return variables
+
+
+def host_variables(variables: Variables) -> dict[str, PyTree]:
+    """The variables of a state, as `load_variables` returns those of a checkpoint."""
+    copies: dict[str, PyTree] = jax.tree.map(np.array, unescape(stored_form(variables)))
+    return copies
 
 
 def state_arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.tree_util import KeyPath
 
-from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.arrays import is_key, put
 from jaxspec._src.base.types import Array, PyTree
-from jaxspec._src.checkpoint.escaped_names import escape, escaped_path, is_plain, put
+from jaxspec._src.checkpoint.escaped_names import escape, escaped_path, is_plain
 from jaxspec._src.step.state import TrainState
 
 FORMAT = 2

@@ -60,13 +60,13 @@ def remove_leftovers(model_dir: str) -> None:
     In a bucket a living process is one that wrote something into the directory within a day.
     """
     if in_bucket(model_dir):
-        with _failure_is_a_warning(model_dir):
+        with failure_is_a_warning(model_dir):
             for path in _left_in_bucket(model_dir):
                 remove(path)
         return
     for path in glob.glob(os.path.join(glob.escape(model_dir), "model.ckpt-*")):
         if _LEFTOVER.fullmatch(os.path.basename(path)):
-            with _failure_is_a_warning(path), contextlib.ExitStack() as lock:
+            with failure_is_a_warning(path), contextlib.ExitStack() as lock:
                 if _is_left_over(path, lock):
                     remove(path)
 
@@ -74,11 +74,11 @@ def remove_leftovers(model_dir: str) -> None:
 def remove_checkpoint(path: str) -> None:
     """Removes a checkpoint. For readers it is gone at once. A failure is a warning."""
     if in_bucket(path):
-        with _failure_is_a_warning(path):
+        with failure_is_a_warning(path):
             remove_from_bucket(path)
         return
     gone = _removed_path(path)
-    with _failure_is_a_warning(path):
+    with failure_is_a_warning(path):
         os.replace(path, gone)
         remove(gone)
 
@@ -120,18 +120,19 @@ def _removed_path(path: str) -> str:
 
 def remove(path: str) -> None:
     """Removes a directory or a file. A failure is a warning."""
-    with _failure_is_a_warning(path):
+    with failure_is_a_warning(path):
         files.remove(path)
 
 
 @contextlib.contextmanager
-def _failure_is_a_warning(path: str) -> Iterator[None]:
+def failure_is_a_warning(what: str) -> Iterator[None]:
+    """Within it, an error of the file system is a warning that says what could not be removed."""
     try:
         yield
     except FileNotFoundError:
         pass  # another process was faster
     except OSError as error:
-        _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", path, error)
+        _logger.warning("%s could not be removed: %s. Training goes on; remove it by hand.", what, error)
 
 
 def _is_left_over(path: str, lock: contextlib.ExitStack) -> bool:

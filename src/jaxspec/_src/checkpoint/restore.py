@@ -7,7 +7,7 @@ import functools
 import operator
 import tempfile
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 
 from jaxspec._src.base import buckets
-from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.arrays import describe_array, is_key, named_leaves, put
 from jaxspec._src.base.files import remove
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import PyTree, T
 from jaxspec._src.checkpoint import backend, checksums, parts
-from jaxspec._src.checkpoint.escaped_names import escaped_path, put, unescape
+from jaxspec._src.checkpoint.escaped_names import escaped_path, unescape
 from jaxspec._src.checkpoint.latest import checkpoint_step
 from jaxspec._src.step.state import TrainState
 
@@ -67,16 +67,23 @@ class StoredCheckpoint:
         )
         return self._undamaged(lambda: backend.load(self._readable, likes))
 
-    def load_on_host(self, array: jax.ShapeDtypeStruct) -> np.ndarray:
-        """One array, on the host: the one that this leaf of `parts` stands for."""
-        if 0 in array.shape:
-            return np.zeros(array.shape, array.dtype)
-        part = next(part for part, tree in self.parts.items() if any(leaf is array for leaf in jax.tree.leaves(tree)))
-        placed = array.update(sharding=SingleDeviceSharding(jax.local_devices()[0]))
-        tree = parts.without_empty({part: self.parts[part]})
-        like = jax.tree.map(lambda leaf: placed if leaf is array else backend.NOT_READ, tree)
-        found = self._undamaged(lambda: backend.load(self._readable, like))
-        return next(np.array(leaf) for leaf in jax.tree.leaves(found) if leaf is not backend.NOT_READ)
+    def load_on_host(self, arrays: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
+        """Arrays on the host, in one pass: those that these leaves of `parts` stand for."""
+        asked = {id(array) for array in arrays if 0 not in array.shape}
+        placed = SingleDeviceSharding(jax.local_devices()[0])
+
+        def like(leaf: jax.ShapeDtypeStruct) -> PyTree:
+            return leaf.update(sharding=placed) if id(leaf) in asked else backend.NOT_READ
+
+        kept = parts.without_empty(self.parts)
+        needed = {part: tree for part, tree in kept.items() if asked & set(map(id, jax.tree.leaves(tree)))}
+        found = self._undamaged(lambda: backend.load(self._readable, jax.tree.map(like, needed))) if needed else {}
+        read = {
+            id(leaf): np.array(value)
+            for leaf, value in zip(jax.tree.leaves(needed), jax.tree.leaves(found), strict=True)
+            if id(leaf) in asked
+        }
+        return [read[id(array)] if id(array) in asked else np.zeros(array.shape, array.dtype) for array in arrays]
 
     def _local_copy(self) -> str:
         """The path of a copy on the disk, which lasts as long as this object."""
@@ -138,7 +145,7 @@ def stored_variables(path: str) -> PyTree | None:
 def read_positions(path: str) -> list[str | None]:
     """The encoded position of the input of each process that wrote the checkpoint; None for one that has none."""
     stored = StoredCheckpoint(path)
-    arrays = [stored.load_on_host(stored.parts["input"][f"process_{i}"]) for i in range(len(stored.parts["input"]))]
+    arrays = stored.load_on_host([stored.parts["input"][f"process_{i}"] for i in range(len(stored.parts["input"]))])
     return [array.tobytes().decode().strip() or None for array in arrays]
 
 

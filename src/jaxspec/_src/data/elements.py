@@ -1,10 +1,11 @@
 """What input_fn returns: an iterator of elements, each (features, labels), whose leaves become NumPy arrays."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from jaxspec._src.base.arrays import is_key
 from jaxspec._src.base.callables import call_by_name, describe
 from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.data.position_methods import LoaderBatches, position_methods
@@ -63,6 +64,13 @@ def split_element(element: PyTree) -> tuple[PyTree, PyTree]:
             )
         return element[0], element[1]
     return element, None
+
+
+def are_jax_arrays(leaves: Sequence[object]) -> bool:
+    """Whether all leaves are JAX arrays with rows: they stay on their devices."""
+    return bool(leaves) and all(
+        isinstance(x, jax.Array) and x.ndim > 0 and x.is_fully_addressable and not is_key(x) for x in leaves
+    )
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)

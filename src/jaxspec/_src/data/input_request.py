@@ -2,10 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import jax
 
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import Clock, InputFn
+from jaxspec._src.device.mapping import local_devices_of
 from jaxspec._src.spec.mode import ModeKeys
 
 _logger = logging.getLogger("jaxspec")
@@ -23,14 +26,16 @@ class InputRequest:
     _: dataclasses.KW_ONLY
     mode: str
     """A `ModeKeys` value."""
-    num_shards: int
-    """The devices that this process feeds."""
+    devices: Sequence[jax.Device]
+    """Those that the batches are for, of all processes."""
     batch_size: int | None
     """The rows of a full batch; None: as many as the first batch has."""
     ragged: bool
     """Whether batches of another size are allowed. They never are in training on several shards."""
     limit: int | None = None
     """The most batches to fetch; None: all."""
+    max_programs: int = 16
+    """Batches may have so many different shapes, besides the number of their rows."""
     position: str | None = None
     """The position that was saved with the state, as text; None: there is none."""
     resume: bool | None = None
@@ -40,6 +45,11 @@ class InputRequest:
     """The global step that training goes on at."""
     restarted: bool = False
     """Whether the state comes from a checkpoint."""
+
+    @property
+    def num_shards(self) -> int:
+        """The devices that this process feeds."""
+        return len(local_devices_of(self.devices))
 
     @property
     def name(self) -> str:

@@ -3,17 +3,32 @@
 The input's thread runs everything but the constructor. An iterator that the caller holds, too, is not closed.
 """
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
+import jax
+import numpy as np
+
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import BatchChecker, InputBatch
-from jaxspec._src.data.elements import call_input_fn, elements
+from jaxspec._src.data.elements import call_input_fn, elements, narrowed, split_element
 from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
+from jaxspec._src.data.numpy_input import NumpyBatches
 from jaxspec._src.data.position_methods import position_methods
 from jaxspec._src.data.resume import Positions, input_identity
+from jaxspec._src.data.stacks import PositionAt, no_position
+from jaxspec._src.device.stack_placement import fits_on_devices
 from jaxspec._src.spec.mode import ModeKeys
+
+_NARROWED_BYTES = 64 << 20
+"""Arrays of a whole data set are copied for the sake of a dtype only if they are smaller together."""
+
+
+def _is_narrow(array: np.ndarray) -> bool:
+    return bool(jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype)
 
 
 class InputSource:
@@ -90,7 +105,56 @@ class InputSource:
                 position = self._positions.after(self.checker, has_rows=counts)
             if counts:
                 self._fetched += 1
-                return InputBatch(batch.data, batch.rows, position)
+                return batch if position is None else dataclasses.replace(batch, position=position)
+
+    def block_arrays(self) -> PyTree | None:
+        """The arrays that `next_rows` says the rows of, as (features, labels) with leaves as in a batch.
+
+        None: the input is not one of `numpy_input_fn`, the caller holds its iterator, or large arrays would have to be
+        copied, because the devices take other dtypes. For after `open`.
+        """
+        batches = self._held.value
+        if not isinstance(batches, NumpyBatches) or self.lent:
+            return None
+        features, labels = split_element(batches.arrays)
+        arrays = features, None if self._request.mode == ModeKeys.PREDICT else labels
+        if sum(x.nbytes for x in jax.tree.leaves(arrays) if not _is_narrow(x)) > _NARROWED_BYTES:
+            return None
+        try:
+            return jax.tree.map(lambda x: narrowed(x, "", ""), arrays)
+        except OverflowError:
+            return None  # the batch that holds the number says so
+
+    def wants_resident(self, size: int) -> bool:
+        """Whether the input's arrays, of `size` bytes together, are to be kept on the devices."""
+        batches = self._held.value
+        assert isinstance(batches, NumpyBatches)
+        if batches.resident != "auto":
+            return batches.resident and self._request.training
+        limit = self._request.limit
+        is_read_once = limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
+        return self._request.training and is_read_once and fits_on_devices(size, self._request.devices)
+
+    def next_rows(self, most: int) -> tuple[np.ndarray, list[PositionAt]]:
+        """Takes up to `most` full batches of an input that has `block_arrays`: none before a short one and at the end.
+
+        Returns:
+          (which examples, int `[batches, rows]`; the position after each batch).
+        """
+        batches = self._held.value
+        assert isinstance(batches, NumpyBatches)
+        if self._request.limit is not None:
+            most = min(most, self._request.limit - self._fetched)
+        rows = batches.next_rows(most)
+        count = len(rows)
+        self._fetched += count
+        self.checker.passed(count)
+        positions: list[PositionAt] = [no_position] * count
+        if self._positions is not None:
+            texts = self._positions
+            states = [batches.state_before(count - 1 - i) for i in range(count)]
+            positions = [functools.partial(texts.text, state) for state in states]
+        return rows, positions
 
     def close(self) -> BaseException | None:
         """Closes the iterator, unless it is lent; returns the error that this raised, or None."""
@@ -107,9 +171,8 @@ class InputSource:
 
     def remember(self, unused: list[InputBatch]) -> None:
         """Keeps the batches that were fetched from a lent iterator and not used, for the next call."""
-        if self.lent:
-            identity = None if self._positions is None else self._positions.identity
-            self._memory.remember(self._held.value, identity, [*unused, *self._unused])
+        identity = None if self._positions is None else self._positions.identity
+        self._memory.remember(self._held.value, identity, [*unused, *self._unused])
 
     def _make(self) -> bool:
         """Makes the iterator; returns whether it is the one of the last call."""

@@ -3,7 +3,9 @@
 In several processes each one yields its rows of every global batch.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +18,8 @@ from jaxspec._src.data.position import PositionState
 from jaxspec._src.data.resume import arrays_fingerprint
 from jaxspec._src.spec.mode import ModeKeys
 
+Resident: TypeAlias = Literal["auto"] | bool
+
 
 def numpy_input_fn(
     x: PyTree,
@@ -26,6 +30,7 @@ def numpy_input_fn(
     shuffle: bool = False,
     seed: int = 0,
     process_local: bool = False,
+    resident: Resident = "auto",
 ) -> Callable[..., "NumpyBatches"]:
     """An input_fn over arrays in memory.
 
@@ -43,6 +48,9 @@ def numpy_input_fn(
       seed: the seed of the shuffling.
       process_local: whether x and y hold the examples of this process only, other ones in each process. Each process
         then yields batches of its own arrays. Give each the same number of examples: training ends with the shortest.
+      resident: whether training keeps a copy of x and y on every device, and gathers the batches there, instead of
+        sending each batch. The batches are the same. "auto": if they take less than a quarter of the free memory of a
+        device, and the call of `train` reads all of them at least once. x and y must not change during the call.
 
     Returns:
       An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
@@ -60,6 +68,8 @@ def numpy_input_fn(
     ((examples,),) = sizes
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"numpy_input_fn: num_epochs must be positive or None, got {num_epochs}.")
+    if resident not in ("auto", True, False):
+        raise ValueError(f'numpy_input_fn: resident must be "auto", True or False, got {resident!r}.')
     if shuffle and seed is None:
         raise ValueError(
             "numpy_input_fn: seed must be a number, got None: all processes must shuffle alike, and a restart must "
@@ -90,7 +100,7 @@ def numpy_input_fn(
                 "rows of one batch, and training leaves out a short batch: nothing would be trained. Choose a smaller "
                 "batch size, or num_epochs=None to repeat the examples."
             )
-        return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop, host, hosts)
+        return NumpyBatches(x, y, size, num_epochs, seed if shuffle else None, drop, host, hosts, resident)
 
     return input_fn
 
@@ -109,14 +119,17 @@ class NumpyBatches(Iterator[PyTree]):
         drop_remainder: bool,
         host: int = 0,
         num_hosts: int = 1,
+        resident: Resident = False,
     ) -> None:
         self._data = x if y is None else (x, y)
-        self._size = jax.tree.leaves(x)[0].shape[0]
+        self._size: int = jax.tree.leaves(x)[0].shape[0]
         self._batch_size = batch_size
         self._offset, self._global_size = host * batch_size, num_hosts * batch_size
         self._total = None if num_epochs is None else num_epochs * self._size
         self._seed = seed
         self._drop_remainder = drop_remainder
+        self.resident: Resident = resident
+        """As in `numpy_input_fn`."""
         self._next_row = 0
         """The first row of the next global batch, counted over the epochs."""
         self._order = (-1, np.arange(0))
@@ -126,6 +139,36 @@ class NumpyBatches(Iterator[PyTree]):
     def endless(self) -> bool:
         """Whether there is another batch always."""
         return self._total is None and self._size > 0
+
+    @property
+    def num_examples(self) -> int:
+        """How many there are."""
+        return self._size
+
+    @property
+    def arrays(self) -> PyTree:
+        """All examples, in the structure of a batch: NumPy arrays `[examples, ...]`."""
+        return self._data
+
+    def next_rows(self, most: int) -> np.ndarray:
+        """Takes up to `most` batches, but for a short one at the end: which examples, int `[batches, batch_size]`."""
+        if self._total is not None:
+            most = min(most, (self._total - self._next_row) // self._global_size)
+        count = most if self._size else 0
+        starts = self._next_row + self._offset + self._global_size * np.arange(count)
+        rows = (starts[:, None] + np.arange(self._batch_size)).reshape(-1)
+        self._next_row += count * self._global_size
+        epochs, places = np.divmod(rows, self._size or 1)
+        if self._seed is not None:
+            # The rows are in order, so those of an epoch lie together.
+            bounds = [0, *(np.flatnonzero(np.diff(epochs)) + 1), len(rows)] if count else []
+            for begin, end in itertools.pairwise(bounds):
+                places[begin:end] = self._epoch(int(epochs[begin]))[places[begin:end]]
+        return places.reshape(count, self._batch_size)
+
+    def state_before(self, batches: int) -> dict[str, int | None]:
+        """The position, as `get_state` gives it, so many batches ago."""
+        return {**self.get_state(), "rows": self._next_row - batches * self._global_size}
 
     def __next__(self) -> PyTree:
         end = self._next_row + self._global_size

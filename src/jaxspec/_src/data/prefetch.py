@@ -22,7 +22,8 @@ from jaxspec._src.data.input_request import InputRequest, InputWarnings
 from jaxspec._src.data.input_source import InputSource
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.stack_queue import End, StackQueue
-from jaxspec._src.data.stacks import SingleBatches, Slice
+from jaxspec._src.data.stacks import Slice
+from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
 _logger = logging.getLogger("jaxspec")
 _CHECK_SECS = 0.1
@@ -66,10 +67,13 @@ class Infeed:
         self._memory = InputMemory() if memory is None else memory
         self._warnings = InputWarnings(request, clock)
         self._source = InputSource(request, self._memory)
-        self._queue = StackQueue(request.num_shards)
+        self._queue = StackQueue()
         self._started = threading.Event()
-        self._singles = SingleBatches()
         self._taken = 0
+        self._arrays: PyTree | None = None
+        """Those that many batches can be read from at a time; None: each batch is read on its own."""
+        self.resident = False
+        """Whether the input's arrays are kept on the devices."""
         self.ended = False
         """Whether `count_ready` has come to the end of the input."""
         self._closed = False
@@ -109,7 +113,7 @@ class Infeed:
 
     def start(self, capacity: int) -> None:
         """Begins to prefetch, in stacks of `capacity` batches."""
-        self._queue.capacity = capacity
+        self._queue.begin(capacity, StackPlacement(self._request.devices))
         self._warnings.starts()
         self._started.set()
 
@@ -137,6 +141,10 @@ class Infeed:
             return 0
         return ready
 
+    def next_shapes(self) -> str:
+        """The shapes and dtypes of what `take` gives next, after `count_ready` found some, for messages."""
+        return self._queue.next_shapes()
+
     def take(self, count: int) -> Slice | InputBatch:
         """The next `count` batches of one stack, or one ragged batch, after `count_ready` has found so many."""
         item = self._queue.take(count)
@@ -144,7 +152,7 @@ class Infeed:
             self._taken += 1
             return item
         self._taken += item.count
-        return self._singles.alone(item)
+        return item
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
         """Stops the thread, which closes the input. Batches that were not taken are lost, but for a lent iterator.
@@ -165,13 +173,36 @@ class Infeed:
             return
         if self._request.training:
             self._memory.used_up = self.ended
-        self._source.remember(self._queue.left_over())
+        if self._source.lent:
+            self._source.remember(self._queue.left_over())
         if (error := self._close_error) is not None:
             _logger.warning(
                 "input_fn (%s): closing the input failed: %s: %s",
                 *(self._request.name, type(error).__name__, error),
                 exc_info=error,
             )
+
+    def _put_blocks(self) -> None:
+        """Puts many batches at a time, if the input can give them so, until there are no more full ones."""
+        arrays = self._arrays
+        if arrays is None:
+            return
+        resident = None
+        if self.resident:
+            _logger.info(
+                "numpy_input_fn keeps its arrays on the devices for this training: %.1f MB on each of %d.",
+                *(_bytes(arrays) / 2**20, len(self._request.devices)),
+            )
+            resident = ResidentArrays(arrays, self._queue.placement)
+        while not self._queue.stopped:
+            room = self._queue.capacity if resident is not None else self._queue.room()
+            rows, positions = self._source.next_rows(room)
+            if not len(rows):
+                return
+            if resident is not None:
+                self._queue.put_resident(resident, rows, positions)
+            else:
+                self._queue.put_rows(arrays, rows, positions)
 
     def _run(self, opening: "concurrent.futures.Future[InputBatch | None]") -> None:
         """The body of the thread. `opening` gets the first batch, or the error before it."""
@@ -180,12 +211,17 @@ class Infeed:
             batch = self._source.open()
             if self._source.lent:
                 self._queue.fetch_on_demand()
+            elif batch is not None:
+                self._arrays = self._source.block_arrays()
+                self.resident = self._arrays is not None and self._source.wants_resident(_bytes(self._arrays))
             opening.set_result(batch)
             self._started.wait()
             fetched = 1
             while self._queue.may_fetch(fetched) and batch is not None:
                 self._queue.put(batch, full=batch.rows == self.batch_size)
                 batch, fetched = None, fetched + 1
+                if fetched == 2 and not self._queue.stopped:
+                    self._put_blocks()
                 if self._queue.may_fetch(fetched):
                     batch = self._source.fetch()
         except BaseException as error:
@@ -202,3 +238,7 @@ class Infeed:
             opening.set_exception(failure)
         else:
             self._queue.end(failure)
+
+
+def _bytes(arrays: PyTree) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(arrays))

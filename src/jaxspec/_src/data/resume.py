@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
@@ -79,6 +80,10 @@ def difference(saved: Mapping[str, object] | None, here: Mapping[str, object]) -
     """In words, how the input here differs from the saved identity; None if it does not, or if none was saved."""
     if saved is None:
         return None
+    was_leaves, leaves = saved.get("leaves"), here.get("leaves")
+    if isinstance(was_leaves, dict) and isinstance(leaves, dict):
+        same = {key: was for key, was in was_leaves.items() if key in leaves and _may_be_same_leaf(was, leaves[key])}
+        here = {**here, "leaves": {**leaves, **same}}
     texts = ((key, _difference(saved.get(key), value)) for key, value in here.items())
     return next((f"{key}{text}" for key, text in texts if text is not None), None)
 
@@ -90,6 +95,12 @@ def _difference(was: object, value: object) -> str | None:
         inner = {key: _difference(was.get(key), value.get(key)) for key in (*value, *was)}
         return next(f"/{key}{text}" for key, text in inner.items() if text is not None)
     return f": {value}, was {was}"
+
+
+def _may_be_same_leaf(was: str, here: str) -> bool:
+    """Whether two leaves of `BatchChecker.leaves` agree but for sizes that are known to differ from batch to batch."""
+    sizes, others = (re.split(r"[\[\], ]+", text) for text in (was, here))
+    return len(sizes) == len(others) and all(x == y or "?" in (x, y) for x, y in zip(sizes, others, strict=True))
 
 
 class Positions:
@@ -104,6 +115,8 @@ class Positions:
     def __init__(self, methods: PositionMethods, identity: Identity, request: InputRequest) -> None:
         self._methods, self.identity, self._request = methods, identity, request
         self._before: PositionState = None
+        self._leaves = 0
+        """How many kinds of batches the identity speaks of."""
 
     def after(self, checker: BatchChecker, *, has_rows: bool) -> str:
         """The position after the batch that `checker` has just checked, as text. The next batch will change it."""
@@ -114,8 +127,12 @@ class Positions:
                 f"raised by {self._methods.get_name} of the input, after batch {checker.number - 1} (counted from 0)"
             )
             raise
-        if has_rows:
-            self.identity["leaves"] = checker.leaves()
+        if has_rows and self._leaves != (number := checker.num_signatures):
+            self._leaves, self.identity["leaves"] = number, checker.leaves()
+        return self.text(state)
+
+    def text(self, state: PositionState) -> str:
+        """A position of the input as text."""
         return encode_position(state, self.identity, returned_by=self._methods.get_name)
 
     def go_to(self, position: str, *, reversible: bool) -> bool:

@@ -1,26 +1,46 @@
 """A stack: several full batches in one array per leaf, sent to the devices in one transfer."""
 
 import dataclasses
-import math
+from collections.abc import Callable
 
 import jax
 
-from jaxspec._src.base.types import PyTree
+from jaxspec._src.base.arrays import describe_leaves, named_leaves
+from jaxspec._src.base.types import Batch
 from jaxspec._src.data.batch import InputBatch
-from jaxspec._src.device.shards import batch_of_stack, capacity_of, copy_into_stack
+from jaxspec._src.device.shards import capacity_of
+from jaxspec._src.device.stack_buffers import StackBuffers
 
-_WORTH_A_PROGRAM = 3
-"""So many dispatches take one batch of a larger stack before a program for single batches is compiled."""
+PositionAt = Callable[[], str | None]
+"""Gives the position of the input after a batch, as text, when it is needed."""
+
+
+def position_after(batch: InputBatch) -> PositionAt:
+    """The position of a batch that knows it already."""
+    position = batch.position  # not the batch, which would keep its arrays
+    return lambda: position
+
+
+def no_position() -> None:
+    """The position of an input that reports none."""
 
 
 @dataclasses.dataclass
 class Stack:
-    """Full batches, ready for a dispatch. Each stack has arrays of its own, which nobody writes to once it is taken."""
+    """Full batches for the devices, taken in slices."""
 
-    data: tuple[PyTree, PyTree]
-    """(features, labels), NumPy leaves `[capacity, shards, rows per shard, ...]`."""
-    positions: list[str | None] = dataclasses.field(default_factory=list)
-    """The position after each batch that has been added."""
+    batch_at: Callable[[int], Batch]
+    """Gives a batch on the host again, by its place."""
+    buffers: StackBuffers | None = None
+    """The batches on the host; None: they were never there."""
+    data: Batch = None
+    """(features, labels) on the devices, leaves `[capacity, shards, rows per shard, ...]`; None: not there yet."""
+    capacity: int = 1
+    """How many batches there is room for."""
+    signature: int = 0
+    """That of the batches."""
+    positions: list[PositionAt] = dataclasses.field(default_factory=list)
+    """After each batch that has been added."""
     taken: int = 0
 
     @property
@@ -33,55 +53,65 @@ class Stack:
         """How many batches have not been taken."""
         return self.count - self.taken
 
-    def add(self, batch: InputBatch) -> None:
-        """Copies a batch into the next place."""
-        copy_into_stack(self.data, self.count, batch.data)
-        self.positions.append(batch.position)
-
-    def take(self, most: int) -> "Slice":
-        """Up to `most` batches that have not been taken."""
+    def take(self, most: int, done: Callable[[], None]) -> "Slice":
+        """Up to `most` batches that have not been taken. `done` may be called once the devices have read the stack."""
         start, stop = self.taken, min(self.taken + most, self.count)
         self.taken = stop
-        return Slice(self.data, start, stop - start, self.positions[stop - 1])
+        return Slice(
+            self.data,
+            start,
+            stop - start,
+            self.positions[stop - 1],
+            self.signature,
+            done if not self.left else _nothing,
+        )
 
     def rest(self) -> list[InputBatch]:
         """The batches that have not been taken, as they came."""
-        rows = math.prod(jax.tree.leaves(self.data)[0].shape[1:3])
-        indices = range(self.taken, self.count)
-        return [InputBatch(batch_of_stack(self.data, i), rows, self.positions[i]) for i in indices]
+        batches = [(self.batch_at(i), self.positions[i]()) for i in range(self.taken, self.count)]
+        return [InputBatch(data, jax.tree.leaves(data)[0].shape[0], position) for data, position in batches]
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
     """Batches of a stack, from batch `start` on, counted from 0."""
 
-    data: tuple[PyTree, PyTree]
+    data: Batch
     """The arrays of the whole stack."""
     start: int
     count: int
-    position: str | None
-    """The position of the input after the last one."""
+    position_at: PositionAt = no_position
+    signature: int = 0
+    """That of the batches: 0 for those with the shapes of the first."""
+    done: Callable[[], None] = _nothing
+    """To be called once all devices have done the steps: the memory of the stack is used again."""
+
+    @property
+    def position(self) -> str | None:
+        """The position of the input after the last one."""
+        return self.position_at()
 
     @property
     def capacity(self) -> int:
         """How many batches the stack has room for."""
         return capacity_of(self.data)
 
+    def explain(self, error: BaseException) -> None:
+        """Adds to an error of a dispatch that the batches have shapes of their own, which may not have been meant."""
+        if self.signature:
+            features, labels = self.data
+            shown = describe_leaves(named_leaves({"features": features, "labels": labels}))
+            error.add_note(
+                f"raised for batches whose shapes are not those of the first batch: {shown}, with [batches, shards] in "
+                "front. They get a program of their own. If that is not meant, mend input_fn; "
+                "RunConfig(max_programs=1) refuses such batches."
+            )
 
-class SingleBatches:
-    """Takes a single batch out of its stack, so that a dispatch transfers no more than it uses.
-
-    A stack of another capacity needs another program, which computes the same bits, but has to be compiled. So this
-    begins once single batches have come several times, as from a slow input, or where a hook ends loops early.
-    """
-
-    def __init__(self) -> None:
-        self._seen = 0
-
-    def alone(self, item: Slice) -> Slice:
-        """The slice; or, if it is a single batch, a slice of a stack that holds nothing else."""
-        if item.count == 1 < item.capacity:
-            self._seen += 1
-            if self._seen > _WORTH_A_PROGRAM:
-                return Slice(jax.tree.map(lambda x: x[item.start : item.start + 1], item.data), 0, 1, item.position)
-        return item
+    def finish(self, outputs: object) -> None:
+        """Calls `done` once all devices have made these outputs."""
+        jax.block_until_ready(outputs)
+        self.done()

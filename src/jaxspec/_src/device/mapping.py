@@ -165,6 +165,22 @@ def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (SHARD_AXIS,))
 
 
+def stack_of_parts(parts: Sequence[PyTree], devices: Sequence[jax.Device]) -> PyTree:
+    """A mapped argument of `map_over_devices` with axis 1 mapped, from what each device of this process gets.
+
+    Args:
+      parts: for each of these devices, in order, a tree of arrays `[n, 1, ...]` on it.
+      devices: of all processes.
+    """
+    sharding = jax.sharding.NamedSharding(_mesh(devices), _partition(1))
+
+    def whole(*shards: jax.Array) -> jax.Array:
+        shape = (shards[0].shape[0], len(devices), *shards[0].shape[2:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
+
+    return jax.tree.map(whole, *parts)
+
+
 def broadcast(state: T, devices: Sequence[jax.Device]) -> T:
     """A copy of the state on all `devices`, without a device axis, laid out as a mapped program returns it.
 

@@ -110,6 +110,7 @@ class KeyValueStore(Protocol):
     def key_value_set_bytes(self, key: str, value: bytes, allow_overwrite: bool = False) -> None: ...
     def blocking_key_value_get_bytes(self, key: str, timeout_in_ms: int) -> bytes: ...
     def key_value_try_get_bytes(self, key: str) -> bytes: ...
+    def key_value_dir_get_bytes(self, key: str) -> list[tuple[str, bytes]]: ...
     def key_value_delete(self, key: str) -> None: ...
 
 
@@ -159,10 +160,7 @@ class Together(Exchange):
         what = f"{what} {self.place}"
         mine = _Message(what, value, self._clock())
         if self.is_first:
-            messages: list[Any] = [mine]
-            for process in range(1, self.count):
-                with doing(f"process {process}"):
-                    messages.append(self._wait(self._key(process), what, process))
+            messages = [mine, *self._collect(what)]
             self._set(self._key("all"), messages)
         else:
             self._set(self._key(self.index), mine)
@@ -211,6 +209,18 @@ class Together(Exchange):
 
     def _key(self, who: int | str) -> str:
         return f"jaxspec/{self._name}/{self._number // _GROUP}/{self._number}/{who}"
+
+    def _collect(self, what: str) -> list[Any]:
+        """The messages of the other processes, by process."""
+        messages: dict[int, Any] = {}
+        while missing := [process for process in range(1, self.count) if process not in messages]:
+            first, *others = missing
+            with doing(f"process {first}"):
+                messages[first] = self._wait(self._key(first), what, first)
+            if others:  # most of them have come meanwhile: one request for all costs less than one for each
+                for key, value in self._store.key_value_dir_get_bytes(self._key("")):
+                    messages[int(key.rpartition("/")[2])] = pickle.loads(value)
+        return [messages[process] for process in sorted(messages)]
 
     def _next(self) -> None:
         """Goes on to the next exchange. When all have come to one, all have read those before it."""

@@ -1,10 +1,11 @@
 """A step compiled with a loop around it: one call, a *dispatch*, runs it on any number of the batches of a stack.
 
 The thread that called the verb dispatches. It sees to it that no more than `MAX_IN_FLIGHT` dispatches are unfinished.
-A training program donates the state: its old buffers are gone after the call. Batches are NumPy arrays, which a CPU
-device may read in place: nobody may write to them again.
+A training program donates the state: its old buffers are gone after the call.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -13,10 +14,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import Array, PyTree
-from jaxspec._src.device.mapping import map_over_devices
+from jaxspec._src.device.mapping import broadcast, local_devices_of, map_over_devices, stack_of_parts
+from jaxspec._src.device.peak_flops import peak_flops_per_sec
 from jaxspec._src.device.shards import capacity_of, outputs_of_steps
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
+from jaxspec._src.step.flops import count_flops
 from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.state import TrainState
 
@@ -47,12 +51,15 @@ class Program:
         self.devices = tuple(devices)
         self.trains = trains
         self.single_step = single_step
+        self._flops: int | None = None
         # jit caches the trace: the shapes of the outputs and the body of the loop come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
+        self._starts_made: dict[int, jax.Array] = {}
+        self._counts_made: dict[int, jax.Array] = {}
         self._program = map_over_devices(
             self._run,
             self.devices,
-            in_axes=(None, 1, 0, None),
+            in_axes=(None, 1, 1, None),
             out_axes=(None, None, 1),
             donate_argnums=(0,) if trains else (),
         )
@@ -66,7 +73,7 @@ class Program:
 
         Args:
           state: on the devices, without a device axis. Gone after the call if the step trains.
-          batches: NumPy, of one capacity.
+          batches: of one capacity; on the devices as `StackPlacement` puts them, or NumPy.
           start: which of the `capacity` batches is the first, counted from 0.
 
         Returns:
@@ -76,10 +83,37 @@ class Program:
         """
         if debugging() and len(self.devices) == 1:
             return self._run_eagerly(state, batches, start, count)
-        starts = np.full(jax.tree.leaves(batches)[0].shape[1], start, np.int32)
-        with jax.transfer_guard("allow"):  # the batch has to reach the devices, whatever the caller forbids elsewhere
-            new_state, loss, spec = self._program(state, batches, starts, np.int32(count))
+        compiles = doing("compilation") if self._flops is None else contextlib.nullcontext()
+        # The batch has to reach the devices, whatever the caller forbids elsewhere.
+        with compiles, jax.transfer_guard("allow"):
+            new_state, loss, spec = self._program(state, batches, self._starts(start), self._count(count))
         return state if new_state is None else new_state, replaced(spec, loss=loss)
+
+    def _starts(self, start: int) -> jax.Array:
+        """`start` for each shard, on the devices. It is kept: sending a number costs as much as a dispatch."""
+        if start not in self._starts_made:
+            local = local_devices_of(self.devices)
+            parts = [jax.device_put(np.full((1, 1), start, np.int32), device) for device in local]
+            self._starts_made[start] = stack_of_parts(parts, self.devices)
+        return self._starts_made[start]
+
+    def _count(self, count: int) -> jax.Array:
+        if count not in self._counts_made:
+            self._counts_made[count] = broadcast(jnp.int32(count), self.devices)
+        return self._counts_made[count]
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """The floating point operations of one step on all devices together, as `count_flops` counts them.
+
+        None before the first dispatch, under `jax.disable_jit()`, and for a step without any.
+        """
+        return self._flops * len(self.devices) if self._flops else None
+
+    @functools.cached_property
+    def peak_flops_per_sec(self) -> float | None:
+        """What all devices could do together; None if it is not known."""
+        return peak_flops_per_sec(self.devices)
 
     def _run_eagerly(
         self, state: TrainState, batches: Stacks, start: int, count: int
@@ -93,20 +127,26 @@ class Program:
         return state, outputs_of_steps(specs, capacity_of(batches))
 
     def _run(
-        self, state: TrainState, batches: Stacks, start: Array, count: Array
+        self, state: TrainState, batches: Stacks, starts: Array, count: Array
     ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
+        (start,) = starts
         capacity = capacity_of(batches)
+        trace = self._step.trace(state, *_batch(batches, 0))
+        self._flops = count_flops(trace.jaxpr.jaxpr)
         if self.single_step:
             assert capacity == 1
             new_state, out = self._step(state, *_batch(batches, 0))
             spec = jax.tree.map(lambda x: x[None], out)
             return new_state, spec.loss, replaced(spec, loss=None)
-        _, out = jax.eval_shape(self._step, state, *_batch(batches, 0))
+        _, out = trace.out_info
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
 
         def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
             carried, buffers = carry
-            new, out = self._step(carried if self.trains else state, *_batch(batches, start + i))
+            # XLA may not see that a stack of one has the same batch each time, nor fuse the step with what takes the
+            # batch out of the stack: the step would be rounded in another way than in a larger stack.
+            i, batch = jax.lax.optimization_barrier((i, _batch(batches, start + i)))
+            new, out = self._step(carried if self.trains else state, *batch)
             outputs = jax.tree.leaves(out)
             buffers = [jax.lax.dynamic_update_index_in_dim(b, x, i, 0) for b, x in zip(buffers, outputs, strict=True)]
             return new, buffers

@@ -8,7 +8,7 @@ import jax
 from jaxspec._src.base.types import Batch
 from jaxspec._src.device.mapping import on_devices
 from jaxspec._src.device.program import Program
-from jaxspec._src.device.shards import places_in_stack, specs_of_steps, stack_of_one
+from jaxspec._src.device.shards import places_in_stack, stack_of_one
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
 
@@ -17,9 +17,10 @@ class Group(NamedTuple):
     """Shards of one batch that ran together, all with the same number of rows."""
 
     spec: TPUEstimatorSpec
-    """On the host. In evaluation its loss is in parts."""
+    """On the devices, as a `Program` returns it. In evaluation its loss is in parts."""
     rows: int
     """Of all its shards."""
+    shards: int
 
 
 class RaggedPrograms:
@@ -39,21 +40,21 @@ class RaggedPrograms:
         self._step, self._devices, self._rows_per_shard = step, tuple(devices), rows_per_shard
         self._programs: dict[int, Program] = {}
 
-    def on(self, state: TrainState, shards_before: int = 0) -> Callable[[Batch, int], Callable[[], list[Group]]]:
+    def on(self, state: TrainState, shards_before: int = 0) -> Callable[[Batch, int], list[Group]]:
         """A function that dispatches a batch, given its leaves `[rows, ...]` and its number, on `state`.
 
-        It returns another function, which waits for the devices and gives the groups of the batch, in order.
+        It returns the groups of the batch, in order, and does not wait for the devices.
 
         Args:
           shards_before: the shards of the processes before this one.
         """
         states: dict[int, TrainState] = {}
 
-        def dispatch(batch: Batch, number: int) -> Callable[[], list[Group]]:
+        def dispatch(batch: Batch, number: int) -> list[Group]:
             batch_rows = jax.tree.leaves(batch)[0].shape[0]
             full_shards = batch_rows // self._rows_per_shard if len(self._devices) > 1 else 0
             full_rows = full_shards * self._rows_per_shard
-            pending: list[tuple[TPUEstimatorSpec, int, int]] = []
+            groups: list[Group] = []
             for start, stop, shards in ((0, full_rows, full_shards), (full_rows, batch_rows, 1)):
                 if start == stop:
                     continue
@@ -64,11 +65,7 @@ class RaggedPrograms:
                 stack = stack_of_one(jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch), shards)
                 place = places_in_stack(number, shards_before + (full_shards if start else 0), 1, shards)
                 _, spec = self._programs[shards](states[shards], (*stack, place), 0, 1)
-                pending.append((spec, stop - start, shards))
-
-            return lambda: [
-                Group(next(specs_of_steps(jax.device_get(spec), 1, rows // shards)), rows)
-                for spec, rows, shards in pending
-            ]
+                groups.append(Group(spec, stop - start, shards))
+            return groups
 
         return dispatch

@@ -64,22 +64,6 @@ def capacity_of(stack: Batch) -> int:
     return int(jax.tree.leaves(stack)[0].shape[0])
 
 
-def empty_stack(batch: Batch, capacity: int, num_shards: int) -> Batch:
-    """A stack of zeros with room for `capacity` batches like this one."""
-    return jax.tree.map(lambda x: np.zeros((capacity, *x.shape), x.dtype), shard(batch, num_shards))
-
-
-def copy_into_stack(stack: Batch, index: int, batch: Batch) -> None:
-    """Writes a batch to place `index` of a stack."""
-    for to, x in zip(jax.tree.leaves(stack), jax.tree.leaves(batch), strict=True):
-        to[index] = x.reshape(to.shape[1:])
-
-
-def batch_of_stack(stack: Batch, index: int) -> Batch:
-    """The batch at place `index` of a stack, `[rows, ...]`, without a copy."""
-    return jax.tree.map(lambda x: concatenate_shards(x[index]), stack)
-
-
 def places_in_stack(first_batch: int, first_shard: int, capacity: int, num_shards: int) -> np.ndarray:
     """The `place` argument of an inference step for a whole stack, int32 `[capacity, num_shards, 2]`.
 
@@ -139,6 +123,21 @@ def _check_has_axis_of_shards(name: str, leaf: Array) -> None:
 def concatenate_shards(x: np.ndarray) -> np.ndarray:
     """`[shards, size, ...]` as `[shards * size, ...]`; `[shards]` and a scalar as they are."""
     return x if x.ndim <= 1 else x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def start_fetch(spec: TPUEstimatorSpec, devices: Sequence[jax.Device]) -> None:
+    """Has the outputs of a dispatch copied to the host as soon as they are computed, for a later `jax.device_get`.
+
+    Args:
+      spec: the outputs that will be fetched.
+      devices: where they are. Memory of a CPU device is the host's, so there is nothing to do.
+    """
+    if devices[0].platform == "cpu":
+        return
+    with jax.transfer_guard_device_to_host("allow"):  # like `jax.device_get`, it is no hidden transfer
+        for leaf in jax.tree.leaves(spec):
+            if isinstance(leaf, jax.Array):  # under `jax.disable_jit` they are on the host
+                leaf.copy_to_host_async()
 
 
 def fetch_step(leaf: Array, *, index: int) -> np.ndarray:

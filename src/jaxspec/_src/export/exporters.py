@@ -3,15 +3,17 @@
 import abc
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from jaxspec._src.base.files import is_directory, names_in, remove
+from jaxspec._src.base.files import is_directory, names_in
 from jaxspec._src.base.paths import join
-from jaxspec._src.base.types import AnyFunction, Metrics
+from jaxspec._src.base.types import Metrics
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.export.best_result import read_best_result, write_best_result
+from jaxspec._src.export.directory import STAGED, VERSION, remove_export
+from jaxspec._src.export.receiver import ServingInputReceiver
+from jaxspec._src.export.signature_file import is_unfinished
 
 
 class Exporter(abc.ABC):
@@ -46,9 +48,8 @@ class Exporter(abc.ABC):
         """
 
 
+ReceiverFn: TypeAlias = Callable[[], ServingInputReceiver]
 _logger = logging.getLogger("jaxspec")
-
-_VERSION = re.compile(r"\d{10}")
 
 
 class SavesModels(Protocol):
@@ -57,7 +58,7 @@ class SavesModels(Protocol):
     def export_saved_model(
         self,
         export_dir_base: str,
-        serving_input_receiver_fn: AnyFunction | None,
+        serving_input_receiver_fn: ReceiverFn | None,
         *,
         assets_extra: Mapping[str, str] | None,
         checkpoint_path: str | None,
@@ -71,7 +72,7 @@ class _SavedModelExporter(Exporter):
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: AnyFunction | None,
+        serving_input_receiver_fn: ReceiverFn | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
         exports_to_keep: int | None = 5,
@@ -98,8 +99,7 @@ class _SavedModelExporter(Exporter):
             export_path, self._receiver_fn, assets_extra=self._assets_extra, checkpoint_path=checkpoint_path
         )
         self._exported(export_path, eval_result)
-        if self._exports_to_keep is not None:
-            _remove_old_exports(export_path, self._exports_to_keep)
+        _remove_old_exports(export_path, self._exports_to_keep)
         return exported
 
     def _is_due(self, export_path: str, eval_result: Metrics, is_final: bool) -> bool:
@@ -121,7 +121,7 @@ class FinalExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str,
-        serving_input_receiver_fn: AnyFunction | None,
+        serving_input_receiver_fn: ReceiverFn | None,
         assets_extra: Mapping[str, str] | None = None,
         as_text: bool = False,
     ) -> None:
@@ -185,7 +185,7 @@ class BestExporter(_SavedModelExporter):
     def __init__(
         self,
         name: str = "best_exporter",
-        serving_input_receiver_fn: AnyFunction | None = None,
+        serving_input_receiver_fn: ReceiverFn | None = None,
         event_file_pattern: str | None = "eval/*.tfevents.*",
         compare_fn: Callable[..., bool] = _loss_smaller,
         assets_extra: Mapping[str, str] | None = None,
@@ -212,13 +212,15 @@ class BestExporter(_SavedModelExporter):
         write_best_result(export_path, eval_result)
 
 
-def _remove_old_exports(export_path: str, exports_to_keep: int) -> None:
-    """Removes all but the newest exports. The name of an export is a time of 10 digits; other directories stay."""
-    exports = sorted(
-        name for name in names_in(export_path) if _VERSION.fullmatch(name) and is_directory(join(export_path, name))
-    )
-    for name in exports[:-exports_to_keep]:
+def _remove_old_exports(export_path: str, exports_to_keep: int | None) -> None:
+    """Removes all but the newest exports, and what a run that was killed has left; other directories stay."""
+    names = [name for name in names_in(export_path) if is_directory(join(export_path, name))]
+    versions = sorted(filter(VERSION.fullmatch, names))
+    unfinished = [name for name in versions if is_unfinished(names_in(join(export_path, name)))]
+    exports = [name for name in versions if name not in unfinished]
+    old = [] if exports_to_keep is None else exports[:-exports_to_keep]
+    for name in (*filter(STAGED.fullmatch, names), *unfinished, *old):
         try:
-            remove(join(export_path, name))
+            remove_export(join(export_path, name))
         except OSError as error:
             _logger.warning("Can not delete the old export %s: %s", name, error)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxspec._src.base.types import Clock
 from jaxspec._src.base.validate import check_number
@@ -19,7 +19,8 @@ _logger = logging.getLogger("jaxspec")
 class StepCounterHook(SessionRunHook):
     """Logs and writes `global_step/sec` every so many steps or seconds. The first interval begins after the first loop.
 
-    It fetches nothing. So a rate counts steps that are dispatched and not yet done.
+    In training `TFLOP/sec` and `MFU` come with it, where they are known: see `Rates`. It fetches nothing. So a rate
+    counts steps that are dispatched and not yet done.
 
     Args:
       every_n_steps, every_n_secs: exactly one of them.
@@ -57,27 +58,58 @@ class StepCounterHook(SessionRunHook):
     def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         if self._timers.is_due(run_context):
             seconds, steps = self._timers.triggered(run_context)
-            record_rates(self._writer, run_context.last_step + 1, seconds, steps, self._batch_size)
+            session: Session = run_context.session
+            record_rates(self._writer, run_context.last_step + 1, seconds, steps, self._batch_size, session)
 
     def end(self, session: Session) -> None:
         if self._writer is not None:
             self._writer.flush()
 
 
+class Compute(Protocol):
+    """What a step computes, and what the devices could: a `Session`, or a `Program`."""
+
+    @property
+    def flops_per_step(self) -> float | None: ...
+    @property
+    def peak_flops_per_sec(self) -> float | None: ...
+
+
+def flops_rates(compute: Compute | None, steps_per_sec: float) -> tuple[float | None, float | None]:
+    """(FLOP/s of all devices together, the share of their peak, which is called MFU); None where it is not known."""
+    if compute is None or compute.flops_per_step is None:
+        return None, None
+    flops_per_sec, peak = compute.flops_per_step * steps_per_sec, compute.peak_flops_per_sec
+    return flops_per_sec, None if peak is None else flops_per_sec / peak
+
+
 def record_rates(
-    writer: Sink | None, step: int, seconds: float | None, steps: int | None, batch_size: int | None
+    writer: Sink | None,
+    step: int,
+    seconds: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    compute: Compute | None,
 ) -> None:
     """Logs the rates of an interval that ends at a global step, and writes them if there is a writer.
 
     Args:
       seconds, steps: the length of the interval; None or 0: there are no rates.
       batch_size: examples in a step; None: unknown.
+      compute: None: unknown.
     """
     if not seconds or not steps:
         return
-    for tag, amount in (("global_step/sec", 1), ("examples/sec", batch_size)):
-        if amount is not None:
-            rate = amount * steps / seconds
+    per_sec = steps / seconds
+    flops_per_sec, mfu = flops_rates(compute, per_sec)
+    rates = {
+        "global_step/sec": per_sec,
+        "examples/sec": None if batch_size is None else batch_size * per_sec,
+        "TFLOP/sec": None if flops_per_sec is None else flops_per_sec / 1e12,
+        "MFU": mfu,
+    }
+    for tag, rate in rates.items():
+        if rate is not None:
             _logger.info("%s: %g", tag, rate)
             if writer is not None:
                 writer.scalar(tag, rate, step)
@@ -93,6 +125,11 @@ class Rates(NamedTuple):
     examples_per_sec: float
     compile_secs: float
     """The seconds of the first loop, minus the time of its steps at the later rate: tracing, compiling and loading."""
+    flops_per_sec: float | None = None
+    """Floating point operations of all devices together, in matrix products and convolutions; None for a model without
+    any."""
+    mfu: float | None = None
+    """The share of the devices' peak, 0 to 1 (model FLOPs utilization); None where it is not known, as of CPUs."""
 
 
 class ExamplesPerSecondHook(StepCounterHook):
@@ -147,7 +184,8 @@ class ExamplesPerSecondHook(StepCounterHook):
         elapsed = self._clock() - compiled
         if self._end > step and elapsed > 0:
             rate = (self._end - step) / elapsed
-            self._result = Rates(rate, rate * self._batch_size, max(0.0, compiled - began - (step - start) / rate))
+            compile_secs = max(0.0, compiled - began - (step - start) / rate)
+            self._result = Rates(rate, rate * self._batch_size, compile_secs, *flops_rates(session, rate))
 
     def result(self) -> Rates:
         """The rates of the last session.

@@ -43,6 +43,15 @@ class Session(Protocol):
         """The writer of the run's own summaries; None in prediction."""
 
     @property
+    def flops_per_step(self) -> float | None:
+        """The floating point operations of one step on all devices together, in matrix products and convolutions. Known
+        in training, after the first loop; None otherwise, and for a model without any."""
+
+    @property
+    def peak_flops_per_sec(self) -> float | None:
+        """What all devices could do together in a second, in bfloat16; None where it is not known, as of CPUs."""
+
+    @property
     def state(self) -> TrainState | None:
         """The `TrainState` now, on the devices. It stays valid: training continues with a copy."""
 

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_count, as_integers, as_weights, labels_and_predictions
 from jaxspec._src.metrics.metric import Floats, Metric, ratio_or_zero, sums_of, the_sum
+from jaxspec._src.metrics.tally import tally
 
 
 def confusion_matrix(
@@ -32,8 +33,7 @@ def confusion_matrix(
     truth, guess = labels_and_predictions(as_integers("labels", labels), as_integers("predictions", predictions))
     w = as_weights(weights, truth.shape)
     cells = _check_classes("labels", truth, count) * count + _check_classes("predictions", guess, count)
-    matrix = _tally(cells, w, count * count).reshape(count, count)
-    return sums_of("confusion_matrix", the_sum, matrix)
+    return sums_of("confusion_matrix", the_sum, tally(cells, w, (count, count)))
 
 
 def mean_iou(labels: ArrayLike, predictions: ArrayLike, num_classes: int, weights: Weights = None) -> Metric[float]:
@@ -65,8 +65,8 @@ def mean_iou(labels: ArrayLike, predictions: ArrayLike, num_classes: int, weight
     w = as_weights(weights, truth.shape)
     right = (truth == guess).reshape(-1)
     truth, guess = _check_classes("labels", truth, count), _check_classes("predictions", guess, count)
-    both = _tally(truth[right], None if w is None else w.reshape(-1)[right], count)
-    return sums_of("mean_iou", _iou, both, _tally(truth, w, count), _tally(guess, w, count))
+    both = tally(truth[right], None if w is None else w.reshape(-1)[right], (count,))
+    return sums_of("mean_iou", _iou, both, tally(truth, w, (count,)), tally(guess, w, (count,)))
 
 
 def mean_per_class_accuracy(
@@ -95,8 +95,8 @@ def mean_per_class_accuracy(
     w = as_weights(weights, truth.shape)
     right = (truth == guess).reshape(-1)
     ids = _check_classes("labels", truth, count)
-    correct = _tally(ids[right], None if w is None else w.reshape(-1)[right], count)
-    return sums_of("mean_per_class_accuracy", _mean_share, correct, _tally(ids, w, count))
+    correct = tally(ids[right], None if w is None else w.reshape(-1)[right], (count,))
+    return sums_of("mean_per_class_accuracy", _mean_share, correct, tally(ids, w, (count,)))
 
 
 def _iou(both: Floats, labelled: Floats, predicted: Floats) -> np.float64:
@@ -120,9 +120,3 @@ def _check_classes(name: str, ids: np.ndarray, num_classes: int) -> np.ndarray:
                 f"{name}=np.where(keep, {name}, 0), weights=keep (times the weights, if there are any)"
             )
     return ids.reshape(-1)
-
-
-def _tally(ids: np.ndarray, weights: np.ndarray | None, length: int) -> Floats:
-    """The total weight of each of the ids 0 to `length - 1`."""
-    flat = None if weights is None else weights.reshape(-1)
-    return np.bincount(ids, flat, minlength=length).astype(np.float64, copy=False)

@@ -1,5 +1,7 @@
 """The area under a curve over many thresholds (ROC, precision-recall), and single points of such a curve."""
 
+import functools
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -58,12 +60,12 @@ def auc(
     if summation_method not in _METHODS:
         raise ValueError(f"summation_method is {summation_method!r}; expected one of {', '.join(_METHODS)}")
     if thresholds is None:
-        inner = _inner_thresholds(num_thresholds)
+        limits = _even_thresholds(as_count("num_thresholds", num_thresholds, least=2))
     else:
         inner = tuple(sorted(as_thresholds(thresholds)))
         if inner[0] < 0 or inner[-1] > 1:
             raise ValueError(f"thresholds go from {inner[0]} to {inner[-1]}; expected numbers in [0, 1]")
-    limits = (-_MARGIN, *inner, 1 + _MARGIN)
+        limits = (-_MARGIN, *inner, 1 + _MARGIN)
     bins = histogram(labels, predictions, weights, limits)
     return sums_of("auc", _area, bins, thresholds=limits, curve=curve, summation_method=summation_method)
 
@@ -92,7 +94,7 @@ def sensitivity_at_specificity(
     0.5
     """
     specificity = _as_share("specificity", specificity)
-    limits = (-_MARGIN, *_inner_thresholds(num_thresholds), 1 + _MARGIN)
+    limits = _even_thresholds(as_count("num_thresholds", num_thresholds, least=2))
     bins = histogram(labels, predictions, weights, limits)
     return sums_of("sensitivity_at_specificity", _sensitivity, bins, thresholds=limits, specificity=specificity)
 
@@ -122,15 +124,16 @@ def specificity_at_sensitivity(
     0.5
     """
     sensitivity = _as_share("sensitivity", sensitivity)
-    limits = (-_MARGIN, *_inner_thresholds(num_thresholds), 1 - _MARGIN)
+    limits = _even_thresholds(as_count("num_thresholds", num_thresholds, least=2), last=1 - _MARGIN)
     bins = histogram(labels, predictions, weights, limits)
     return sums_of("specificity_at_sensitivity", _specificity, bins, thresholds=limits, sensitivity=sensitivity)
 
 
-def _inner_thresholds(num_thresholds: int) -> tuple[float, ...]:
-    """The thresholds that divide the range from 0 to 1 evenly, without 0 and 1."""
-    count = as_count("num_thresholds", num_thresholds, least=2)
-    return tuple((i + 1) / (count - 1) for i in range(count - 2))
+# Cached: the same thresholds are used at every batch, and equal objects are compared at once.
+@functools.lru_cache
+def _even_thresholds(count: int, last: float = 1 + _MARGIN) -> tuple[float, ...]:
+    """`count` thresholds that divide the range from 0 to 1 evenly, but for the first, -1e-7, and the last."""
+    return (-_MARGIN, *((i + 1) / (count - 1) for i in range(count - 2)), last)
 
 
 def _area(bins: Floats, thresholds: tuple[float, ...], curve: str, summation_method: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from jaxspec._src.metrics.arguments import Weights, as_weights
+from jaxspec._src.metrics.tally import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -87,26 +88,42 @@ class Sums(Metric[Any]):
     `sums_of`.
 
     Attributes:
-      sums: float64 arrays. Float64 counts exactly up to 2**53, and with one dtype for weighted and unweighted
-        examples every host sends the same structure.
+      sums: float64 arrays, the large ones perhaps as a `Tally`. Float64 counts exactly up to 2**53, and with one dtype
+        for weighted and unweighted examples every host sends the same structure.
       name: of the metric function, for errors.
       finish: a pure function at module level (so that it can be pickled and compared): `finish(*sums, **config)`
         is the result.
       config: what changes the result (thresholds, k, ...). Metrics with different configurations do not merge.
     """
 
-    sums: tuple[Floats, ...]
+    sums: tuple[Floats | Tally, ...]
     name: str
     finish: Callable[..., ArrayLike] = dataclasses.field(repr=False)
     config: tuple[tuple[str, Hashable], ...] = ()
 
     def merge(self, other: Self) -> Self:
+        if not self._can_merge(other):
+            raise self._refusal(other)
+        # inf - inf is NaN, as it is in one batch, and no reason for a warning.
+        with np.errstate(all="ignore"):
+            added = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        return type(self)(_frozen(added), self.name, self.finish, self.config)
+
+    def _can_merge(self, other: Self) -> bool:
+        return (
+            isinstance(other, Sums)
+            and (self.name, self.finish, self.config) == (other.name, other.finish, other.config)
+            and [s.shape for s in self.sums] == [s.shape for s in other.sums]
+        )
+
+    def _refusal(self, other: Self) -> Exception:
+        """Why `other` cannot be merged: the error to raise."""
         if not isinstance(other, Sums):
-            raise TypeError(
+            return TypeError(
                 f"{self.name}: cannot merge with {type(other).__name__}; expected a value that {self.name} returned"
             )
         if (self.name, self.finish) != (other.name, other.finish):
-            raise ValueError(
+            return ValueError(
                 f"cannot merge a value of {self.name} with one of {other.name}; expected the same metric on both sides"
             )
         if self.config != other.config:
@@ -116,34 +133,32 @@ class Sums(Metric[Any]):
                 for key, value in self.config
                 if theirs.get(key) != value
             ]
-            raise ValueError(
+            return ValueError(
                 f"{self.name}: cannot merge {', '.join(differing)}; expected the same arguments in every batch"
             )
-        shapes, other_shapes = [np.shape(s) for s in self.sums], [np.shape(s) for s in other.sums]
-        if shapes != other_shapes:
-            raise ValueError(
-                f"{self.name}: cannot merge a state of shapes {shapes} with one of {other_shapes}; "
-                "expected the same shape in every batch"
-            )
-        # inf - inf is NaN, as it is in one batch, and no reason for a warning.
-        with np.errstate(all="ignore"):
-            added = [np.add(a, b) for a, b in zip(self.sums, other.sums, strict=True)]
-        return dataclasses.replace(self, sums=_frozen(added))
+        return ValueError(
+            f"{self.name}: cannot merge a state of shapes {[s.shape for s in self.sums]} with one of "
+            f"{[s.shape for s in other.sums]}; expected the same shape in every batch"
+        )
 
     def compute(self) -> Any:
         """A float, or an array, as the metric function says."""
         with np.errstate(all="ignore"):
-            result = np.asarray(self.finish(*self.sums, **dict(self.config)))
+            result = np.asarray(self.finish(*map(np.asarray, self.sums), **dict(self.config)))
         return float(result) if result.ndim == 0 else result
 
     def empty(self) -> Self:
-        return dataclasses.replace(self, sums=_frozen([np.zeros_like(s) for s in self.sums]))
+        return dataclasses.replace(self, sums=_frozen([np.zeros(s.shape) for s in self.sums]))
 
 
-jax.tree_util.register_dataclass(Sums, data_fields=["sums"], meta_fields=["name", "finish", "config"])
+jax.tree_util.register_pytree_node(
+    Sums,
+    lambda metric: (_frozen(map(np.asarray, metric.sums)), (metric.name, metric.finish, metric.config)),
+    lambda static, sums: Sums(sums, *static),
+)
 
 
-def sums_of(name: str, finish: Callable[..., ArrayLike], *sums: ArrayLike, **config: Hashable) -> Sums:
+def sums_of(name: str, finish: Callable[..., ArrayLike], *sums: ArrayLike | Tally, **config: Hashable) -> Sums:
     """The metric `name` with these sums over one batch. The arguments are the attributes of `Sums`."""
     return Sums(_frozen(sums), name, finish, tuple(config.items()))
 
@@ -189,9 +204,10 @@ def total_weight(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
     return np.float64(values.size if weights is None else weights.sum(dtype=np.float64))
 
 
-def _frozen(sums: Iterable[ArrayLike]) -> tuple[Floats, ...]:
+def _frozen(sums: Iterable[ArrayLike | Tally]) -> tuple[Floats | Tally, ...]:
     # Always a copy: a float64 array of the caller must not become read-only, nor change the metric later.
-    arrays = tuple(np.array(s, np.float64) for s in sums)
-    for array in arrays:
-        array.flags.writeable = False
-    return arrays
+    copies = tuple(s if isinstance(s, Tally) else np.array(s, np.float64) for s in sums)
+    for copy in copies:
+        if isinstance(copy, np.ndarray):
+            copy.flags.writeable = False
+    return copies

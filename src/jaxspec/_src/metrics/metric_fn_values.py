@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxspec._src.metrics.arguments import as_array
 from jaxspec._src.metrics.mean import mean
-from jaxspec._src.metrics.metric import Mergeable
+from jaxspec._src.metrics.metric import Mergeable, Metric
 
 
 def as_metric(name: str, value: object, num_examples: int) -> Mergeable:
@@ -16,7 +16,8 @@ def as_metric(name: str, value: object, num_examples: int) -> Mergeable:
     Raises:
       TypeError: for anything else, with the key and what to return instead.
     """
-    if isinstance(value, Mergeable) and not isinstance(value, type):
+    # Asking a Protocol is slow, and nearly every value is of this library.
+    if isinstance(value, Metric) or (isinstance(value, Mergeable) and not isinstance(value, type)):
         return value
     why = instead = ""
     if isinstance(value, type):

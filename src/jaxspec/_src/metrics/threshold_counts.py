@@ -1,9 +1,10 @@
 """True and false positives and negatives at many thresholds, from one histogram.
 
 Whether a prediction is positive at a threshold depends on its place among the sorted thresholds only. So a batch is
-binned once (`searchsorted`), instead of being compared with every threshold in a table `[thresholds, examples]`.
+binned once, instead of being compared with every threshold in a table `[thresholds, examples]`.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -50,20 +51,55 @@ def histogram(labels: ArrayLike, predictions: ArrayLike, weights: Weights, thres
     truth, scores = same_shape(("labels", truth), ("predictions", scores))
     w = as_weights(weights, scores.shape)
 
-    edges = np.sort(np.asarray(thresholds, np.float32))
-    width = edges.size + 1
+    bins_of = _bins(thresholds)
+    width = len(thresholds) + 1
     truth, scores = truth.reshape(-1), scores.reshape(-1)
     is_scalar = weights is not None and np.ndim(weights) == 0
     flat = None if w is None or is_scalar else w.reshape(-1)
     counts = np.zeros(2 * width)
     for start in range(0, scores.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        bins = np.searchsorted(edges, scores[part].astype(np.float32, copy=False))
-        bins[truth[part] != 0] += width
+        bins = bins_of(scores[part].astype(np.float32, copy=False))
+        bins += np.multiply(truth[part] != 0, width, dtype=np.intp)
         counts += np.bincount(bins, None if flat is None else flat[part], minlength=2 * width)
     if w is not None and is_scalar and w.size:
         counts *= float(w.flat[0])
     return counts.reshape(2, width)
+
+
+class _Bins:
+    """For scores in [0, 1], how many thresholds each is greater than: `searchsorted`, about 10 times as fast.
+
+    The range is divided into a power of two of cells, so that the cell of a score is exact. If no cell has two
+    thresholds, one comparison is left for each score.
+
+    Args:
+      thresholds: in any order.
+    """
+
+    def __init__(self, thresholds: tuple[float, ...]) -> None:
+        self._sorted = np.sort(np.asarray(thresholds, np.float32))
+        padded = np.append(self._sorted, np.float32(np.inf))
+        for cells in (1 << power for power in range(4, 13)):
+            # How many thresholds are less than the lower end of each cell, and the first one that is not.
+            self._less = np.searchsorted(self._sorted, np.arange(cells + 1, dtype=np.float32) / np.float32(cells))
+            self._next, self._cells = padded[self._less], np.float32(cells)
+            self._is_exact = bool((np.diff(self._less) <= 1).all())
+            if self._is_exact:
+                break
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """The counts, intp, of float32 scores."""
+        if not self._is_exact:
+            return np.searchsorted(self._sorted, scores)
+        cells = (scores * self._cells).astype(np.intp)
+        counts = self._less[cells]
+        counts += scores > self._next[cells]
+        return counts
+
+
+# Cached: the thresholds are the same at every batch.
+_bins = functools.lru_cache(_Bins)
 
 
 def counts_at(bins: Floats, thresholds: tuple[float, ...]) -> Counts:

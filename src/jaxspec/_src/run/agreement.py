@@ -20,6 +20,8 @@ class _Wish(NamedTuple):
     """Whether it has seen a NaN loss."""
     signum: int | None
     """The signal that it got."""
+    shapes: str = ""
+    """Those of the arrays that it would dispatch."""
 
 
 class Agreement:
@@ -41,14 +43,23 @@ class Agreement:
         """The steps of the loop that begins at the global step `step`: the fewest that a process asks for."""
         return self._agree("loop", step, _Wish(steps, False, diverged, self._interrupt.signum))
 
-    def dispatch_steps(self, step: int, ready: int, *, ended: bool, diverged: bool) -> int:
+    @property
+    def compares_shapes(self) -> bool:
+        """Whether there are other processes, whose batches must have the same shapes."""
+        return self._exchange.count > 1
+
+    def dispatch_steps(self, step: int, ready: int, *, ended: bool, diverged: bool, shapes: str = "") -> int:
         """The steps of the dispatch at the global step `step`: for so many, each process has batches ready.
 
         Args:
           ready: the batches of this process.
           ended: whether its input has ended.
+          shapes: those of the batches that are ready, if `compares_shapes`.
+
+        Raises:
+          ValueError: in all processes, if their batches have different shapes.
         """
-        return self._agree("dispatch", step, _Wish(ready, ended, diverged, self._interrupt.signum))
+        return self._agree("dispatch", step, _Wish(ready, ended, diverged, self._interrupt.signum, shapes))
 
     def _agree(self, what: str, step: int, mine: _Wish) -> int:
         self._exchange.place = f"in training, at global step {step}"
@@ -65,4 +76,11 @@ class Agreement:
             )
         self.input_ended = bool(ended)
         self.diverged = any(wish.diverged for wish in wishes)
-        return min(wish.steps for wish in wishes)
+        steps = min(wish.steps for wish in wishes)
+        if steps and len({wish.shapes for wish in wishes}) > 1:
+            shown = "; ".join(f"process {process}: {wish.shapes}" for process, wish in enumerate(wishes))
+            raise ValueError(
+                f"at global step {step} the processes have batches of different shapes ({shown}). A step needs the "
+                "same shapes in all of them: choose the length that batches are padded to from the global batch."
+            )
+        return steps

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.removed_arguments import explain_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
 from jaxspec._src.summary.sink import Sink, check_sinks
@@ -118,8 +119,8 @@ class RunConfig:
     tf_random_seed: int | None = None
     """Seed of all randomness; None means 0."""
     save_summary_steps: int | None = 100
-    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, the
-    rates included. host_call writes in any case."""
+    """Steps between two automatic summaries of the training loss; None or 0: no automatic summaries in training, rates
+    and goodput included. host_call writes in any case."""
     save_checkpoints_steps: int | None = _UNSET
     """Steps between two checkpoints, counted from the last one; they fall exactly there."""
     save_checkpoints_secs: int | None = _UNSET
@@ -145,6 +146,8 @@ class RunConfig:
     """How many processes there are. 1: this process stays alone, whatever the environment says."""
     process_id: int | None = None
     """Which process this is, counted from 0. It differs between them."""
+    max_programs: int = 16
+    """Batches may come in so many different shapes, such as padded lengths: each is compiled when it first comes."""
     process_timeout_secs: float = 900
     """How long a process waits for the others, at the start and later. A process that is killed is noticed before."""
     stall_timeout_secs: float | None = 900
@@ -154,6 +157,12 @@ class RunConfig:
     max_restarts: int = 0
     """How often one call of train goes on from the newest checkpoint after an error of the devices or the runtime that
     a restart may cure. 0: the error is raised."""
+    compilation_cache_dir: str | None = None
+    """The directory of JAX's persistent compilation cache, on a disk or in a bucket: the next process that runs the
+    same program reads it from there instead of compiling it. JAX's own setting (`jax_compilation_cache_dir` or
+    `JAX_COMPILATION_CACHE_DIR`) wins, with a warning if it names another directory. The cache is that of the whole
+    process from the first estimator on. Whoever can write to the directory can run code in your process. None: JAX's
+    own setting decides."""
     writers: Sequence[Sink] = ()
     """Your own writers of summaries, such as one for Weights & Biases: see `summary.Sink`. Each gets what goes to the
     event files: what train and evaluate write themselves, and what host functions write with `summary`. Kept as a
@@ -174,6 +183,12 @@ class RunConfig:
             put("model_dir", os.fspath(self.model_dir))
             if not self.model_dir:
                 raise ValueError("model_dir should be non-empty.")
+        if self.compilation_cache_dir is not None:
+            if not isinstance(self.compilation_cache_dir, str | os.PathLike):
+                raise TypeError(f"compilation_cache_dir must be a path, got {self.compilation_cache_dir!r}.")
+            if not os.fspath(self.compilation_cache_dir):
+                raise ValueError("compilation_cache_dir is empty: name a directory, or leave it as None.")
+            put("compilation_cache_dir", absolute_path(self.compilation_cache_dir))
         steps, secs = self.save_checkpoints_steps, self.save_checkpoints_secs
         if steps is _UNSET and secs is _UNSET:
             secs = _DEFAULT_SAVE_SECS
@@ -202,6 +217,7 @@ class RunConfig:
         put("writers", check_sinks("RunConfig writers", self.writers))
         for name in ("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs", "keep_checkpoint_max"):
             check_number(name, getattr(self, name), minimum=0, whole=name != "save_checkpoints_secs")
+        check_number("max_programs", self.max_programs, above=0, whole=True, required=True)
         check_number("max_restarts", self.max_restarts, minimum=0, whole=True, required=True)
         positive = (
             "keep_checkpoint_every_n_hours",

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,6 +18,7 @@ from jaxspec._src.checkpoint.saver import Saver
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
+from jaxspec._src.device.compilation_cache import use_compilation_cache
 from jaxspec._src.device.joining import join_processes
 from jaxspec._src.device.live_state import LiveState
 from jaxspec._src.device.mapping import choose_devices, describe_devices, inference_devices_of, local_devices_of
@@ -29,6 +30,7 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source, Sources
 from jaxspec._src.run.training_clock import TrainingClock
 from jaxspec._src.run.validate import check_input_fn
+from jaxspec._src.run.warm_start import WarmStart
 from jaxspec._src.run.watchdog import Watchdog
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
@@ -56,6 +58,7 @@ class Engine:
       config: with `model_dir` filled in.
       use_tpu: False: one CPU device, one step a loop.
       batch_sizes: global, by mode.
+      warm_start: gives fresh variables their values; or None.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Engine:
         *,
         use_tpu: bool,
         batch_sizes: dict[str, int | None],
+        warm_start: WarmStart | None = None,
     ) -> None:
         assert config.model_dir is not None
         assert config.tpu_config is not None
@@ -79,14 +83,16 @@ class Engine:
         if jax.distributed.is_initialized():
             report_end_at_exit()
             jax.devices()  # the processes wait for each other here, and not when one has gone
+        if config.compilation_cache_dir is not None:
+            use_compilation_cache(config.compilation_cache_dir)
         self.model_fn, self._init_fn, self.params = model_fn, init_fn, params
         self.config, self.model_dir, self.tpu_config = config, config.model_dir, config.tpu_config
-        self.use_tpu, self.batch_sizes = use_tpu, batch_sizes
+        self.use_tpu, self.batch_sizes, self.warm_start = use_tpu, batch_sizes, warm_start
         if use_tpu:
             for mode, size in batch_sizes.items():
                 check_number(_BATCH_SIZE_NAMES[mode], size, above=0, whole=True)
         self.live_state = LiveState()
-        self.sources = Sources(self.model_dir, self.live_state)
+        self.sources = Sources(self.model_dir, self.live_state, warm_starts=warm_start is not None)
         self.clock = TrainingClock()
         """Of the training that is under way, or was the last one."""
         self._input_memory = InputMemory()
@@ -126,7 +132,8 @@ class Engine:
         return self.tpu_config.loop_steps if self.use_tpu else 1
 
     @functools.cached_property
-    def _model(self) -> Model:
+    def model(self) -> Model:
+        """The model_fn with its hyper-parameters."""
         context = TPUContext(len(self.devices), jax.process_count(), _host=None)
         params = with_values(self.params, use_tpu=self.use_tpu, context=context)
         return Model(self.model_fn, params, self.config)
@@ -134,13 +141,15 @@ class Engine:
     @functools.cached_property
     def programs(self) -> Programs:
         """The compiled programs, each made once."""
-        return Programs(self._model, self.devices, self.inference_devices, loop_steps=self.loop_steps)
+        return Programs(self.model, self.devices, self.inference_devices, loop_steps=self.loop_steps)
 
     @functools.cached_property
     def initial_state(self) -> InitialState:
         """Makes the state that a verb starts from."""
         seed = self.config.tf_random_seed or 0
-        return InitialState(self._model, self._init_fn, self.devices, self.inference_devices, seed=seed)
+        return InitialState(
+            self.model, self._init_fn, self.devices, self.inference_devices, seed=seed, warm_start=self.warm_start
+        )
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -152,23 +161,25 @@ class Engine:
         finally:
             self._training.release()
 
-    def clock_stopped(self, predictions: Generator[PyTree, None, None]) -> Iterator[PyTree]:
-        """The same items. The time that they take, while a hook of a training waits, does not count for its rates.
+    def clock_stopped(self, batches: Generator[Iterable[PyTree], None, None]) -> Iterator[PyTree]:
+        """The items of all batches. The time that a batch takes, while a hook of a training waits, does not count for
+        the rates of that training.
 
-        A watchdog watches while an item is made, and not while the caller uses it.
+        A watchdog watches while a batch is made, and not while the caller uses its items.
         """
-        ended = object()
         with contextlib.closing(Watchdog("prediction", self.config.stall_timeout_secs)) as watchdog:
             try:
                 while True:
                     with self.clock.stopped(), watchdog:
-                        item = next(predictions, ended)
-                    if item is ended:
+                        batch = next(batches, None)
+                    if batch is None:
                         return
-                    yield item
+                    for item in batch:
+                        raise_if_interrupted()
+                        yield item
             finally:
                 with self.clock.stopped(), watchdog:
-                    predictions.close()
+                    batches.close()
 
     def fingerprint(self, mode: str) -> dict[str, object]:
         """What must be the same in all processes that run a verb, by name."""
@@ -269,10 +280,11 @@ class Engine:
             input_fn,
             {"params": with_values(self.params, context=context, **rows), "mode": mode, "config": self.config},
             mode=mode,
-            num_shards=len(self.local_devices if mode == ModeKeys.TRAIN else self.inference_devices),
+            devices=self.devices if mode == ModeKeys.TRAIN else self.inference_devices,
             batch_size=batch_size if self.use_tpu else None,
             ragged=mode != ModeKeys.TRAIN or not self.use_tpu,
             limit=limit,
+            max_programs=self.config.max_programs,
             position=None if source is None else source.position(),
             resume=resume,
             step=0 if source is None else source.step,

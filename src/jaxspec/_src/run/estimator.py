@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Self
 
 import numpy as np
@@ -16,13 +16,17 @@ from jaxspec._src.base.types import AnyFunction, HyperParameters, InputFn, Metri
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
 from jaxspec._src.device.shards import first_shard
+from jaxspec._src.export.receiver import ServingInputReceiver
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverListener, check_listeners
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluate import evaluate
+from jaxspec._src.run.export_saved_model import export_saved_model
 from jaxspec._src.run.predict import predict
 from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
+from jaxspec._src.run.warm_start import as_warm_start
+from jaxspec._src.run.warm_start_settings import WarmStartReport, WarmStartSettings
 from jaxspec._src.spec.hook import SessionRunHook, check_hooks
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import ModelFn
@@ -48,7 +52,10 @@ class TPUEstimator:
         CPU device, one step a loop.
       train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
         `use_tpu=False` by none (the input decides then).
-      warm_start_from: not built yet; raises.
+      warm_start_from: what fresh variables start with, in train, evaluate and predict, as long as model_dir has no
+        checkpoint: the path of a checkpoint, a model_dir, an export or a `.safetensors` file, or `WarmStartSettings`.
+        A path takes all that is trained (the collection `params`). The optimizer's state and the step are not taken.
+        `Scaffold.init_fn` sees the result.
 
     Raises:
       ValueError, TypeError: by TPUEstimator's rules.
@@ -67,7 +74,7 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
-        warm_start_from: object = None,
+        warm_start_from: str | os.PathLike[str] | WarmStartSettings | None = None,
     ) -> None:
         config = RunConfig() if config is None else config
         if not isinstance(config, RunConfig):
@@ -77,6 +84,7 @@ class TPUEstimator:
         params = copy_params({} if params is None else params)
         if init_fn is not None:
             as_init_fn(init_fn)  # for its checks
+        warm_start = as_warm_start(warm_start_from)
         check_arguments(model_fn, role="model_fn", allowed=MODEL_FN_ARGUMENTS, required=("features",))
         self._engine = Engine(
             model_fn,
@@ -89,14 +97,8 @@ class TPUEstimator:
                 ModeKeys.EVAL: eval_batch_size,
                 ModeKeys.PREDICT: predict_batch_size,
             },
+            warm_start=warm_start,
         )
-        if warm_start_from is not None:
-            raise ValueError(
-                f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}"
-                if not isinstance(warm_start_from, str | os.PathLike)
-                else "warm_start_from is not built yet; load weights in Scaffold(init_fn=...), "
-                "which scaffold_fn returns."
-            )
         check_supported(config)
 
     # What it is made of.
@@ -131,6 +133,11 @@ class TPUEstimator:
         """The path of the latest checkpoint in model_dir, or None."""
         return latest.latest_checkpoint(self.model_dir)
 
+    @property
+    def warm_start_report(self) -> WarmStartReport | None:
+        """What the last warm start took from where, and what not; None before it, or without one."""
+        return None if self._engine.warm_start is None else self._engine.warm_start.report
+
     def get_variable_names(self) -> list[str]:
         """The names of all arrays of the trained state, sorted: `params/...`, `opt_state/...`, `global_step`."""
         with self._trained_arrays() as readers:
@@ -142,6 +149,19 @@ class TPUEstimator:
             if name not in readers:
                 raise ValueError(f"get_variable_value: {name!r} is not a variable; the names are {sorted(readers)}.")
             return readers[name]()
+
+    def variables(self) -> dict[str, PyTree]:
+        """The trained variables (the live ones, or those of the latest checkpoint), on the host.
+
+        Returns:
+          Nested dicts of NumPy arrays: `{"params": {"Dense_0": {"kernel": ...}}, ...}`. Random keys are their data.
+        """
+        with contextlib.closing(self._engine.source()) as source:
+            if source.live is not None:
+                return named_arrays.host_variables(first_shard(source.live.state.variables))
+            if source.path is not None:
+                return named_arrays.load_variables(source.path)
+        raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
 
     @contextlib.contextmanager
     def _trained_arrays(self) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
@@ -246,7 +266,8 @@ class TPUEstimator:
 
         Args:
           input_fn: as in evaluate; labels are ignored.
-          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known.
+          predict_keys: the keys of `predictions` to yield; unknown ones are ignored if one is known. Without hooks the
+            others are not copied to the host.
           hooks: as in evaluate. Closing the generator before its end leaves out their `end`.
           checkpoint_path: as in evaluate.
           yield_single_examples: False yields batches as they are.
@@ -264,13 +285,45 @@ class TPUEstimator:
 
     def export_saved_model(
         self,
-        export_dir_base: str,
-        serving_input_receiver_fn: AnyFunction | None,
-        assets_extra: object = None,
+        export_dir_base: str | os.PathLike[str],
+        serving_input_receiver_fn: Callable[[], ServingInputReceiver] | None,
+        assets_extra: Mapping[str, str] | None = None,
         checkpoint_path: str | None = None,
+        *,
+        platforms: Collection[str] = ("cpu", "cuda", "tpu"),
+        batch_sizes: Collection[int] | None = None,
     ) -> str:
-        """Not built yet; raises NotImplementedError."""
-        raise NotImplementedError(
-            "export_saved_model is not built yet. Until then leave out BestExporter, LatestExporter and FinalExporter, "
-            "or define export_saved_model in a class derived from TPUEstimator."
+        """Writes the model in PREDICT, with its weights, into a new directory. `export.load` runs it without model_fn.
+
+        The directory appears as a whole or not at all. It holds a program of `jax.export` for each signature of
+        `export_outputs`, for one shard's batch; `weights.safetensors`; `signature.json`, which describes them; and
+        `assets.extra`. Each program is compared with model_fn on a sample before anything is written. With several
+        processes, call it in one of them.
+
+        Args:
+          export_dir_base: where the directory is made, local or in a bucket. It is named by the time in seconds, in 10
+            digits; the newest export has the greatest name.
+          serving_input_receiver_fn: without arguments; returns an `export.ServingInputReceiver`.
+          assets_extra: files to copy, by their names in `assets.extra`.
+          checkpoint_path: None means the live state, or the latest checkpoint, or the warm start.
+          platforms: on which the export runs: of `cpu`, `cuda`, `rocm`, `tpu`.
+          batch_sizes: the only sizes that the export takes, each with a program of its own; None: one program for all.
+            This is for a model_fn that needs the batch size as a number.
+
+        Returns:
+          The path of the directory.
+
+        Raises:
+          ValueError: if there is no trained model; for a receiver, names or platforms that do not fit; if model_fn has
+            no form for a batch of any size, naming the line; if a program differs from model_fn.
+          OSError: if the directory cannot be written.
+        """
+        return export_saved_model(
+            self._engine,
+            export_dir_base,
+            serving_input_receiver_fn,
+            assets_extra,
+            checkpoint_path,
+            platforms=platforms,
+            batch_sizes=batch_sizes,
         )

@@ -2,10 +2,13 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 import jax
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
+from jaxspec._src.device.shards import start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_calls import HostCalls
@@ -25,6 +28,8 @@ class Dispatch:
     """The steps are the first `count` entries of the leaves."""
     began: float
     """When it was dispatched, by the clock of `DispatchLength`."""
+    done: Callable[[object], None]
+    """To be called with the outputs once they have been fetched, as `Slice.finish`."""
 
 
 class InFlight:
@@ -39,6 +44,7 @@ class InFlight:
 
     def __init__(self, engine: Engine, host_calls: HostCalls, report: TrainingReport, first_step: int) -> None:
         self._live_state, self._report, self.host_calls = engine.live_state, report, host_calls
+        self._devices = engine.devices
         self._most = MAX_IN_FLIGHT - 1 if engine.use_tpu else 0  # 0: each is looked at before the next one
         self._dispatches: collections.deque[Dispatch] = collections.deque()
         self._loop_ends: collections.deque[int] = collections.deque()
@@ -53,7 +59,10 @@ class InFlight:
         return bool(self._dispatches)
 
     def add(self, dispatch: Dispatch) -> None:
-        """Adds a dispatch; `look_at_surplus` bounds how many there are."""
+        """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
+        if not self.host_calls.due_steps(dispatch.first_step, dispatch.count):
+            dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=None))
+        start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 
     def look_at_surplus(self) -> None:
@@ -83,12 +92,13 @@ class InFlight:
             self._dispatches.popleft()  # steps after a NaN are not reported
             return
         first, count = dispatch.first_step, dispatch.count
-        calls_host = self.host_calls.due_steps(first, count)
         try:
-            spec = jax.device_get(dispatch.spec if calls_host else replaced(dispatch.spec, host_call=None))
+            with doing("the devices"):
+                spec = jax.device_get(dispatch.spec)
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
+        dispatch.done(dispatch.spec)
         self.pace.done(count, dispatch.began)
         losses = self.losses.check(first, spec.loss[:count])
         # Not earlier: an interrupt before this point must not let the losses go unseen.

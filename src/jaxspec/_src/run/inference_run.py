@@ -16,6 +16,7 @@ from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.run.sources import Source
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook
 from jaxspec._src.spec.mode import Mode, ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.init import noting_verb
 from jaxspec._src.step.state import TrainState
 from jaxspec._src.summary.writer import SummaryWriter
@@ -39,6 +40,8 @@ class InferenceRun(RunningSession):
       hooks: the user's; those of the spec follow them.
       summary_writer: of the event files, for hooks.
       limit: batches to take at most; None: all.
+      wanted: given the outputs of a step, those that the caller uses. Without hooks, which may ask for any, the others
+        are not fetched. It is called with shapes for leaves first, and may raise.
     """
 
     first_step = 0
@@ -55,8 +58,9 @@ class InferenceRun(RunningSession):
         hooks: tuple[SessionRunHook, ...],
         summary_writer: SummaryWriter | None = None,
         limit: int | None = None,
+        wanted: Callable[[TPUEstimatorSpec], TPUEstimatorSpec] = lambda spec: spec,
     ) -> None:
-        if source.fresh:
+        if source.fresh and engine.warm_start is None:
             _logger.warning(
                 "Could not find trained model in model_dir: %s, running initialization. The results are those of fresh "
                 "weights; check model_dir, or train first.",
@@ -67,12 +71,14 @@ class InferenceRun(RunningSession):
             programs = engine.programs.inference(mode, infeed, state)
             if source.fresh:
                 state = engine.initial_state.finish_fresh(state, programs.spec)
+        wanted(programs.spec)
         super().__init__(programs.spec)
         spec_hooks = programs.spec.evaluation_hooks if mode == ModeKeys.EVAL else programs.spec.prediction_hooks
         calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
         self._hooks = stack.enter_context(calls)
         infeed.start(programs.capacity)
-        self._batches = stack.enter_context(contextlib.closing(run_batches(state, infeed, programs)))
+        batches = run_batches(state, infeed, programs, (lambda spec: spec) if calls.hooks else wanted)
+        self._batches = stack.enter_context(contextlib.closing(batches))
         self._bar = stack.enter_context(engine.progress(mode, start=0, total=limit))
         self._source, self._state, self._limit = source, state, limit
         self._number, self._stop = 0, False

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.device.mapping import broadcast, broadcast_sharding, from_first_process, local_devices_of, on_devices
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.run.sources import Source
+from jaxspec._src.run.warm_start import WarmStart
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.init import InitFn, init_on_one_shard
 from jaxspec._src.step.jaxprs import debugging
@@ -21,6 +23,13 @@ from jaxspec._src.step.state import TrainState, finish_train_state, scaffold_var
 from jaxspec._src.step.tracing import TrainOpTrace, shapes, trace_train_op
 
 _logger = logging.getLogger("jaxspec")
+
+
+class FirstShard(Protocol):
+    """What makes or describes variables: the batch of one shard, `Infeed` for example."""
+
+    def first_shard(self) -> tuple[Batch, Batch]:
+        """(features, labels)"""
 
 
 class InitialState:
@@ -32,6 +41,7 @@ class InitialState:
       devices: those that training is mapped over.
       inference_devices: those of this process that evaluation and prediction are mapped over.
       seed: of all randomness.
+      warm_start: gives fresh variables their values; or None.
     """
 
     def __init__(
@@ -42,8 +52,9 @@ class InitialState:
         inference_devices: Sequence[jax.Device],
         *,
         seed: int,
+        warm_start: WarmStart | None = None,
     ) -> None:
-        self._model, self._init_fn, self._seed = model, init_fn, seed
+        self._model, self._init_fn, self._seed, self._warm_start = model, init_fn, seed, warm_start
         self._devices, self._inference_devices = tuple(devices), tuple(inference_devices)
         self._last_read: dict[tuple[str, str | None], TrainState] = {}
         """The last state that was read for evaluate or predict, by path, inode and time of its checkpoint."""
@@ -67,8 +78,10 @@ class InitialState:
             if source.live is not None:
                 live = source.live.state.variables
                 return first_shard(live) if debugging() else shapes(live)
-            if source.path is None or debugging():
+            if source.path is None:
                 return self._fresh_variables(infeed)
+            if debugging():
+                return self._init_variables(infeed)
             return self._stored_structure(source.path, *infeed.first_shard())
 
     @jax.transfer_guard("allow")
@@ -95,7 +108,7 @@ class InitialState:
         return on_devices(restored, self._devices)
 
     @jax.transfer_guard("allow")
-    def for_inference(self, source: Source, infeed: Infeed) -> TrainState:
+    def for_inference(self, source: Source, infeed: FirstShard) -> TrainState:
         """The state to evaluate or predict with. Fresh variables are on one device, without `Scaffold.init_fn`.
 
         The optimizer state is in it only if model_fn names `opt_state`, and never in a fresh one.
@@ -131,7 +144,12 @@ class InitialState:
             self._last_read[key] = broadcast(state, self._inference_devices)
         return self._last_read[key]
 
-    def _fresh_variables(self, infeed: Infeed) -> Variables:
+    def _fresh_variables(self, infeed: FirstShard) -> Variables:
+        """Those of init_fn, after the warm start."""
+        variables = self._init_variables(infeed)
+        return variables if self._warm_start is None else self._warm_start(variables)
+
+    def _init_variables(self, infeed: FirstShard) -> Variables:
         variables: Variables = self._init(self._init_rng, *infeed.first_shard())
         return variables
 

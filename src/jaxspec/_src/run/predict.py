@@ -1,7 +1,7 @@
 """predict: a generator of predictions, exactly as many as there are examples."""
 
 import contextlib
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -9,10 +9,9 @@ import numpy as np
 from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.inference_run import InferenceRun
-from jaxspec._src.run.signals import raise_if_interrupted
 from jaxspec._src.spec.hook import SessionRunHook
-from jaxspec._src.spec.host_functions import to_host
 from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 
 
 def predict(
@@ -22,9 +21,13 @@ def predict(
     hooks: tuple[SessionRunHook, ...],
     checkpoint_path: str | None,
     single: bool,
-) -> Generator[PyTree, None, None]:
-    """`TPUEstimator.predict`, with its arguments checked."""
+) -> Generator[Iterable[PyTree], None, None]:
+    """`TPUEstimator.predict`, with its arguments checked: for each batch what `examples` returns."""
     engine.announce()
+
+    def chosen(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+        return replaced(spec, predictions=choose_keys(spec.predictions, predict_keys))
+
     with (
         contextlib.closing(engine.source(checkpoint_path)) as source,
         contextlib.closing(engine.open_input(input_fn, ModeKeys.PREDICT)) as infeed,
@@ -32,12 +35,9 @@ def predict(
     ):
         if infeed.first is None:
             return
-        run = InferenceRun(stack, engine, ModeKeys.PREDICT, source, infeed, hooks)
+        run = InferenceRun(stack, engine, ModeKeys.PREDICT, source, infeed, hooks, wanted=chosen)
         while (batch := run.next_batch()) is not None:
-            chosen = choose_keys(to_host(batch.spec.predictions), predict_keys)
-            for example in examples(chosen, single, batch.rows):
-                raise_if_interrupted()
-                yield example
+            yield examples(chosen(batch.spec).predictions, single, batch.rows)
         run.end()
 
 
@@ -54,15 +54,14 @@ def choose_keys(predictions: PyTree, keys: str | Collection[str] | None) -> PyTr
     return chosen
 
 
-def examples(predictions: PyTree, single: bool, rows: int) -> Iterator[PyTree]:
+def examples(predictions: PyTree, single: bool, rows: int) -> Iterable[PyTree]:
     """The predictions of a batch of `rows` examples, one at a time or all at once; ValueError for other lengths.
 
     They are the caller's own, and may be written to.
     """
     predictions = jax.tree.map(np.array, predictions)
     if not single:
-        yield predictions
-        return
+        return [predictions]
     is_dict = isinstance(predictions, Mapping)
     named = predictions if is_dict else {"predictions": predictions}
     sizes = {key: len(value) for key, value in named.items()}
@@ -79,5 +78,7 @@ def examples(predictions: PyTree, single: bool, rows: int) -> Iterator[PyTree]:
             f"{name} has {length} entries for a batch of {rows} examples, over all shards; it must have one for each. "
             "Give it a leading batch axis (a scalar has one entry for each shard), or use yield_single_examples=False."
         )
-    for i in range(length):
-        yield {key: value[i] for key, value in named.items()} if is_dict else predictions[i]
+    # Each value has `rows` entries. The loop over them is the cost of predict where a model is small.
+    return (
+        (dict(zip(named, row, strict=False)) for row in zip(*named.values(), strict=False)) if is_dict else predictions
+    )

@@ -22,9 +22,11 @@ from jaxspec._src.step.train_step import train_step
 
 _STACK_BYTES = 4 << 20
 """Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
+_RESIDENT_STACK_BYTES = 16 << 20
+"""Likewise where nothing is transferred: a stack is gathered on the device."""
 _OUTPUT_BYTES = 64 << 20
 """The outputs that one dispatch may keep on a device."""
-_MOST_BATCHES_A_STACK = 100
+_MOST_BATCHES_A_STACK = 1000
 
 
 class ModePrograms(NamedTuple):
@@ -82,7 +84,7 @@ class Programs:
         """
         made = self._made.get(_signature(ModeKeys.TRAIN, infeed))
         if made is not None and not trace and not made.spec.training_hooks:
-            return made, None
+            return self._for_input(made, infeed), None
         with jax.default_device(self._inference_devices[0]):
             traced = trace_train_op(self._model, variables, rng, *infeed.first_shard())
         step = train_step(self._model)
@@ -93,7 +95,7 @@ class Programs:
         """The programs for the batches of `infeed` on states like `state`. Hooks as in `training`."""
         made = self._made.get(_signature(mode, infeed))
         if made is not None and not (made.spec.evaluation_hooks or made.spec.prediction_hooks):
-            return made
+            return self._for_input(made, infeed)
         step = placed_step(mode, self._model)
         with jax.default_device(self._inference_devices[0]):
             spec, jaxpr = trace_spec(step, state, *infeed.first_shard())
@@ -110,13 +112,20 @@ class Programs:
             self._made[key] = ModePrograms(
                 full=Program(step, devices, trains=trains, single_step=single),
                 ragged=RaggedPrograms(step, self._inference_devices, infeed.rows_per_shard),
-                capacity=1 if single else _capacity(infeed, spec, self._loop_steps if trains else None),
+                capacity=1,
                 fingerprint="" if devices == self._inference_devices else fingerprint(jaxpr),
                 spec=spec,
             )
         made = self._made[key]
         hooks = {name: getattr(spec, name) for name in ("training_hooks", "evaluation_hooks", "prediction_hooks")}
-        return made._replace(spec=replaced(made.spec, **hooks))
+        return self._for_input(made._replace(spec=replaced(made.spec, **hooks)), infeed)
+
+    def _for_input(self, made: ModePrograms, infeed: Infeed) -> ModePrograms:
+        """The programs, with the capacity that suits an input. Each capacity is compiled when it is first used."""
+        if made.full.single_step:
+            return made
+        most = self._loop_steps if made.full.trains else None
+        return made._replace(capacity=_capacity(infeed, made.spec, most or _MOST_BATCHES_A_STACK))
 
 
 def _signature(mode: str, infeed: Infeed) -> _Signature:
@@ -126,10 +135,11 @@ def _signature(mode: str, infeed: Infeed) -> _Signature:
     return mode, debugging(), infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
 
 
-def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int | None) -> int:
+def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int) -> int:
     """How many batches a dispatch takes: as many as keep its transfer and its outputs small."""
     assert infeed.first is not None
     inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
     outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
-    fitting = min(_STACK_BYTES // inputs, _OUTPUT_BYTES // outputs, most or _MOST_BATCHES_A_STACK)
+    stack = _RESIDENT_STACK_BYTES if infeed.resident else _STACK_BYTES
+    fitting = min(stack // inputs, _OUTPUT_BYTES // outputs, most, _MOST_BATCHES_A_STACK)
     return max(1, fitting)

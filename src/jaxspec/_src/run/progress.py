@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from jaxspec._src.hooks.rates import Compute, flops_rates
+
 if TYPE_CHECKING:
     from typing import Never
 
@@ -35,6 +37,7 @@ class ProgressBar(Tqdm):
     def __init__(self, label: str, *, start: int, total: int | None, batch_size: int | None) -> None:
         self._batch_size = batch_size
         self._loss: float | None = None
+        self._compute: Compute | None = None
         self._started = self._paused = False
         self._wrapped_handlers = contextlib.ExitStack()
         # `position`: a bar within another one takes its line. `miniters`: the time alone decides when to draw.
@@ -43,14 +46,15 @@ class ProgressBar(Tqdm):
         )
         self._wrap_log_handlers()
 
-    def show(self, step: int, loss: float | None = None) -> None:
+    def show(self, step: int, loss: float | None = None, compute: Compute | None = None) -> None:
         """Shows that `step` steps are done. Draws some times a second, else returns at once.
 
         Args:
           step: as `total` counts.
           loss: the newest loss, on the host; None: none is shown.
+          compute: for the FLOP/s, which are shown where the peak is known.
         """
-        self._loss = loss
+        self._loss, self._compute = loss, compute
         if self.disable:
             self.n = step
         elif self._started:
@@ -83,13 +87,16 @@ class ProgressBar(Tqdm):
 
     @property
     def format_dict(self) -> MutableMapping[str, object]:
-        """What tqdm shows, with the loss and the examples per second."""
+        """What tqdm shows, with the loss, the examples per second and the FLOP/s."""
         values = super().format_dict
         parts = [] if self._loss is None else [f"loss={self._loss:.4g}"]
         done, seconds = self.n - self.initial, values["elapsed"]
         rate = values["rate"] or (done / seconds if seconds else 0)
         if rate and self._batch_size is not None:
             parts.append(f"{self.format_sizeof(rate * self._batch_size)} examples/s")
+        flops_per_sec, mfu = flops_rates(self._compute, rate)
+        if flops_per_sec and mfu is not None:
+            parts.append(f"{self.format_sizeof(flops_per_sec)}FLOP/s, {mfu:.0%} MFU")
         return {**values, "postfix": ", ".join(parts)}
 
     def _restart(self) -> None:

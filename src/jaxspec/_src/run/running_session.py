@@ -7,6 +7,7 @@ from typing import overload
 import jax
 import numpy as np
 
+from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.device.shards import first_shard
@@ -41,6 +42,14 @@ class RunningSession:
     def _current_state(self) -> TrainState:
         """The state now, on the devices, to be read at once."""
         raise NotImplementedError
+
+    @property
+    def flops_per_step(self) -> float | None:
+        return None
+
+    @property
+    def peak_flops_per_sec(self) -> float | None:
+        return None
 
     @property
     def loss(self) -> float | None:
@@ -81,7 +90,8 @@ class RunningSession:
         if name == "global_step":
             return np.asarray(self.global_step)
         if name not in self._fetch_names:
-            return np.array(jax.device_get(first_shard(state_arrays(self._current_state())[name])))
+            with doing("the devices"):
+                return np.array(jax.device_get(first_shard(state_arrays(self._current_state())[name])))
         if self._outputs is None:
             raise ValueError(f"fetch {name!r}: there is no step yet. Ask in before_run, or from after_run on.")
         return self._outputs.fetch(name)
@@ -108,13 +118,15 @@ class StepOutputs:
     def fetch(self, name: str) -> np.ndarray:
         """One of them, of the whole batch, on the host; a scalar of each shard as its average."""
         if name not in self._values:
-            value = self._read(self._leaves[name])
+            with doing("the devices"):
+                value = self._read(self._leaves[name])
             self._values[name] = _average(value) if name in self._scalars else value
         return self._values[name]
 
     def gather(self) -> TPUEstimatorSpec:
         """All of them: the host spec of the whole batch."""
-        spec: TPUEstimatorSpec = jax.tree.map(self._read, self._spec)
+        with doing("the devices"):
+            spec: TPUEstimatorSpec = jax.tree.map(self._read, self._spec)
         return spec
 
 

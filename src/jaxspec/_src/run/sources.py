@@ -62,10 +62,11 @@ class Sources:
     Args:
       model_dir: an absolute path.
       live_state: of the estimator.
+      warm_starts: whether fresh weights are replaced by others.
     """
 
-    def __init__(self, model_dir: str, live_state: LiveState) -> None:
-        self._model_dir, self._live_state = model_dir, live_state
+    def __init__(self, model_dir: str, live_state: LiveState, *, warm_starts: bool = False) -> None:
+        self._model_dir, self._live_state, self._warm_starts = model_dir, live_state, warm_starts
         self.expects_checkpoint = False
         """Whether the live state has a checkpoint in model_dir; without one the directory was cleared."""
 
@@ -84,7 +85,18 @@ class Sources:
         if lease is not None and training:
             return Source(lease, None, lease.step)
         if lease is None:
-            return self._stored(latest.latest_undamaged_checkpoint(self._model_dir))
+            path = latest.latest_undamaged_checkpoint(self._model_dir)
+            if (
+                path is None
+                and not self._warm_starts
+                and (of_tensorflow := latest.latest_of_tensorflow(self._model_dir))
+            ):
+                _logger.warning(
+                    "model_dir %s holds checkpoints of TensorFlow, and none of this library: fresh weights are used. "
+                    "To begin with those of TensorFlow, write TPUEstimator(..., warm_start_from=%r).",
+                    *(self._model_dir, of_tensorflow),
+                )
+            return self._stored(path)
         cleared = self.expects_checkpoint and not latest.checkpoint_steps(self._model_dir)
         newer = self._stored(self._newer_checkpoint(lease.step))
         if cleared:

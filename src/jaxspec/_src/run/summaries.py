@@ -20,7 +20,7 @@ _MOST_ENTRIES, _MOST_CHARACTERS = 10, 200
 
 @contextlib.contextmanager
 def run_writer(config: RunConfig, logdir: str) -> Iterator[SummaryWriter]:
-    """The writer of a training or an evaluation, flushed on leaving.
+    """The writer of a training or an evaluation, whose file is flushed and closed on leaving.
 
     Args:
       config: its writers are the sinks, in process 0. In them, the tags of an evaluation begin with the name of its
@@ -35,13 +35,13 @@ def run_writer(config: RunConfig, logdir: str) -> Iterator[SummaryWriter]:
         yield writer
     except BaseException as error:
         try:
-            writer.flush()
+            writer.release()
             flush_buckets()
         except Exception as another:  # the first error is the one to raise
             error.add_note(f"and then, of a summary writer: {type(another).__name__}: {another}")
         raise
     try:
-        writer.flush()
+        writer.release()
         flush_buckets()
     except Exception as error:
         _warn_not_written(error)

@@ -14,6 +14,7 @@ from jaxspec._src.device.processes import Exchange
 from jaxspec._src.hooks.checkpoint_saver import CheckpointSaverHook, CheckpointSaverListener
 from jaxspec._src.run.config import RunConfig
 from jaxspec._src.run.engine import Engine
+from jaxspec._src.run.goodput import Goodput
 from jaxspec._src.run.hook_calls import HookCalls
 from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.in_flight import InFlight
@@ -50,6 +51,7 @@ def train(
 
     def run() -> None:
         nonlocal stop, interrupt
+        goodput.starts_up()
         with (
             engine.exchange(ModeKeys.TRAIN) as exchange,
             claimed(engine.model_dir) if exchange.is_first else contextlib.nullcontext() as claim,
@@ -77,7 +79,7 @@ def train(
                 if infeed.first is None:
                     raise ValueError(no_batch_message(input_fn, "Training"))
                 with signals_put_off() as interrupt:
-                    _train_on(engine, exchange, claim, infeed, source, stop, interrupt, hooks, listeners)
+                    _train_on(engine, exchange, claim, infeed, source, stop, interrupt, hooks, listeners, goodput)
 
     def start_over() -> None:
         engine.live_state.discard()
@@ -85,7 +87,10 @@ def train(
             _logger.warning("There is no checkpoint in %s: training begins anew with fresh weights.", engine.model_dir)
 
     with engine.training(), watched("training", engine.config.stall_timeout_secs):
-        with_restarts(engine.config.max_restarts, run, start_over, ends=lambda: interrupt.signum is not None)
+        engine.clock = TrainingClock()
+        goodput = Goodput(engine.clock)
+        with goodput.measured():
+            with_restarts(engine.config.max_restarts, run, start_over, ends=lambda: interrupt.signum is not None)
 
 
 def _train_on(
@@ -98,9 +103,9 @@ def _train_on(
     interrupt: StopRequest,
     hooks: Hooks,
     listeners: Listeners,
+    goodput: Goodput,
 ) -> None:
     """Trains on the batches of `infeed` from `source` to the global step `stop`."""
-    engine.clock = TrainingClock()
     with noting_verb("train"):
         variables = engine.initial_state.variables(source, infeed)
         programs, trace = engine.programs.training(
@@ -139,12 +144,15 @@ def _train_on(
             bar=bar,
             clock=engine.clock,
             logs=exchange.is_first,
+            compute=programs.full,
+            goodput=goodput,
         )
         host_calls = HostCalls(engine, programs.spec, report, writer, interrupt, here=exchange.is_first)
         in_flight = InFlight(engine, host_calls, report, source.step)
         loops = TrainingLoops(
             engine, exchange, programs, in_flight, infeed, calls, source.step, stop, checkpoint_dirs, interrupt, writer
         )
+        goodput.starts_loops(writer if engine.config.save_summary_steps else None)
         try:
             loops.train()
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
@@ -155,6 +163,7 @@ def _train_on(
             engine.sources.expects_checkpoint = has_checkpoint and engine.model_dir in checkpoint_dirs
     if exchange.is_first:
         _logger.info("Loss for final step: %s.", in_flight.loss)
+        _logger.info("Training took %s.", goodput.describe())
 
 
 def _saves_to_model_dir(config: RunConfig) -> bool:

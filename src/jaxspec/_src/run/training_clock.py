@@ -28,7 +28,7 @@ class TrainingClock:
         """A context in which the clock stands still. It may be nested."""
         return self
 
-    # Not a generator of contextlib: predict enters it for every example.
+    # Not a generator of contextlib: predict enters it for every batch.
     def __enter__(self) -> None:
         if threading.get_ident() == self._thread:
             if not self._depth:

@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
 from jaxspec._src.base.activities import doing
 from jaxspec._src.base.errors import Interrupted, NanLossDuringTrainingError
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.prefetch import Infeed
-from jaxspec._src.data.stacks import Slice
+from jaxspec._src.data.stacks import Slice, position_after
 from jaxspec._src.device.processes import Exchange
 from jaxspec._src.device.shards import fetch_step, stack_of_one
 from jaxspec._src.run.agreement import Agreement
@@ -171,7 +173,13 @@ class TrainingLoops(RunningSession):
     def _agreed_steps(self, ready: int) -> int:
         """The steps of the next dispatch, for which this process has `ready` batches; 0 ends the loop."""
         diverged = self._in_flight.losses.error is not None
-        steps = self._agreement.dispatch_steps(self._step, ready, ended=self._infeed.ended, diverged=diverged)
+        steps = self._agreement.dispatch_steps(
+            self._step,
+            ready,
+            ended=self._infeed.ended,
+            diverged=diverged,
+            shapes=self._infeed.next_shapes() if ready and self._agreement.compares_shapes else "",
+        )
         self._raise_if_diverged()
         return steps
 
@@ -192,20 +200,22 @@ class TrainingLoops(RunningSession):
 
     def _dispatch(self, item: Slice | InputBatch) -> None:
         if isinstance(item, InputBatch):
-            item = Slice(stack_of_one(item.data), 0, 1, item.position)
+            item = Slice(stack_of_one(item.data), 0, 1, position_after(item))
         if self._step > self.first_step:
             self._in_flight.host_calls.keep_in_step(self._in_flight.drain)
         began = self._in_flight.pace.clock()
         state = self._live_state.take()
         try:
-            state, spec = self._program(state, item.data, item.start, item.count)
-            self._in_flight.add(Dispatch(self._step, spec, item.count, began))
+            with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
+                state, spec = self._program(state, item.data, item.start, item.count)
+            self._in_flight.add(Dispatch(self._step, spec, item.count, began, item.finish))
             self._step_done(spec, functools.partial(fetch_step, index=item.count - 1))
             self._step += item.count
             self._live_state.put(state, self._step, item.position)
-        except BaseException:
+        except BaseException as error:
             del state
             self._live_state.give_back()
+            item.explain(error)
             raise
         self._in_flight.look_at_surplus()
 
@@ -220,6 +230,14 @@ class TrainingLoops(RunningSession):
     @property
     def global_step(self) -> int:
         return self._step
+
+    @property
+    def flops_per_step(self) -> float | None:
+        return self._program.flops_per_step
+
+    @property
+    def peak_flops_per_sec(self) -> float | None:
+        return self._program.peak_flops_per_sec
 
     @property
     def interrupted(self) -> bool:

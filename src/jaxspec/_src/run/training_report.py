@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxspec._src.base.types import Clock
-from jaxspec._src.hooks.rates import record_rates
+from jaxspec._src.hooks.rates import Compute, record_rates
 from jaxspec._src.hooks.timer import LoopTimer
 from jaxspec._src.run.config import RunConfig
+from jaxspec._src.run.goodput import Goodput
 from jaxspec._src.summary.writer import SummaryWriter
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class TrainingReport:
       bar: the progress bar, or None.
       clock: seconds since some start.
       logs: whether there are log lines: of several processes, process 0 writes them.
+      compute: for the FLOP/s; None: they are not known.
+      goodput: looks at the time at the end of each loop; None: nobody does.
     """
 
     def __init__(
@@ -41,8 +44,11 @@ class TrainingReport:
         bar: "ProgressBar | None",
         clock: Clock,
         logs: bool = True,
+        compute: Compute | None = None,
+        goodput: Goodput | None = None,
     ) -> None:
-        self._writer, self._batch_size, self._bar = writer, batch_size, bar
+        self._writer, self._batch_size, self._bar, self._compute = writer, batch_size, bar, compute
+        self._goodput = goodput
         self._log_timer = _timer(config.log_step_count_steps if logs else None, step, clock)
         self._summary_timer = _timer(config.save_summary_steps, step, clock)
 
@@ -65,10 +71,12 @@ class TrainingReport:
     def show_progress(self, step: int, loss: float) -> None:
         """Shows on the progress bar that `step` updates are done."""
         if self._bar is not None:
-            self._bar.show(step, loss)
+            self._bar.show(step, loss, self._compute)
 
     def log_loop(self, step: int, loss: float) -> None:
         """Logs the loss and the rates, if they are due, at the end of a loop after which `step` updates are done."""
+        if self._goodput is not None:
+            self._goodput.loop_ended(step)
         timer = self._log_timer
         if timer is None or not timer.should_trigger_for_step(step):
             return
@@ -77,7 +85,7 @@ class TrainingReport:
         _logger.info("loss = %.6g, step = %d%s", loss, step, took)
         # The first interval, which compiles, is left out.
         writer = None if self._summary_timer is None else self._writer
-        record_rates(writer, step, seconds, steps, self._batch_size)
+        record_rates(writer, step, seconds, steps, self._batch_size, self._compute)
 
 
 def _timer(every: float | None, step: int, clock: Clock) -> LoopTimer | None:

@@ -66,7 +66,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._inside: contextvars.Token[Activities | None] | None = None
 
-    # Not a generator of contextlib: predict enters it for every example.
+    # Not a generator of contextlib: predict enters it for every batch.
     def __enter__(self) -> Self:
         if CURRENT.get() is not None:
             return self  # the run around this one is watched

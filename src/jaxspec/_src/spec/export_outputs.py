@@ -88,7 +88,11 @@ def check_export_outputs(
         return {DEFAULT_SERVING_SIGNATURE: PredictOutput(predictions)}
     if not isinstance(export_outputs, Mapping):
         raise TypeError(f"`export_outputs` must be dict, received: {export_outputs!r}.")
-    for value in export_outputs.values():
+    for name, value in export_outputs.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`export_outputs` must have strings for keys, the names of signatures, received: {name!r}."
+            )
         if not isinstance(value, ExportOutput):
             raise TypeError(
                 f"Values in `export_outputs` must be ExportOutput objects, received: {export_outputs!r}. "

@@ -93,10 +93,11 @@ def call_host_function(role: str, pair: HostFunction) -> object:
       role: "metric_fn" or "host_call", for the note.
     """
     fn, tensors = pair
+    leaves, structure = jax.tree.flatten(tensors)
     # A copy: arrays of JAX cannot be written to, and another function may be passed the same ones.
-    tensors = jax.tree.map(lambda x: np.array(x, subok=True), to_host(tensors))
+    args = jax.tree.unflatten(structure, [np.array(x, subok=True) for x in to_host(leaves)])
     try:
-        return fn(**tensors) if isinstance(tensors, dict) else fn(*tensors)
+        return fn(**args) if isinstance(args, dict) else fn(*args)
     except BaseException as error:
         error.add_note(f"raised by {role} ({describe(fn)})")
         note_captured_tracers(error, fn, role, _INSTEAD[role].format)

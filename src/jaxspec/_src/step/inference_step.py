@@ -1,6 +1,7 @@
 """The pure steps of evaluation and prediction."""
 
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -89,7 +90,27 @@ def placed_step(mode: Mode, model: Model) -> PlacedStep:
     return step
 
 
+def make_export_step(model: Model) -> Callable[[TrainState, Batch], dict[str, dict[str, Array]]]:
+    """What an export computes: `(state, features) -> outputs by signature`, of one shard's batch.
+
+    Its random numbers are those of the first shard of the first batch in `predict`.
+    """
+
+    @bind_shard_axis
+    def step(state: TrainState, features: Batch) -> dict[str, dict[str, Array]]:
+        spec = _spec(ModeKeys.PREDICT, model, state, features, None, *_FIRST)
+        return {name: dict(output.outputs) for name, output in (spec.export_outputs or {}).items()}
+
+    return step
+
+
 def _infer(
+    mode: Mode, model: Model, state: TrainState, features: Batch, labels: Batch, *place: Array | int
+) -> TPUEstimatorSpec:
+    return outputs_of(_spec(mode, model, state, features, labels, *place))
+
+
+def _spec(
     mode: Mode, model: Model, state: TrainState, features: Batch, labels: Batch, *place: Array | int
 ) -> TPUEstimatorSpec:
     """`place` is (number of the batch, index of the shard in it)."""
@@ -97,5 +118,4 @@ def _infer(
     for number in (_RNG_OF_MODE[mode], state.step, *place):
         rng = jax.random.fold_in(rng, number)
     variables = varying(state.variables)
-    spec = model(mode, variables, features, labels, step=state.step, rng=rng, opt_state=state.opt_state)
-    return outputs_of(spec)
+    return model(mode, variables, features, labels, step=state.step, rng=rng, opt_state=state.opt_state)

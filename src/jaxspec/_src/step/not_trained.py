@@ -64,6 +64,14 @@ class Dependence:
                 found.update(number for number, aval in outs if jnp.issubdtype(aval.dtype, jnp.inexact))
         return found
 
+    def reaches_an_output(self, source: Value) -> bool:
+        """Whether an output depends on a value."""
+        found = {source}
+        for ins, outs in self._equations:
+            if not found.isdisjoint(ins):
+                found.update(number for number, _ in outs)
+        return not found.isdisjoint(self.outputs)
+
     def has_unused_new_value(self, source: Value, aval: jax.ShapeDtypeStruct | jax.Array) -> bool:
         """Whether a value that nothing uses is computed from `source`, through values of its shape and dtype.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from jaxspec._src.base.buckets import GrowingObject
-from jaxspec._src.base.files import check_writable, find_file, make_directory, open_to_write, remove
+from jaxspec._src.base.files import check_writable, find_file, make_directory, open_to_append, open_to_write, remove
 from jaxspec._src.base.paths import in_bucket, join
 from jaxspec._src.base.types import Clock
 from jaxspec._src.device.processes import is_first_process
@@ -57,7 +57,7 @@ class EventFile:
         self.flush_secs, self.max_queue = _FLUSH_SECS, math.inf
         """Events are flushed after so many seconds, or as soon as so many were written."""
         self._file: BinaryIO | GrowingObject | None = None
-        self._path = ""
+        self._path, self._is_released = "", False
         self._flushed, self._unflushed = clock(), 0
         self._checked = -math.inf
         self._run_start: int | None = None
@@ -122,12 +122,25 @@ class EventFile:
                         self._failing = False
                         _logger.warning("Summaries are written again, to %s.", self._path)
             self._flushed, self._unflushed = self._clock(), 0
-            self._checked = -math.inf  # a run ends with a flush, and its directory may be removed before the next one
+            self._checked = -math.inf  # its directory may be removed before the next event
+
+    def release(self) -> None:
+        """Flushes the file, and closes it until the next event, which is appended to it.
+
+        The file of a bucket stays in memory: nothing is open there, and to append to it each byte is uploaded again.
+        """
+        with self._lock:
+            self.flush()
+            if self._file is not None and not isinstance(self._file, GrowingObject):
+                file, self._file, self._is_released = self._file, None, True
+                with self._failures_warned():
+                    file.close()
 
     def close(self) -> None:
         """Closes the file. Writing again opens another."""
         with self._lock:
             self.flush()
+            self._is_released = False
             file, self._file = self._file, None  # a flush that failed has closed it
             if file is not None:
                 with self._failures_warned():
@@ -168,6 +181,10 @@ class EventFile:
             self._checked = now
             if not in_bucket(self._path) and find_file(self._path) is None:
                 self.close()
+        if self._is_released:
+            self._is_released = False
+            with contextlib.suppress(FileNotFoundError):
+                self._file = open_to_append(self._path)
         if self._file is None:
             self._path = ""
             make_directory(self._logdir)

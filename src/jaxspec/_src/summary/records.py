@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
-import crc32c
+from jaxspec._src.base.masked_crc import masked_crc
 
 
 class Writable(Protocol):
@@ -24,7 +24,7 @@ def write_record(file: Writable, data: bytes) -> None:
     length = struct.pack("<Q", len(data))
     for part in (length, data):
         file.write(part)
-        file.write(struct.pack("<I", _masked_crc(part)))
+        file.write(struct.pack("<I", masked_crc(part)))
 
 
 def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -40,7 +40,7 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         data, footer = b"", b""
         if len(header) == 12:
             length, checksum = struct.unpack("<QI", header)
-            if checksum != _masked_crc(header[:8]):
+            if checksum != masked_crc(header[:8]):
                 raise DamagedFileError(f"wrong checksum at byte {start}")
             # Checked before the data are read: a damaged length may be any number.
             if length <= size - start - 16:
@@ -49,11 +49,6 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             raise DamagedFileError(
                 f"it breaks off inside the record at byte {start} (its writer was killed, or is writing)"
             )
-        if struct.unpack("<I", footer)[0] != _masked_crc(data):
+        if struct.unpack("<I", footer)[0] != masked_crc(data):
             raise DamagedFileError(f"wrong checksum at byte {start}")
         yield start, data
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = crc32c.crc32c(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

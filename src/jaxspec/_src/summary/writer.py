@@ -137,6 +137,11 @@ class SummaryWriter:
         self._file.flush()
         self._call_sinks("flush")
 
+    def release(self) -> None:
+        """As `flush`, and closes the event file until the next summary, which is appended to it."""
+        self._file.release()
+        self._call_sinks("flush")
+
     def close(self) -> None:
         """Closes the event file. Writing again opens another."""
         self._file.close()
@@ -189,8 +194,8 @@ def create_file_writer(
 ) -> SummaryWriter:
     """The writer of a directory; always the same one, so a line that runs every step may call this.
 
-    Its file is opened at the first summary. At most 64 files are open: beyond that, the one used least recently is
-    closed.
+    Its file is opened at the first summary. That of a run's own writer is closed when the run ends; later summaries are
+    appended to it. At most 64 files are open: beyond that, the one used least recently is closed.
 
     Args:
       logdir: the directory of the event files.

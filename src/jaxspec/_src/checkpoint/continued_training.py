@@ -1,0 +1,113 @@
+"""A training state from a TensorFlow 1 checkpoint: variables, the slots of the optimizer, and the global step."""
+
+import os
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import KeyPath
+
+from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.base.types import PyTree
+from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
+from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
+from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, open_checkpoint
+from jaxspec._src.optim.ftrl import FtrlState
+from jaxspec._src.step.state import TrainState
+
+_SLOTS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
+    optax.ScaleByAdamState: {"mu": ("Adam", "adam_m"), "nu": ("Adam_1", "adam_v")},
+    optax.ScaleByRssState: {"sum_of_squares": ("Adagrad",)},
+    optax.ScaleByRmsState: {"nu": ("RMSProp",)},
+    optax.ScaleByRStdDevState: {"nu": ("RMSProp",), "mu": ("RMSProp_1",)},
+    optax.ScaleByAdaDeltaState: {"e_g": ("Adadelta",), "e_x": ("Adadelta_1",)},
+    optax.TraceState: {"trace": ("Momentum", "-RMSProp_2", "-RMSProp_1")},
+    optax.ScaleByScheduleState: {},
+    FtrlState: {"accumulators": ("Ftrl",), "linears": ("Ftrl_1",)},
+}
+"""By the type of a state, for each of its fields but the count of updates, the slots that it may come from: the first
+of them that there is. A minus sign changes the sign: optax.rmsprop sums up what is added to the parameters, TensorFlow
+what is subtracted from them."""
+
+
+def from_tensorflow(
+    state: TrainState, path: str | os.PathLike[str], assignment_map: Mapping[str, Target]
+) -> TrainState:
+    """The state of a training that TensorFlow 1 has begun, to be continued.
+
+    Args:
+      state: a fresh one of the same model and optimizer, as `create_train_state` returns it.
+      path: of the TensorFlow checkpoint, as for `checkpoint.tf.load_checkpoint`.
+      assignment_map: as for `init_from_checkpoint`. What it says of a variable is also how its slots are
+        converted; a constant that a converter adds is left out there.
+
+    Returns:
+      The state with the variables that the map names, the slots of the optimizer, and the step of the checkpoint. Its
+      `rng` stays. The states of `optim.adam`, `adam_weight_decay` and `ftrl` are filled, and those of `optax.adagrad`,
+      `adadelta`, `rmsprop`, `sgd` and `adam`, in chains, too. Every count of updates becomes the global step.
+
+    Raises:
+      ValueError: if the optimizer has a state of another kind; if the checkpoint has no slot, or one of another shape,
+        for a parameter that is trained. Otherwise as `init_from_checkpoint`.
+    """
+    reader = open_checkpoint(path)
+    variables = init_from_checkpoint(path, assignment_map)(state.variables)
+    sources = sources_of(assignment_map, named_leaves(state.variables))
+    step = jnp.asarray(reader.read("global_step"), jnp.int32)
+    slots = _Slots(reader, sources, step)
+    opt_state = jax.tree_util.tree_map_with_path(slots.fill, state.opt_state, is_leaf=lambda node: type(node) in _SLOTS)
+    return TrainState(step, jax.tree.map(jnp.asarray, variables), opt_state, state.rng)
+
+
+class _Slots(NamedTuple):
+    reader: CheckpointReader
+    sources: Mapping[str, tuple[str, Converter | None]]
+    step: jax.Array
+
+    def fill(self, path: KeyPath[Hashable], node: PyTree) -> PyTree:
+        """A state of one transformation, with stored values."""
+        if type(node) not in _SLOTS:
+            raise ValueError(
+                f"from_tensorflow: opt_state{jax.tree_util.keystr(path)}, {describe_array(node)}, is in none of the "
+                f"states that can be filled: {sorted(kind.__name__ for kind in _SLOTS)}. Use the optimizers of "
+                "jaxspec.optim, or optax.adagrad, adadelta, rmsprop, sgd, adam; set other states by hand."
+            )
+        fields = _SLOTS[type(node)]
+        filled = {
+            field: jax.tree_util.tree_map_with_path(
+                lambda path, leaf, slots=slots: self._slot(path_name(path), leaf, slots), getattr(node, field)
+            )
+            for field, slots in fields.items()
+        }
+        counts = dict.fromkeys({"count", "step"} & set(node._fields), self.step)
+        return node._replace(**filled, **counts)
+
+    def _slot(self, name: str, leaf: jax.Array, slots: tuple[str, ...]) -> jax.Array:
+        """The first of the slots that there is for the parameter at the path `name`."""
+        if f"params/{name}" not in self.sources:
+            raise ValueError(
+                f"from_tensorflow: params/{name} is trained, and the assignment map says nothing of it. Give it an "
+                "entry: {'NAME IN TENSORFLOW': 'params/" + name + "'}."
+            )
+        source, convert = self.sources[f"params/{name}"]
+        stored = self.reader.names()
+        found = next((slot for slot in slots if f"{source}/{slot.removeprefix('-')}" in stored), None)
+        if found is None:
+            wanted = " or ".join(f"{source}/{slot.removeprefix('-')}" for slot in slots)
+            have = sorted(other for other in stored if other.startswith(f"{source}/")) or "no slots"
+            raise ValueError(
+                f"from_tensorflow: the checkpoint {self.reader.path} has no slot {wanted} for params/{name}; it has "
+                f"{have}. Create the state with the optimizer that TensorFlow trained with."
+            )
+        array = self.reader.read(f"{source}/{found.removeprefix('-')}")
+        if convert is not None:
+            array = convert(array) - convert(np.zeros_like(array))
+        if array.shape != leaf.shape:
+            raise ValueError(
+                f"from_tensorflow: {source}/{found.removeprefix('-')} has the shape {array.shape}, and params/{name} "
+                f"has {leaf.shape}."
+            )
+        return jnp.asarray(-array if found.startswith("-") else array, leaf.dtype)

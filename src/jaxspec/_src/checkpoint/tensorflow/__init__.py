@@ -1,0 +1,1 @@
+"""Reading TensorFlow's checkpoints without TensorFlow."""

@@ -1,0 +1,117 @@
+"""Puts stacks of batches on the devices: from host memory, from arrays that are there already, or gathered there.
+
+The thread of the input calls these. None of it is a collective, so the order among the devices and processes is free.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxspec._src.base.types import Batch, PyTree
+from jaxspec._src.device.mapping import local_devices_of, stack_of_parts
+from jaxspec._src.device.stack_buffers import StackBuffers
+
+_RESIDENT_SHARE = 0.25
+"""Arrays may take this share of the memory of a device that is free."""
+
+
+class StackPlacement:
+    """Where stacks go: the devices that a program is mapped over, of which each process feeds its own.
+
+    Args:
+      devices: of all processes.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        self.devices = tuple(devices)
+        self.local_devices = local_devices_of(devices)
+
+    @jax.transfer_guard("allow")  # batches have to reach the devices, whatever the caller forbids elsewhere
+    def of_host(self, buffers: StackBuffers, stop: int | None = None) -> Batch:
+        """A stack in host memory, `[capacity, shards, rows per shard, ...]` on the devices.
+
+        A CPU device reads the memory in place: it may be written to again after the programs that read it are done.
+
+        Args:
+          stop: how many batches; None: `capacity`.
+        """
+        return self._placed(buffers.parts(stop))
+
+    @jax.transfer_guard("allow")
+    def of_batch(self, batch: Batch) -> Batch:
+        """A batch of JAX arrays `[rows, ...]` as a stack of one. Between the devices it moves only if it must."""
+        mesh = jax.sharding.Mesh(np.array(self.local_devices), ("rows",))
+        split = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+        leaves, structure = jax.tree.flatten(split)
+        by_device = [{shard.device: shard.data for shard in x.addressable_shards} for x in leaves]
+        parts = [
+            jax.tree.unflatten(structure, [_as_stack(pieces[device]) for pieces in by_device])
+            for device in self.local_devices
+        ]
+        return self._placed(parts)
+
+    def _placed(self, parts: Sequence[PyTree]) -> Batch:
+        on_devices = [jax.device_put(part, device) for part, device in zip(parts, self.local_devices, strict=True)]
+        return stack_of_parts(on_devices, self.devices)
+
+
+@jax.jit
+def _as_stack(part: jax.Array) -> jax.Array:
+    return part[None, None]
+
+
+class ResidentArrays:
+    """Arrays that every device of this process has a copy of. Stacks are gathered from them there.
+
+    Args:
+      arrays: a tree of NumPy arrays `[examples, ...]`. They are copied.
+      placement: of the stacks.
+    """
+
+    @jax.transfer_guard("allow")
+    def __init__(self, arrays: PyTree, placement: StackPlacement) -> None:
+        self._placement = placement
+        # A CPU device might read the arrays in place, and the user may write to them.
+        owned = jax.tree.map(np.array, arrays) if placement.devices[0].platform == "cpu" else arrays
+        self._copies = [jax.device_put(owned, device) for device in placement.local_devices]
+
+    @jax.transfer_guard("allow")
+    def stack(self, rows: np.ndarray, capacity: int) -> Batch:
+        """A stack of the examples numbered by `rows`, int `[batches, rows]`. It has room for `capacity` batches."""
+        shards = len(self._copies)
+        padded = np.zeros((shards, capacity, rows.shape[1] // shards), np.int32)
+        padded[:, : len(rows)] = rows.reshape(len(rows), shards, -1).swapaxes(0, 1)
+        parts = [
+            _gather(arrays, jax.device_put(indices, device))
+            for arrays, indices, device in zip(self._copies, padded, self._placement.local_devices, strict=True)
+        ]
+        return stack_of_parts(parts, self._placement.devices)
+
+
+@jax.jit
+def _gather(arrays: PyTree, rows: jax.Array) -> PyTree:
+    return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds")[:, None], arrays)
+
+
+def fits_on_devices(size: int, devices: Sequence[jax.Device]) -> bool:
+    """Whether a copy of so many bytes on each of this process's devices leaves most of their free memory free."""
+    local = local_devices_of(devices)
+    return all(size <= _RESIDENT_SHARE * _free_bytes(device, len(local)) for device in local)
+
+
+def _free_bytes(device: jax.Device, num_devices: int) -> float:
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return 0.0
+    return _free_host_bytes() / num_devices
+
+
+def _free_host_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):  # a platform that does not say
+        return 0.0
