@@ -133,4 +133,4 @@ def _line_of(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line), "")
+    return next((line for line in str(error).splitlines() if line), "").rstrip(".") + "."
