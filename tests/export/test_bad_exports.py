@@ -51,6 +51,11 @@ def estimator(tmp_path_factory):
             r"\['x'\] has dtype <U1: strings or objects. An export holds no strings, and decodes no images: parse, decode",
         ),
         (
+            lambda: receiver_fn(x=shape(dtype=jax.random.key(0).dtype))(),
+            TypeError,
+            r"\['x'\] has dtype key<fry>: random keys. Pass a seed, and write jax.random.key\(seed\[0\]\) in model_fn",
+        ),
+        (
             lambda: receiver_fn(x=shape(-1))(),
             ValueError,
             "in which -1 is no dimension. Expected whole numbers, None for any",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxspec._src.base.arrays import is_key
 from jaxspec._src.base.types import Array, Batch, PyTree
 
 _IN_FRONT = (
@@ -107,6 +108,11 @@ def _described(name: str, shape: PyTree) -> jax.ShapeDtypeStruct:
     kind = getattr(shape.dtype, "kind", "")
     if kind in ("S", "U", "O", "T") or "string" in str(shape.dtype):
         raise TypeError(f"receiver_tensors[{name!r}] has dtype {shape.dtype}: strings or objects. {_IN_FRONT}")
+    if is_key(shape):
+        raise TypeError(
+            f"receiver_tensors[{name!r}] has dtype {shape.dtype}: random keys. Pass a seed, and write "
+            "jax.random.key(seed[0]) in model_fn."
+        )
     return jax.ShapeDtypeStruct(tuple(shape.shape), jax.dtypes.canonicalize_dtype(shape.dtype))
 
 
