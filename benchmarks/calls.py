@@ -20,7 +20,7 @@ def main():
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
     work = dataclasses.replace(workload("tiny"), batches=1)
     data = work.data()
-    ours, hand = estimator.Estimator(work, data, metric="accuracy"), HandWritten(work, data)
+    ours, hand = estimator.Estimator(work, data, metric="accuracy"), HandWritten(work, data, 0)
     ours.train()
     calls = {
         "jaxspec, evaluate": ours.evaluate,

@@ -11,7 +11,7 @@ import logging
 
 from harness import Benchmark, installed, rate
 from sides import estimator
-from sides.hand_written import HandWritten
+from sides.hand_written import both_kinds
 from targets import HAND, KERAS
 from workloads import workload
 
@@ -31,8 +31,9 @@ def main():
             sides = {"jaxspec": estimator.Estimator(work, data, metric=metric)}
             theirs = {}
             if metric == "accuracy":
-                sides[HAND] = HandWritten(work, data)
-                theirs[HAND] = [HAND]
+                by_hand = both_kinds(work, data)
+                sides |= by_hand
+                theirs[HAND] = list(by_hand)
             if has_keras:
                 from sides import keras_fit
 

@@ -11,7 +11,7 @@ import logging
 
 from harness import Benchmark, installed, rate
 from sides import estimator
-from sides.hand_written import HandWritten
+from sides.hand_written import both_kinds
 from targets import HAND, KERAS
 from workloads import workload
 
@@ -31,12 +31,12 @@ def main():
         work = dataclasses.replace(work, batches=min(work.batches, 2_000), passes=1)
         data = work.data()
         examples = work.batch * work.batches
-        ours, hand = estimator.Estimator(work, data), HandWritten(work, data)
+        ours, by_hand = estimator.Estimator(work, data), both_kinds(work, data)
         in_batches = {"jaxspec": lambda ours=ours: consume(ours.predict())}
-        in_batches[HAND] = lambda hand=hand: consume(hand.predict())
+        in_batches |= {each: lambda side=side: consume(side.predict()) for each, side in by_hand.items()}
         one_by_one = {"jaxspec": lambda ours=ours: consume(ours.predict(one_by_one=True))}
-        one_by_one[HAND] = lambda hand=hand: consume(hand.predict_one_by_one())
-        theirs = {HAND: [HAND]}
+        one_by_one |= {each: lambda side=side: consume(side.predict_one_by_one()) for each, side in by_hand.items()}
+        theirs = {HAND: list(by_hand)}
         if has_keras:
             from sides import keras_fit
 

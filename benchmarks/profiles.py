@@ -21,6 +21,7 @@ def main():
     verbs = ("train", "evaluate", "predict", "call")
     parser.add_argument("verbs", nargs="*", default=verbs, help=f"of {', '.join(verbs)}; call: evaluate on one batch")
     parser.add_argument("--workload", choices=NAMES, default="tiny")
+    parser.add_argument("--resident", action="store_true", help="whether the data stay on the device")
     parser.add_argument("--top", type=int, default=25)
     options = parser.parse_args()
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
@@ -28,7 +29,7 @@ def main():
     work = dataclasses.replace(work, batches=min(work.batches, 2_000), passes=1)
     for verb in options.verbs:
         size = dataclasses.replace(work, batches=1) if verb == "call" else work
-        side = Estimator(size, size.data(), metric="accuracy and AUC")
+        side = Estimator(size, size.data(), metric="accuracy and AUC", resident=options.resident)
         run = {
             "train": side.train,
             "evaluate": side.evaluate,

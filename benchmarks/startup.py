@@ -7,6 +7,7 @@ JAX's compilation cache is empty; warm: a process before it has filled the cache
 system's cache cold.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,22 +17,25 @@ from functools import partial
 
 from harness import Benchmark, installed
 
-# The small-program threshold of JAX keeps programs that compile within a second out of the cache: all of these.
-CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
-
-def first_step(side, name):
+def first_step(side, name, cache):
     """What the process does."""
+    import jax
     from workloads import workload
 
+    logging.getLogger("jaxspec").setLevel(logging.ERROR)
+    if side != "jaxspec":
+        jax.config.update("jax_compilation_cache_dir", cache)
+        # By default programs that compile within a second are left out: all of these.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     work = workload(name, quick=True)
     data = work.data()
     if side == "jaxspec":
         from sides.estimator import Estimator
 
-        Estimator(work, data).train(steps=1)
+        Estimator(work, data, compilation_cache_dir=cache).train(steps=1)
     elif side == "hand-written loop":
-        import jax
         from sides.hand_written import fresh_state, train_step
         from workloads import batches_of
 
@@ -47,12 +51,8 @@ def first_step(side, name):
 def run(side, name, cache):
     """Seconds of a process."""
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, __file__, "--child", side, name],
-        env={**os.environ, **CACHE, "JAX_COMPILATION_CACHE_DIR": cache},
-        check=True,
-        timeout=600,
-    )
+    command = [sys.executable, __file__, "--child", side, name, cache]
+    subprocess.run(command, check=True, timeout=600)
     return time.perf_counter() - began
 
 

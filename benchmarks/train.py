@@ -12,7 +12,7 @@ import logging
 from harness import Benchmark, installed, rate
 from sides import estimator
 from sides.flax_example import FlaxExample
-from sides.hand_written import HandWritten, Scan
+from sides.hand_written import Scan, both_kinds
 from targets import HAND, KERAS, LIMIT
 from workloads import NAMES, workload
 
@@ -29,8 +29,10 @@ def main():
         data = work.data()
         sides = {side: estimator.Estimator(work, data, **kind) for side, kind in estimator.inputs().items()}
         ours = list(sides)
-        sides |= {HAND: HandWritten(work, data), LIMIT: Scan(work, data), "Flax's example": FlaxExample(work, data)}
-        theirs = {each: [each] for each in sides if each not in ours}
+        by_hand = both_kinds(work, data)
+        others = {LIMIT: Scan(work, data), "Flax's example": FlaxExample(work, data)}
+        sides |= by_hand | others
+        theirs = {HAND: list(by_hand)} | {each: [each] for each in others}
         if has_keras:
             from sides import keras_fit
 

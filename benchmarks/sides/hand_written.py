@@ -1,8 +1,9 @@
 """The loop that one would write, and the limit of what any loop can reach.
 
 The loop is one `jax.jit` step that donates its state, called without waiting for the one before:
-https://docs.jax.dev/en/latest/async_dispatch.html and https://docs.jax.dev/en/latest/buffer_donation.html. Batches are
-put on the device two ahead, as `flax.jax_utils.prefetch_to_device` does, and the loss is looked at every 100 steps.
+https://docs.jax.dev/en/latest/async_dispatch.html and https://docs.jax.dev/en/latest/buffer_donation.html. The loss is
+looked at every 100 steps. There are two kinds, of which the faster one counts: batches are put on the device two ahead,
+as `flax.jax_utils.prefetch_to_device` does, or are given to the step as they are.
 """
 
 import itertools
@@ -11,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from targets import HAND
 from workloads import batches_of, loss_of
 
 LOOK_EVERY = 100
 
 
 class HandWritten:
-    """Trains, evaluates and predicts with one call for each batch."""
+    """Trains, evaluates and predicts with one call for each batch. `ahead`: how many batches are put on the device."""
 
-    def __init__(self, workload, data):
+    def __init__(self, workload, data, ahead):
+        self.ahead = ahead
         self.workload, self.batches = workload, batches_of(workload, data)
         self.variables, self.opt_state = fresh_state(workload)
         step = train_step(workload)
@@ -41,7 +44,7 @@ class HandWritten:
         """Trains on the set."""
         state = self.variables, self.opt_state
         source = itertools.chain.from_iterable(itertools.repeat(self.batches, self.workload.passes))
-        for i, batch in enumerate(put_ahead(source)):
+        for i, batch in enumerate(put_ahead(source, self.ahead)):
             state, loss = self._step(state, batch)
             if i % LOOK_EVERY == LOOK_EVERY - 1:
                 float(loss)
@@ -50,7 +53,7 @@ class HandWritten:
     def evaluate(self):
         """Loss and accuracy of the set."""
         totals = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        for features, labels in put_ahead(self.batches):
+        for features, labels in put_ahead(self.batches, self.ahead):
             totals = self._add(self.variables, totals, features, labels)
         examples = self.workload.batch * self.workload.batches
         return [float(total) / examples for total in totals]
@@ -58,7 +61,7 @@ class HandWritten:
     def predict(self):
         """Yields the predictions of a batch while the device computes those of the next one."""
         waiting = None
-        for features, _ in put_ahead(self.batches):
+        for features, _ in put_ahead(self.batches, self.ahead):
             following = self._predict(self.variables, features)
             if waiting is not None:
                 yield jax.device_get(waiting)
@@ -116,8 +119,16 @@ def train_step(workload):
     return step
 
 
-def put_ahead(batches, ahead=2):
-    """Yields the batches as arrays of the device; the transfer of the next ones is under way."""
+def both_kinds(workload, data):
+    """{name of the side: loop}."""
+    return {f"{HAND}, device_put": HandWritten(workload, data, 2), f"{HAND}, NumPy": HandWritten(workload, data, 0)}
+
+
+def put_ahead(batches, ahead):
+    """Yields the batches as arrays of the device, while the next ones are on their way; with 0 as they are."""
+    if not ahead:
+        yield from batches
+        return
     source = iter(batches)
     waiting = [jax.device_put(batch) for batch in itertools.islice(source, ahead)]
     while waiting:
