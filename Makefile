@@ -14,7 +14,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-savedmodel test-tf test-newest clean
+.PHONY: help demo test test-slow crash-test check test-tpu test-torch test-savedmodel test-tf test-newest bench bench-tf clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -55,8 +55,15 @@ test-newest:  ## run the tests with the newest JAX, on Python 3.12 or newer, whe
 	@if [ -z "$(NEWEST_PYTHON)" ]; then echo "No Python 3.12 or newer here: nothing to do."; \
 	else $(MAKE) .venv-newest/ready && .venv-newest/bin/python -m pytest $(SHARED) -m 'not slow' $(ARGS); fi
 
+bench: .venv-bench/ready  ## measure against other libraries, write docs/benchmarks.md; options: make bench ARGS=--quick
+	.venv-bench/bin/python benchmarks/run_all.py $(ARGS)
+
+bench-tf: .venv-bench/ready .venv-tf/ready  ## measure against TensorFlow's TPUEstimator, write docs/benchmarks.md
+	.venv-bench/bin/python benchmarks/real_tpu_estimator.py $(ARGS)
+	.venv-bench/bin/python benchmarks/report.py
+
 clean:  ## remove the environments, caches, and what the examples wrote
-	rm -rf .venv .venv-tpu .venv-torch .venv-savedmodel .venv-tf .venv-newest runs build dist src/*.egg-info
+	rm -rf .venv .venv-tpu .venv-torch .venv-savedmodel .venv-tf .venv-newest .venv-bench runs build dist src/*.egg-info
 	rm -rf .pytest_cache .jax_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -98,4 +105,11 @@ clean:  ## remove the environments, caches, and what the examples wrote
 .venv-newest/ready: pyproject.toml
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
+	@touch $@
+
+# Keras and matplotlib are for comparing alone.
+.venv-bench/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP_INSTALL) --editable '.[bench]'
 	@touch $@

@@ -1,41 +1,30 @@
-"""What happens around the steps, and what it costs: host_call, the default hooks and logs, the progress bar.
+"""What happens around the steps, and what it costs: host_call, the default hooks, the progress bar.
 
-    python benchmarks/host_call.py [--pairs 15] [--steps 1500]
+    python benchmarks/host_call.py [--quick] [--rounds 7]
 
-The MLP of benchmarks/train_loop.py through TPUEstimator, on one device, with and without the thing in question. Each
-pair runs both in turn, in one process that is warm, and gives one ratio of times; the median is the result. Timed is
-the
-middle of a call of train, between two loops: the first loops, and the checkpoints at the start and at the end, are not
-in it.
+The MLP, with and without the thing in question. Timed is the middle of a call of train, between two loops: the
+checkpoints at the start and at the end are not in it. A host_call by bytes gives one float32 array of so many bytes
+at each step to a function that does nothing.
 """
 
-import argparse
-import itertools
 import logging
 import os
 import pty
-import statistics
 import sys
 import threading
 import time
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
 import jax.numpy as jnp
-import optax
-from train_loop import BATCH, MLP, loss_of, make_data
+from harness import Benchmark
+from sides.estimator import Estimator
+from workloads import workload
 
 import jaxspec as js
 
-WARM_STEPS = 300
-QUIET = {
-    "save_checkpoints_steps": None,
-    "save_checkpoints_secs": None,
-    "save_summary_steps": None,
-    "log_step_count_steps": None,
-    "progress_bar": False,
-}
+BYTES = (4, 400, 40_000, 4_000_000)
+WARM_STEPS = 200
+DEFAULTS = {"save_checkpoints_secs": 600, "save_summary_steps": 100, "log_step_count_steps": 100}
+"""Of RunConfig: what the other benchmarks switch off."""
 
 
 class Stopwatch(js.hooks.SessionRunHook):
@@ -64,108 +53,76 @@ class Stopwatch(js.hooks.SessionRunHook):
             self.seconds = time.perf_counter() - self._began
 
 
-class Side:
-    """One way to train the model."""
-
-    def __init__(self, batches, *, host_call=False, **config):
-        def model_fn(variables, features, labels, mode):
-            loss = loss_of(MLP(), variables, features, labels)
-            # Scalars that cost the devices nothing: what is measured is their way to the file.
-            written = js.summary.host_call(loss=loss, perplexity=jnp.exp(loss), learning_rate=jnp.float32(1e-3))
-            return js.TPUEstimatorSpec(
-                mode,
-                loss=loss,
-                train_op=js.minimize(optax.adam(1e-3)),
-                host_call=written if host_call else None,
-            )
-
-        self._batches = batches
-        self._estimator = js.TPUEstimator(
-            model_fn,
-            MLP(),
-            train_batch_size=BATCH,
-            config=js.RunConfig(js.TPUConfig(iterations_per_loop=100, num_shards=1), **config),
-        )
-
-    def seconds(self, steps):
-        """How long `steps` steps take."""
-        watch = Stopwatch(steps)
-        total = WARM_STEPS + steps + 100
-        self._estimator.train(lambda: itertools.cycle(self._batches), steps=total, hooks=[watch])
-        return watch.seconds
+def microseconds(side, steps):
+    """The time of a step."""
+    watch = Stopwatch(steps)
+    side.train(steps=WARM_STEPS + steps + 100, hooks=[watch])
+    return 1e6 * watch.seconds / steps
 
 
-def ratio(name, side, other, pairs, steps):
-    """Prints the time of `side` as a ratio to that of `other`."""
-    for each in (side, other):
-        each.seconds(WARM_STEPS)
-    times = []
-    for pair in range(pairs):
-        # Who goes first alternates, too: what runs second finds the caches and the clock as the first left them.
-        first, second = (side, other) if pair % 2 else (other, side)
-        one, two = first.seconds(steps), second.seconds(steps)
-        times.append((one, two) if pair % 2 else (two, one))
-    ratios = sorted(a / b for a, b in times)
-    rate = steps / statistics.median(b for _, b in times)
-    print(
-        f"{name}: {statistics.median(ratios):.3f} times the time (from {ratios[0]:.3f} to {ratios[-1]:.3f} in {pairs} "
-        f"pairs of {steps} steps; {rate:.0f} steps/s without)",
-        flush=True,
-    )
+def on_terminal(side, steps):
+    """The same with a pseudo-terminal for standard error, whose other end is read and thrown away."""
+    ours, theirs = pty.openpty()
+    before, sys.stderr = sys.stderr, os.fdopen(theirs, "w")
+    characters = []
+    reader = threading.Thread(target=_read, args=(ours, characters))
+    reader.start()
+    try:
+        return microseconds(side, steps)
+    finally:
+        sys.stderr.close()
+        sys.stderr = before
+        reader.join()
+        os.close(ours)
+        assert characters, "the bar was not shown"
 
 
-class OnTerminal:
-    """A side that runs with a pseudo-terminal for standard error, whose other end is read and thrown away."""
+def _read(terminal, characters):
+    try:
+        while read := os.read(terminal, 4096):
+            characters += read
+    except OSError:  # the other end is closed
+        return
 
-    def __init__(self, side):
-        self._side = side
-        self.characters = 0
 
-    def seconds(self, steps):
-        """As the side's."""
-        ours, theirs = pty.openpty()
-        before, sys.stderr = sys.stderr, os.fdopen(theirs, "w")
-        reader = threading.Thread(target=self._read, args=(ours,))
-        reader.start()
-        try:
-            return self._side.seconds(steps)
-        finally:
-            sys.stderr.close()
-            sys.stderr = before
-            reader.join()
-            os.close(ours)
+def three_scalars(loss):
+    """A host_call of summaries. They cost the devices nothing: what is measured is their way to the file."""
+    return js.summary.host_call(loss=loss, perplexity=jnp.exp(loss), learning_rate=jnp.float32(1e-3))
 
-    def _read(self, terminal):
-        try:
-            while read := os.read(terminal, 4096):
-                self.characters += len(read)
-        except OSError:  # the other end is closed
-            return
+
+def array_of(size):
+    """A host_call of an array of so many bytes."""
+    return lambda loss: (lambda values: None, [jnp.full((1, size // 4), loss)])
 
 
 def main():
-    """Runs everything."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=1500)
-    args = parser.parse_args()
+    benchmark = Benchmark(__doc__, rounds=7)
     # The lines are made, as for a user who looks at them, and go nowhere.
     logger = logging.getLogger("jaxspec")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: SIM115
     logger.propagate = False
-    print(
-        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    work = workload("MLP", benchmark.quick)
+    data = work.data()
+    steps = benchmark.pick(1_000, 100)
+    plain = Estimator(work, data)
+    kinds = {
+        "plain": plain,
+        "plain, again": Estimator(work, data),
+        "host_call, 3 scalars": Estimator(work, data, host_call=three_scalars),
+        "default hooks, logs, summaries": Estimator(work, data, **DEFAULTS),
+    }
+    sides = {name: lambda side=side: microseconds(side, steps) for name, side in kinds.items()}
+    bar = Estimator(work, data, progress_bar=True)
+    sides["progress bar on a terminal"] = lambda: on_terminal(bar, steps)
+    ours = [name for name in sides if name != "plain"]
+    benchmark.compare(
+        "around the steps, MLP", "us a step", sides, ours=ours, theirs={"plain": ["plain"]}, lower_is_better=True
     )
-    batches = make_data()
-    plain = Side(batches, **QUIET)
-    ratio("nothing (how far to trust the rest)", Side(batches, **QUIET), plain, args.pairs, args.steps)
-    ratio("host_call, 3 scalars each step", Side(batches, host_call=True, **QUIET), plain, args.pairs, args.steps)
-    default = Side(batches, progress_bar=False)
-    ratio("default hooks, logs, summaries", default, plain, args.pairs, args.steps)
-    bar = OnTerminal(Side(batches, **{**QUIET, "progress_bar": True}))
-    ratio("progress bar on a terminal", bar, plain, args.pairs, args.steps)
-    assert bar.characters, "the bar was not shown"
+    by_bytes = {f"host_call @ {size}": Estimator(work, data, host_call=array_of(size)) for size in BYTES}
+    sides = {name: lambda side=side: microseconds(side, steps // 2) for name, side in by_bytes.items()}
+    benchmark.compare("host_call by its size, MLP", "us a step", sides, lower_is_better=True, x="bytes a step")
+    benchmark.save()
 
 
 if __name__ == "__main__":

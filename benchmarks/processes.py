@@ -4,7 +4,7 @@
 
 All on this machine, on virtual CPU devices. An exchange is what the processes do before each loop and each dispatch of
 training: each gives a small value and gets those of all. It is timed alone, and inside a training, where the devices
-work meanwhile. The training is that of the MLP of benchmarks/train_loop.py; one process with eight devices is compared
+work meanwhile. The training is that of the MLP of benchmarks/workloads.py; one process with eight devices is compared
 with two processes with four each, and with four with two each.
 
 What the devices wait for is measured with devices that sleep: a step of 10 ms that needs no core, and 10 steps a
@@ -51,7 +51,7 @@ def child(process, processes, address, steps, exchanges):
     import jax
     import numpy as np
     import optax
-    from train_loop import MLP, loss_of
+    from workloads import loss_of, workload
 
     import jaxspec as js
     from jaxspec._src.device.processes import Together, open_exchange
@@ -59,16 +59,18 @@ def child(process, processes, address, steps, exchanges):
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
     joining = dict(coordinator_address=address, num_processes=processes, process_id=process) if processes > 1 else {}
 
+    work = workload("MLP")
+
     def model_fn(variables, features, labels, mode):
-        loss = loss_of(MLP(), variables, features, labels)
+        loss = loss_of(work.logits(variables, features), labels)
         return js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.adam(1e-3)))
 
     config = js.RunConfig(save_checkpoints_steps=None, save_checkpoints_secs=None, progress_bar=False, **joining)
     model_dir = os.environ["MODEL_DIR"]
-    estimator = js.TPUEstimator(model_fn, MLP(), model_dir=model_dir, config=config, train_batch_size=BATCH)
+    estimator = js.TPUEstimator(model_fn, work.module, model_dir=model_dir, config=config, train_batch_size=BATCH)
     rng = np.random.default_rng(0)
     rows = BATCH // processes
-    batch = rng.normal(size=(rows, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, rows).astype(np.int32)
+    batch = rng.normal(size=(rows, *work.row)).astype(np.float32), rng.integers(0, 10, rows).astype(np.int32)
 
     def train(steps):
         began = time.perf_counter()
