@@ -28,12 +28,12 @@ def estimator(tmp_path_factory):
         (lambda: ServingInputReceiver({}, {}), ValueError, "receiver_tensors must be defined, got {}. Write"),
         (lambda: ServingInputReceiver(None, None), ValueError, "receiver_tensors must be defined, got None"),
         (
-            lambda: receiver_fn(x=jax.ShapeDtypeStruct((), jnp.float32))(),
+            lambda: receiver_fn(x=js.export.TensorSpec((), jnp.float32))(),
             ValueError,
             r"\['x'\] has no batch dimension: its shape is \(\). Expected None first, as in \(None,\)",
         ),
         (
-            lambda: receiver_fn(x=jax.ShapeDtypeStruct((784,), jnp.float32))(),
+            lambda: receiver_fn(x=js.export.TensorSpec((784,), jnp.float32))(),
             ValueError,
             r"has no batch dimension: its shape is \(784,\). Expected None first, as in \(None, 784\).*batch_sizes=",
         ),
@@ -42,7 +42,16 @@ def estimator(tmp_path_factory):
             ValueError,
             r"receiver_tensors\['input'\] has no batch dimension",
         ),
-        (lambda: receiver_fn(x=3)(), TypeError, r"\['x'\] must have a shape and a dtype, got 3. Write jax.ShapeDtype"),
+        (
+            lambda: receiver_fn(x=3)(),
+            TypeError,
+            r"\['x'\] must have a shape and a dtype, got 3. Write export.TensorSpec",
+        ),
+        (
+            lambda: receiver_fn(x=shape(dtype=str))(),
+            TypeError,
+            r"has dtype <class 'str'>: strings or objects. An export",
+        ),
         (lambda: receiver_fn(x=str)(), TypeError, "a string. An export holds no strings, and decodes no images: parse"),
         (lambda: receiver_fn(x="jpeg")(), TypeError, "An export holds no strings, and decodes no images: parse"),
         (

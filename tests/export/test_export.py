@@ -197,7 +197,7 @@ def test_features_that_a_function_computes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "example", [ROWS, jax.ShapeDtypeStruct((1, 4), jnp.float32), jax.ShapeDtypeStruct((None, 4), "float32")]
+    "example", [ROWS, jax.ShapeDtypeStruct((1, 4), jnp.float32), js.export.TensorSpec((None, 4), "float32")]
 )
 def test_raw_features_without_a_name(tmp_path, example):
     def bare(variables, features, labels, mode, params):

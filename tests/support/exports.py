@@ -41,7 +41,7 @@ def trained(model_dir, model_fn=model_fn, init_fn=init_fn, input_fn=train_input_
 
 def shape(*dims, dtype=jnp.float32):
     """A receiver of a batch: `shape(4)` is `[batch, 4]`."""
-    return jax.ShapeDtypeStruct((None, *dims), dtype)
+    return js.export.TensorSpec((None, *dims), dtype)
 
 
 def receiver_fn(features=None, **tensors):

@@ -36,7 +36,7 @@ class ExportedModel:
       step: the global step of the weights.
       device: where the state is.
       weights: all variables by the names that they have in a checkpoint. Random keys are their data.
-      inputs: the shapes of what callers pass, by name.
+      inputs: the specs of what callers pass, by name.
       rng_data: of the key that model_fn draws from.
     """
 
@@ -51,7 +51,7 @@ class ExportedModel:
         leaves, self._structure = jax.tree.flatten(tree)
         self._key_impls = [key_impl(leaf) if is_key(leaf) else None for leaf in leaves]
         self.weights: dict[str, jax.Array] = named_leaves(key_data(tree))
-        self.inputs = receiver.shapes()
+        self.inputs = receiver.specs()
 
     def function(self) -> SignaturesFunction:
         """A new function of the model; without a key, it draws the numbers of the first batch that predict takes."""

@@ -12,9 +12,11 @@ import numpy as np
 from jaxspec._src.base.arrays import describe_leaves
 from jaxspec._src.base.types import Array
 from jaxspec._src.export.signature_file import BATCH
+from jaxspec._src.export.tensor_spec import TensorSpec
 
 Arrays: TypeAlias = Mapping[str, Array]
 Shapes: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
+Specs: TypeAlias = Mapping[str, TensorSpec]
 
 _SAMPLE_ROWS, _SAMPLE_SIZE = 7, 16
 """Of the batch and of the other open dimensions of a sample."""
@@ -24,31 +26,31 @@ takes another of two values that are nearly equal. Mistakes are larger."""
 _LIBRARIES = ("site-packages", "dist-packages", "/jaxspec/_src/", "<frozen")
 
 
-def sample(shapes: Shapes, rows: int | None) -> dict[str, np.ndarray]:
-    """Random arrays for receivers of these shapes: normal floats; integers of 0 and 1, which any table has."""
+def sample(specs: Specs, rows: int | None) -> dict[str, np.ndarray]:
+    """Random arrays for receivers of these specs: normal floats; integers of 0 and 1, which any table has."""
     rng = np.random.default_rng(0)
 
-    def one(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    def one(x: TensorSpec) -> np.ndarray:
         size = (rows or _SAMPLE_ROWS, *(d if isinstance(d, int) else _SAMPLE_SIZE for d in x.shape[1:]))
         drawn = rng.normal(size=size) if jnp.issubdtype(x.dtype, jnp.inexact) else rng.integers(0, 2, size)
         return np.asarray(drawn).astype(x.dtype)
 
-    return {name: one(x) for name, x in shapes.items()}
+    return {name: one(x) for name, x in specs.items()}
 
 
-def open_shapes(shapes: Shapes, rows: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+def open_shapes(specs: Specs, rows: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of receivers with symbolic dimensions for those that are open; `rows`: of the batch, if not None."""
-    names = {d for x in shapes.values() for d in x.shape if isinstance(d, str)}
+    names = {d for x in specs.values() for d in x.shape if isinstance(d, str)}
     unnamed = (f"size{i}" for i in range(10**6) if f"size{i}" not in names)
     scope = jax.export.SymbolicScope()
 
-    def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def one(x: TensorSpec) -> jax.ShapeDtypeStruct:
         dims = [BATCH if rows is None else rows, *(next(unnamed) if d is None else d for d in x.shape[1:])]
         return jax.ShapeDtypeStruct(
             tuple(jax.export.symbolic_shape(d, scope=scope)[0] if isinstance(d, str) else d for d in dims), x.dtype
         )
 
-    return {name: one(x) for name, x in shapes.items()}
+    return {name: one(x) for name, x in specs.items()}
 
 
 def export_program(

@@ -135,7 +135,7 @@ def _run_on_sample(model: ExportedModel, rows: int | None) -> dict[str, dict[str
     if values.reaches_an_output(rng):
         _logger.warning(
             "model_fn uses `rng` in PREDICT: each call of the export draws the same random numbers. For other ones let "
-            "callers pass a seed: receiver_tensors={'seed': jax.ShapeDtypeStruct((None,), jnp.int32), ...}."
+            "callers pass a seed: receiver_tensors={'seed': export.TensorSpec((None,), jnp.int32), ...}."
         )
     return outputs
 

@@ -23,7 +23,7 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.tracing import trace_spec
 
-_WRITE = "Write export.build_raw_serving_input_receiver_fn({'x': jax.ShapeDtypeStruct((None, 28, 28), jnp.float32)})."
+_WRITE = "Write export.build_raw_serving_input_receiver_fn({'x': export.TensorSpec((None, 28, 28), jnp.float32)})."
 
 
 class _Sample(NamedTuple):
@@ -57,7 +57,7 @@ def export_saved_model(
                 f"Couldn't find trained model at {engine.model_dir}. Train first, or name a checkpoint: "
                 "export_saved_model(..., checkpoint_path=...)."
             )
-        features = jax.jit(receiver.features_of)(programs.sample(receiver.shapes(), sizes[0]))
+        features = jax.jit(receiver.features_of)(programs.sample(receiver.specs(), sizes[0]))
         state = engine.initial_state.for_inference(source, _Sample(features))
         if source.fresh:
             spec, _ = trace_spec(placed_step(ModeKeys.PREDICT, engine.model), state, features, None)
