@@ -19,6 +19,7 @@ SCRIPTS = (
     "devices",
     "memory",
     "startup",
+    "metrics",
 )
 
 
