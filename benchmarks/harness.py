@@ -26,7 +26,18 @@ from targets import FIGURES, RATIOS
 
 Side = Callable[[], float]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "keras", "orbax-checkpoint", "jaxspec")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "keras",
+    "google-metrax",
+    "scikit-learn",
+    "orbax-checkpoint",
+    "jaxspec",
+)
 
 
 def installed(package: str) -> bool:
@@ -260,7 +271,7 @@ RATIO_HEADER = "| | against | times as fast | quartiles | target | |\n| --- | --
 def ratio_row(row: Mapping[str, object], before: str = "") -> str:
     """A ratio as a row of a table with RATIO_HEADER."""
     setting = "" if row["setting"] == row["against"] else f" ({row['setting']})"
-    target = f"{row['target']:g}" if "target" in row else ""
+    target = f"{row['target']:.2g}" if "target" in row else ""
     return (
         f"| {before}{row['side']} | {row['against']}{setting} | {row['median']:.2f} | {row['low']:.2f} to "
         f"{row['high']:.2f} | {target} | {verdict(row)} |"

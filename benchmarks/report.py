@@ -30,6 +30,7 @@ ORDER = (
     "devices",
     "memory",
     "startup",
+    "metrics",
 )
 SKETCH = "Tiny sizes: this shows that the scripts run, and measures nothing."
 
@@ -94,8 +95,11 @@ def draw(group, path):
             medians = [rows[x]["median"] for x in numbers]
             axes.plot(numbers, medians, marker="o" if len(numbers) < 20 else None, markersize=3, label=line)
             axes.fill_between(numbers, *([rows[x][q] for x in numbers] for q in ("low", "high")), alpha=0.2)
-        if max(numbers) > 50 * min(numbers) and len(numbers) < 20:
-            axes.set(xscale="log", yscale="log")
+        if len(numbers) < 20 and max(numbers) > 50 * min(numbers):
+            axes.set_xscale("log")
+        heights = [row["median"] for row in group["figures"]]
+        if max(heights) > 20 * min(heights):
+            axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
         axes.set(xlabel=group["x"], ylabel=group["unit"])

@@ -20,6 +20,7 @@ SCRIPTS = (
     "devices",
     "memory",
     "startup",
+    "metrics",
 )
 
 

@@ -3,6 +3,8 @@
 _TRAINED = ("jaxspec, resident", "jaxspec, streamed")
 KERAS, HAND, LIMIT, TENSORFLOW = "Keras, best setting", "hand-written loop", "lax.scan, the limit", "TPUEstimator"
 
+_METRICS = ("auc", "accuracy", "precision_at_k, an untrained model", "precision_at_k, a trained model")
+
 RATIOS: dict[tuple[str, str, str], float] = {
     **{("train, MLP", side, HAND): 1.3 for side in _TRAINED},
     ("train, MLP", "jaxspec, resident", LIMIT): 0.95,
@@ -24,6 +26,7 @@ RATIOS: dict[tuple[str, str, str], float] = {
         for name in ("MLP", "transformer")
     },
     ("numpy_input_fn, shuffled", "numpy_input_fn @ 10000000", "numpy_input_fn @ 10000"): 1 / 1.5,
+    **{(f"metrics: {name}", "jaxspec", "tensorflow"): 5 for name in _METRICS},
 }
 """At least so many times as fast: by group, our side, and what it is compared with."""
 
@@ -32,5 +35,6 @@ FIGURES: dict[tuple[str, str], float] = {
     ("a second call on one batch", "jaxspec, predict"): 5,
     ("memory after 100,000 steps", "jaxspec, resident"): 1,
     ("memory after 100,000 steps", "jaxspec, streamed"): 1,
+    **{("metrics: working memory", name): 2 for name in _METRICS},
 }
 """At most so much, in the unit of the group: by group and side."""

@@ -19,6 +19,13 @@ GROUPS = {
     "devices": ["train on several devices, MLP"],
     "memory": ["memory after 100,000 steps", "resident memory while training"],
     "startup": ["time to the first step, MLP"],
+    "metrics": [
+        "metrics: auc",
+        "metrics: accuracy",
+        "metrics: precision_at_k, an untrained model",
+        "metrics: precision_at_k, a trained model",
+        "metrics: working memory",
+    ],
 }
 ONLY = {"train": "tiny", "evaluate": "accuracy, tiny", "predict": "tiny", "loops": "10 arrays"}
 
