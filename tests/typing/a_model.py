@@ -37,7 +37,7 @@ def model_fn(
         loss=loss,
         train_op=js.minimize(optax.adam(params["learning_rate"])),
         eval_metrics=(metric_fn, [labels, logits]),
-        host_call=(write_summaries, {"loss": loss}),
+        host_call=js.fetches((write_summaries, {"loss": loss}), rate=loss / 10),
         scaffold_fn=lambda: js.Scaffold(init_fn=lambda fresh: fresh),
         training_hooks=[js.hooks.NanTensorHook("loss")],
     )

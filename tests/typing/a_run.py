@@ -98,6 +98,7 @@ for prediction in estimator.predict(js.inputs.numpy_input_fn(X), predict_keys="c
     print(prediction["class"])
 assert_type(estimator.latest_checkpoint(), str | None)
 assert_type(estimator.get_variable_names(), list[str])
+assert_type(estimator.save(), str)
 estimator.get_variable_value("params/Dense_0/kernel").mean()
 assert_type(estimator.eval_dir(), str)
 assert_type(estimator.config, js.RunConfig)

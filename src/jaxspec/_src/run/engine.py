@@ -152,10 +152,10 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """Held by `train`; RuntimeError if another thread, or a hook, trains already."""
+    def training(self, verb: str = "train") -> Iterator[None]:
+        """Held by `train` and `save`; RuntimeError if another thread, or a hook, trains already."""
         if not self._training.acquire(blocking=False):
-            raise RuntimeError("train was called while this estimator is training.")
+            raise RuntimeError(f"{verb} was called while this estimator is training.")
         try:
             yield
         finally:

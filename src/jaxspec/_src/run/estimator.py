@@ -23,6 +23,7 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.evaluate import evaluate
 from jaxspec._src.run.export_saved_model import export_saved_model
 from jaxspec._src.run.predict import predict
+from jaxspec._src.run.save import save
 from jaxspec._src.run.train import train
 from jaxspec._src.run.validate import check_input_fn, check_params, check_steps, check_supported, choose_model_dir
 from jaxspec._src.run.warm_start import as_warm_start
@@ -162,6 +163,26 @@ class TPUEstimator:
             if source.path is not None:
                 return named_arrays.load_variables(source.path)
         raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
+
+    def save(self, input_fn: InputFn | None = None) -> str:
+        """Writes a checkpoint without training: of fresh variables, at step 0, or of the state in memory.
+
+        Where model_dir has a checkpoint of the state already, nothing is written.
+
+        Args:
+          input_fn: as in `train`. Its first batch goes to init_fn and model_fn, if there are no variables yet.
+
+        Returns:
+          The path of the checkpoint. `train`, `evaluate` and `predict` go on from it.
+
+        Raises:
+          ValueError: if there are no variables yet, and no input_fn.
+          NanLossDuringTrainingError: if a weight is not finite.
+          OSError: if model_dir cannot be written to.
+          RuntimeError: while this estimator, or another program with this model_dir, trains; if there are several
+            processes.
+        """
+        return save(self._engine, input_fn)
 
     @contextlib.contextmanager
     def _trained_arrays(self) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
