@@ -28,7 +28,9 @@ def test_arguments_of_a_run_config_that_mean_nothing_are_ignored_with_one_log_li
     config = js.RunConfig(js.TPUConfig(), save_checkpoints_steps=5, **dict.fromkeys(names, "x"))
     assert config == js.RunConfig(save_checkpoints_steps=5)
     config.replace(model_dir="y")
-    assert caplog.messages == [f"RunConfig ignores {', '.join(names)}, which mean nothing in JAX: leave them out."]
+    assert caplog.messages == [
+        f"RunConfig ignores arguments that have no effect in JAX: {', '.join(names)}. Leave them out."
+    ]
 
 
 def test_arguments_of_an_estimator_and_fields_of_a_tpu_config_are_ignored_with_one_log_line_each(tmp_path, caplog):
@@ -36,6 +38,6 @@ def test_arguments_of_an_estimator_and_fields_of_a_tpu_config_are_ignored_with_o
     config = js.RunConfig(js.TPUConfig(**dict.fromkeys(fields, 1)), master=None, cluster=None)
     js.TPUEstimator(lambda features: None, model_dir=tmp_path, config=config, eval_on_tpu=False, export_to_tpu=True)
     assert caplog.messages == [
-        "TPUEstimator ignores eval_on_tpu, export_to_tpu, which mean nothing in JAX: leave them out.",
-        f"TPUConfig ignores {', '.join(fields)}, which mean nothing in JAX: leave them out.",
+        "TPUEstimator ignores arguments that have no effect in JAX: eval_on_tpu, export_to_tpu. Leave them out.",
+        f"TPUConfig ignores arguments that have no effect in JAX: {', '.join(fields)}. Leave them out.",
     ]

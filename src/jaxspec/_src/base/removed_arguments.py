@@ -72,7 +72,8 @@ CALLS = {
 def log_ignored(name: str, arguments: Collection[str]) -> None:
     """Names arguments that were given to a function or class and have no effect."""
     if arguments:
-        _logger.warning("%s ignores %s, which mean nothing in JAX: leave them out.", name, ", ".join(arguments))
+        listed = ", ".join(arguments)
+        _logger.warning("%s ignores arguments that have no effect in JAX: %s. Leave them out.", name, listed)
 
 
 def handle_removed_arguments(fn: Callable[P, R]) -> Callable[P, R]:

@@ -1,0 +1,65 @@
+"""The lines of docs/migrating.md that say how TensorFlow's updates are written here do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_models import run_config
+
+import jaxspec as js
+
+X = np.array([0.5, 0.5, 9, 9], np.float32)
+
+
+def trained(tmp_path, train_op_of, **params):
+    """The estimator after one step on two shards."""
+
+    def model_fn(variables, features, mode):
+        return js.TPUEstimatorSpec(mode, loss=features.mean(), train_op=train_op_of(variables, features))
+
+    estimator = js.TPUEstimator(
+        model_fn,
+        lambda: {"params": {name: jnp.float32(value) for name, value in params.items()}},
+        model_dir=tmp_path,
+        config=run_config(num_shards=2),
+        train_batch_size=4,
+    )
+    return estimator.train(lambda: [X], steps=1)
+
+
+def test_gradients_clipped_in_model_fn_are_clipped_on_each_shard(tmp_path):
+    def of_shards(variables, features):
+        grads = jax.grad(lambda params: (params["w"] * features).mean())(variables["params"])
+        return js.apply_gradients(optax.sgd(1.0), optax.projections.projection_l2_ball(grads, 1.0))
+
+    def of_the_batch(variables, features):
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+        return js.minimize(optimizer, lambda variables: (variables["params"]["w"] * features).mean())
+
+    clipped = [
+        trained(tmp_path / op.__name__, op, w=0.0).variables()["params"]["w"] for op in (of_shards, of_the_batch)
+    ]
+    np.testing.assert_allclose(clipped, [-(0.5 + 1) / 2, -1])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_group_sees_the_variables_before_the_step_and_a_sequence_those_in_between(tmp_path, grouped):
+    def product(variables):
+        return variables["params"]["d"] * variables["params"]["g"]
+
+    def train_op(variables, features):
+        if not grouped:
+            return [js.minimize(optax.sgd(1.0), product, of=name) for name in "dg"]
+        grads = jax.grad(lambda params: product({"params": params}))(variables["params"])
+        return [js.apply_gradients(optax.sgd(1.0), {name: grads[name]}, of=name) for name in "dg"]
+
+    estimator = trained(tmp_path, train_op, d=1.0, g=2.0)
+    d = 1 - 2
+    assert estimator.variables()["params"] == {"d": d, "g": 2 - (1 if grouped else d)}
+    assert estimator.get_variable_value("global_step") == 1
+
+
+def test_a_piecewise_constant_rate_changes_after_the_boundary():
+    schedule = optax.piecewise_constant_schedule(0.1, {1001: 0.1})
+    np.testing.assert_allclose([schedule(step) for step in (0, 1000, 1001)], [0.1, 0.1, 0.01], rtol=1e-6)
