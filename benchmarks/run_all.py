@@ -12,6 +12,7 @@ SCRIPTS = (
     "train",
     "evaluate",
     "predict",
+    "exports",
     "calls",
     "loops",
     "input_sizes",

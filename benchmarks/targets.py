@@ -21,6 +21,10 @@ RATIOS: dict[tuple[str, str, str], float] = {
     },
     **{(f"predict in batches, {name}", "jaxspec", KERAS): 1 for name in ("MLP", "tiny")},
     **{(f"predict one by one, {name}", "jaxspec", HAND): 0.9 for name in ("MLP", "tiny")},
+    **{
+        (f"calls of an export, {name}, batch 256", "export.load", "jax.jit, the limit"): 0.9
+        for name in ("MLP", "transformer")
+    },
     ("numpy_input_fn, shuffled", "numpy_input_fn @ 10000000", "numpy_input_fn @ 10000"): 1 / 1.5,
     **{(f"metrics: {name}", "jaxspec", "tensorflow"): 5 for name in _METRICS},
 }

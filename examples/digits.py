@@ -93,7 +93,7 @@ def model_fn(variables, features, labels, mode, params, step, rng):
 
 def serving_input_receiver_fn():
     """Callers of an export pass `image`, [rows, 8, 8, 1]. The features are that array."""
-    tensors = {"image": jax.ShapeDtypeStruct((None, 8, 8, 1), np.float32)}
+    tensors = {"image": js.export.TensorSpec((None, 8, 8, 1), np.float32)}
     return js.export.ServingInputReceiver(lambda arrays: arrays["image"], tensors)
 
 

@@ -86,6 +86,7 @@ EXPORT = {
     "PredictOutput",
     "RegressionOutput",
     "ServingInputReceiver",
+    "TensorSpec",
     "build_raw_serving_input_receiver_fn",
     "load",
     "load_safetensors",

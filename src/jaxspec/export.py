@@ -11,6 +11,7 @@ from jaxspec._src.export.receiver import ServingInputReceiver as ServingInputRec
 from jaxspec._src.export.receiver import build_raw_serving_input_receiver_fn as build_raw_serving_input_receiver_fn
 from jaxspec._src.export.safetensors_weights import load_safetensors as load_safetensors
 from jaxspec._src.export.safetensors_weights import save_safetensors as save_safetensors
+from jaxspec._src.export.tensor_spec import TensorSpec as TensorSpec
 from jaxspec._src.spec.export_outputs import ClassificationOutput as ClassificationOutput
 from jaxspec._src.spec.export_outputs import ExportOutput as ExportOutput
 from jaxspec._src.spec.export_outputs import PredictOutput as PredictOutput

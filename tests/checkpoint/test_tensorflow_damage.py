@@ -155,6 +155,7 @@ _LIES = {
     "a message that breaks off": ({b"x": b"\x12\x7f"}, "a message in it breaks off"),
     "a number that breaks off": ({b"x": b"\x08\x80"}, "a number in it breaks off, or is too large"),
     "a number of 70 bits": ({b"x": b"\x08" + b"\xff" * 9 + b"\x7f"}, "a number in it breaks off, or is too large"),
+    "a number of 11 bytes": ({b"x": b"\x08" + b"\x80" * 10 + b"\0"}, "a number in it breaks off, or is too large"),
     "a number without end": ({b"x": b"\x08" + b"\x80" * 50}, "a number in it breaks off, or is too large"),
     "a group": ({b"x": b"\x0b"}, "a field of an unknown kind"),
     "a name in another encoding": ({b"\xff": entry((6,), _DATA)}, "a name in it is not in UTF-8"),
@@ -256,6 +257,42 @@ def test_random_changes_under_right_checksums_give_values_or_errors(name, tmp_pa
         tracemalloc.stop()
     assert refused > 150
     assert peak < 10 * size + 1_000_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\4" + b"\x10abcde",
+        b"\6" + b"\x10abcde",
+        b"\5" + b"\x10abc",
+        b"\5" + b"\xf0",
+        b"\x09" + b"\0a" + b"\x11",
+        b"\6" + b"\4ab" + b"\x0e\2",
+        b"\5" + b"\0a" + b"\x01\0",
+        b"\5" + b"\0a" + b"\x01\2",
+        b"\5" + b"\0a" + b"\xfe\1\0" * 10000,
+    ],
+    ids=[
+        "longer",
+        "shorter",
+        "cut bytes",
+        "cut length",
+        "cut copy",
+        "cut distance",
+        "no distance",
+        "too far",
+        "much longer",
+    ],
+)
+def test_a_compressed_stream_that_lies_is_found(data):
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamageError, match="a compressed block of it (has another size|refers to bytes)"):
+            decompress(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000
 
 
 def test_random_blocks_and_compressed_streams_give_bytes_or_errors():

@@ -171,11 +171,11 @@ def test_an_index_of_many_blocks_is_read(tmp_path):
 
 
 _MISSING = {
-    "nothing": ("nothing", r"there is no TensorFlow checkpoint at .*nothing\. Expected a prefix such as .*\. These are in .*: \['.*/other'\]"),
-    "an index": ("other.index", r"These are in .*: \['.*/other'\]"),
-    "a directory": ("empty", r"a directory with a file `checkpoint` that names the latest\. There is none in .*empty\."),
-    "a SavedModel": ("saved_model", r"These are in .*saved_model: \['.*saved_model/variables/variables'\]"),
-    "a directory that was moved": ("moved", r"the file .*moved/checkpoint names the checkpoint /gone/x, and /gone/x.index does not exist\. Give .* These are in .*: \['.*/moved/x'\]"),
+    "nothing": ("nothing", r"there is no TensorFlow checkpoint at .*nothing\. Expected a prefix such as .*\. Those near it: \['.*/other'\]"),
+    "an index": ("other.index", r"Those near it: \['.*/other'\]"),
+    "a directory": ("empty", r"a directory with a file `checkpoint` that names the latest\. Those near it: \[\]\."),
+    "a SavedModel": ("saved_model", r"Those near it: \['.*saved_model/variables/variables'\]"),
+    "a directory that was moved": ("moved", r"the file .*moved/checkpoint names the checkpoint /gone/x, and /gone/x.index does not exist\. Give .* Those near it: \['.*/moved/x'\]"),
     "the format V1": ("v1", r"v1 is a checkpoint in TensorFlow's format V1, which this reader does not know\. Restore it .* tf.compat.v1.train.Saver"),
     "a file": ("model.h5", r"there is no TensorFlow checkpoint at .*model.h5"),
 }  # fmt: skip
@@ -183,7 +183,7 @@ _MISSING = {
 
 @pytest.mark.parametrize(("name", "message"), _MISSING.values(), ids=_MISSING)
 def test_what_is_no_checkpoint_is_said(name, message, tmp_path):
-    (tmp_path / "other.index").write_bytes(b"")
+    (tmp_path / "other.index").write_bytes(table({b"": header()}))
     (tmp_path / "empty").mkdir()
     (tmp_path / "saved_model" / "variables").mkdir(parents=True)
     (tmp_path / "saved_model" / "variables" / "variables.index").write_bytes(b"")
@@ -194,6 +194,15 @@ def test_what_is_no_checkpoint_is_said(name, message, tmp_path):
     (tmp_path / "model.h5").write_bytes(b"\x89HDF")
     with pytest.raises(ValueError, match=message):
         tf.load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt-12.index"])
+def test_a_wrong_prefix_is_answered_with_the_right_ones_where_any_weights_may_be(name):
+    init_fn = tf.init_from_checkpoint(DATA / "saver" / name, {"narrow": "narrow"})
+    with pytest.raises(
+        ValueError, match=r"a checkpoint of TensorFlow\. Those of TensorFlow near it: .*/model.ckpt-12'"
+    ):
+        init_fn({"narrow": np.zeros(5)})
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():

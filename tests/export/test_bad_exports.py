@@ -28,12 +28,12 @@ def estimator(tmp_path_factory):
         (lambda: ServingInputReceiver({}, {}), ValueError, "receiver_tensors must be defined, got {}. Write"),
         (lambda: ServingInputReceiver(None, None), ValueError, "receiver_tensors must be defined, got None"),
         (
-            lambda: receiver_fn(x=jax.ShapeDtypeStruct((), jnp.float32))(),
+            lambda: receiver_fn(x=js.export.TensorSpec((), jnp.float32))(),
             ValueError,
             r"\['x'\] has no batch dimension: its shape is \(\). Expected None first, as in \(None,\)",
         ),
         (
-            lambda: receiver_fn(x=jax.ShapeDtypeStruct((784,), jnp.float32))(),
+            lambda: receiver_fn(x=js.export.TensorSpec((784,), jnp.float32))(),
             ValueError,
             r"has no batch dimension: its shape is \(784,\). Expected None first, as in \(None, 784\).*batch_sizes=",
         ),
@@ -42,13 +42,27 @@ def estimator(tmp_path_factory):
             ValueError,
             r"receiver_tensors\['input'\] has no batch dimension",
         ),
-        (lambda: receiver_fn(x=3)(), TypeError, r"\['x'\] must have a shape and a dtype, got 3. Write jax.ShapeDtype"),
+        (
+            lambda: receiver_fn(x=3)(),
+            TypeError,
+            r"\['x'\] must have a shape and a dtype, got 3. Write export.TensorSpec",
+        ),
+        (
+            lambda: receiver_fn(x=shape(dtype=str))(),
+            TypeError,
+            r"has dtype <class 'str'>: strings or objects. An export",
+        ),
         (lambda: receiver_fn(x=str)(), TypeError, "a string. An export holds no strings, and decodes no images: parse"),
         (lambda: receiver_fn(x="jpeg")(), TypeError, "An export holds no strings, and decodes no images: parse"),
         (
             lambda: build_raw_serving_input_receiver_fn({"x": np.array(["a"])}),
             TypeError,
             r"\['x'\] has dtype <U1: strings or objects. An export holds no strings, and decodes no images: parse, decode",
+        ),
+        (
+            lambda: receiver_fn(x=shape(dtype=jax.random.key(0).dtype))(),
+            TypeError,
+            r"\['x'\] has dtype key<fry>: random keys. Pass a seed, and write jax.random.key\(seed\[0\]\) in model_fn",
         ),
         (
             lambda: receiver_fn(x=shape(-1))(),
@@ -95,7 +109,7 @@ def test_receiver_functions(estimator, tmp_path, receiver_fn, error, message):
 def test_a_sample_that_the_model_refuses(estimator, tmp_path):
     with pytest.raises(TypeError) as caught:
         estimator.export_saved_model(tmp_path, receiver_fn(x=shape(5)))
-    assert "on a sample of what serving_input_receiver_fn describes: x: float32[3,5]" in caught.value.__notes__[-1]
+    assert "on a sample of what serving_input_receiver_fn describes: x: float32[7,5]" in caught.value.__notes__[-1]
 
 
 # Models.
@@ -116,18 +130,19 @@ def test_a_signature_without_a_string_for_its_name(tmp_path):
         estimator.export_saved_model(tmp_path / "x", receiver_fn())
 
 
-def test_a_program_that_differs_from_predict(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "int32", "complex64"])
+def test_a_program_that_differs_from_predict(tmp_path, dtype):
     calls = itertools.count()
 
     def impure(variables, features, labels, mode, params):
         if mode == js.ModeKeys.PREDICT:
-            return js.TPUEstimatorSpec(mode, predictions={"x": features["x"] + next(calls)})
+            return js.TPUEstimatorSpec(mode, predictions={"x": (features["x"] + next(calls)).astype(dtype)})
         return model_fn(variables, features, labels, mode, params)
 
     estimator = trained(tmp_path / "model", impure)
     message = (
         r"signature 'serving_default': the output 'x' of the exported program differs from what predict computes on the "
-        r"same sample: float32\[3,4\] of .*, expected float32\[3,4\] of .*. model_fn must be a pure function"
+        rf"same sample: {dtype}\[7,4\] of .*, expected {dtype}\[7,4\] of .*. model_fn must be a pure function"
     )
     with pytest.raises(ValueError, match=message):
         estimator.export_saved_model(tmp_path / "x", receiver_fn())
@@ -138,7 +153,7 @@ def test_a_program_that_differs_from_predict(tmp_path):
     ("body", "line"),
     [
         ("if x.shape[0] > 7: x = x * 2", "if x.shape[0] > 7: x = x * 2"),
-        ("x = x.reshape(3, -1)", "x = x.reshape(3, -1)"),
+        ("x = x.reshape(7, -1)", "x = x.reshape(7, -1)"),
         ("x = x * range(x.shape[0])[0]", "x = x * range(x.shape[0])[0]"),
     ],
 )

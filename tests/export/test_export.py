@@ -56,6 +56,14 @@ def test_all_devices_are_used_unless_some_are_named(exported):
     assert device == jax.devices()[2]
 
 
+@pytest.mark.parametrize("options", [{"shards": 4}, {"use_tpu": False}], ids=["four shards", "the CPU fallback"])
+def test_estimators_of_all_kinds(tmp_path, options):
+    estimator = trained(tmp_path / "model", **options)
+    loaded = load(estimator.export_saved_model(tmp_path / "x", receiver_fn()))
+    want = predicted(estimator, {"x": ROWS[:8]})
+    np.testing.assert_allclose(loaded(x=ROWS[:8])["probabilities"], want["probabilities"], rtol=1e-6)
+
+
 def test_what_it_says_of_itself(estimator, exported):
     content = json.loads(pathlib.Path(exported, "signature.json").read_text())
     written_by = content["written_by"]
@@ -189,7 +197,7 @@ def test_features_that_a_function_computes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "example", [ROWS, jax.ShapeDtypeStruct((1, 4), jnp.float32), jax.ShapeDtypeStruct((None, 4), "float32")]
+    "example", [ROWS, jax.ShapeDtypeStruct((1, 4), jnp.float32), js.export.TensorSpec((None, 4), "float32")]
 )
 def test_raw_features_without_a_name(tmp_path, example):
     def bare(variables, features, labels, mode, params):
@@ -307,6 +315,35 @@ def test_a_model_that_reads_the_optimizer_state_and_draws_numbers(tmp_path, capl
     assert "model_fn uses `rng` in PREDICT: each call of the export draws the same random numbers" in caplog.text
     want = np.stack(list(estimator.predict(lambda: {"x": ROWS[:8]})))
     np.testing.assert_allclose(load(path, devices=jax.devices()[:1])(x=ROWS[:8])["output"], want, rtol=1e-6)
+
+
+def test_bfloat16_and_small_integers_go_in_and_out(tmp_path):
+    def model(variables, features, labels, mode, params):
+        if mode == js.ModeKeys.PREDICT:
+            rows = features["half"].reshape(params["batch_size"], -1)
+            return js.TPUEstimatorSpec(mode, predictions={"half": rows * 2, "small": features["small"]})
+        return model_fn(variables, features, labels, mode, params)
+
+    estimator = trained(tmp_path / "model", model)
+    tensors = {"half": shape(4, dtype=jnp.bfloat16), "small": shape(dtype=jnp.int8)}
+    loaded = load(estimator.export_saved_model(tmp_path / "x", receiver_fn(**tensors)))
+    got = loaded(half=ROWS, small=np.arange(24))
+    assert {name: array.dtype for name, array in got.items()} == {"half": jnp.bfloat16, "small": jnp.int8}
+    np.testing.assert_array_equal(got["half"], 2 * ROWS.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(got["small"], np.arange(24))
+
+
+def test_an_export_while_a_hook_holds_the_training(tmp_path):
+    class Exports(js.hooks.SessionRunHook):
+        paths = ()
+
+        def after_run(self, context, values):
+            self.paths = (*self.paths, estimator.export_saved_model(tmp_path / "x", receiver_fn()))
+
+    estimator, hook = trained(tmp_path / "model"), Exports()
+    estimator.train(lambda: [({"x": ROWS[:8]}, np.zeros(8, np.int32))] * 2, max_steps=3, hooks=[hook])
+    assert [load(path).content["global_step"] for path in hook.paths] == [3]
+    np.testing.assert_array_equal(load(hook.paths[0])(x=ROWS)["class"], predicted(estimator, {"x": ROWS})["class"])
 
 
 # Batch sizes.

@@ -231,7 +231,9 @@ def test_regular_expressions_select(tmp_path, pretrained, patterns, taken):
 
 def test_none_takes_nothing_with_a_warning(tmp_path, pretrained, caplog):
     check(started(tmp_path, SETTINGS(pretrained.model_dir, vars_to_warm_start=None)), [])
-    assert "vars_to_warm_start is None, so the warm start takes nothing from" in caplog.text
+    assert (
+        f"vars_to_warm_start=None selects nothing: the warm start left {pretrained.latest_checkpoint()}" in caplog.text
+    )
 
 
 def test_a_string_that_would_match_other_collections_too_says_that_they_are_left(tmp_path, pretrained, caplog):

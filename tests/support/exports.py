@@ -30,17 +30,18 @@ def train_input_fn():
     return [({"x": ROWS[:8]}, np.arange(8, dtype=np.int32) % 3)]
 
 
-def trained(model_dir, model_fn=model_fn, init_fn=init_fn, input_fn=train_input_fn, shards=1, **params):
+def trained(model_dir, model_fn=model_fn, init_fn=init_fn, input_fn=train_input_fn, shards=1, use_tpu=True, **params):
     """An estimator after one step."""
     config = js.RunConfig(js.TPUConfig(num_shards=shards), save_checkpoints_steps=100)
     sizes = {"train_batch_size": 8, "eval_batch_size": 8, "predict_batch_size": 8}
-    estimator = js.TPUEstimator(model_fn, init_fn, model_dir=model_dir, config=config, params=params, **sizes)
+    kwargs = {"model_dir": model_dir, "config": config, "params": params, "use_tpu": use_tpu}
+    estimator = js.TPUEstimator(model_fn, init_fn, **kwargs, **sizes)
     return estimator.train(input_fn, max_steps=1)
 
 
 def shape(*dims, dtype=jnp.float32):
     """A receiver of a batch: `shape(4)` is `[batch, 4]`."""
-    return jax.ShapeDtypeStruct((None, *dims), dtype)
+    return js.export.TensorSpec((None, *dims), dtype)
 
 
 def receiver_fn(features=None, **tensors):

@@ -139,6 +139,15 @@ def test_another_optimizer_has_no_such_slots():
     assert "['hidden/bias/Adam', 'hidden/bias/Adam_1']. Create the state with the optimizer" in str(caught.value)
 
 
+def test_slots_that_the_optimizer_has_no_place_for_are_a_warning(caplog):
+    for case in CASES:
+        js.optim.from_tensorflow(fresh(case), checkpoint_of(case), NAMES)
+    assert not caplog.records
+    js.optim.from_tensorflow(fresh("gradient_descent"), checkpoint_of("momentum"), NAMES)
+    (record,) = caplog.records
+    assert "no place for the slots hidden/bias/Momentum, hidden/kernel/Momentum, logits" in record.getMessage()
+
+
 def fresh_with(optimizer):
     return js.create_train_state(model_fn, Net(), jax.random.key(0), *BATCHES[0], {"optimizer": optimizer})
 

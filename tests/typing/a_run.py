@@ -103,7 +103,9 @@ assert_type(estimator.eval_dir(), str)
 assert_type(estimator.config, js.RunConfig)
 
 train_spec = js.TrainSpec(input_fn, max_steps=100, hooks=[CountingHook()])
-eval_spec = js.EvalSpec(input_fn, exporters=[EveryTime(), js.LatestExporter("latest", lambda: X)])
+eval_spec = js.EvalSpec(
+    input_fn, exporters=[EveryTime(), js.LatestExporter("latest", js.export.build_raw_serving_input_receiver_fn(X))]
+)
 results, exports = js.train_and_evaluate(estimator, train_spec, eval_spec)
 if results is not None:
     print(results["loss"])

@@ -1,8 +1,8 @@
 """A training state from a TensorFlow 1 checkpoint: variables, the slots of the optimizer, and the global step."""
 
+import logging
 import os
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
-from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, open_checkpoint
+from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
 from jaxspec._src.optim.ftrl import FtrlState
 from jaxspec._src.step.state import TrainState
+
+_logger = logging.getLogger("jaxspec")
 
 _SLOTS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     optax.ScaleByAdamState: {"mu": ("Adam", "adam_m"), "nu": ("Adam_1", "adam_v")},
@@ -31,6 +33,7 @@ _SLOTS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
 """By the type of a state, for each of its fields but the count of updates, the slots that it may come from: the first
 of them that there is. A minus sign changes the sign: optax.rmsprop sums up what is added to the parameters, TensorFlow
 what is subtracted from them."""
+_SLOT_NAMES = {slot.removeprefix("-") for fields in _SLOTS.values() for slots in fields.values() for slot in slots}
 
 
 def from_tensorflow(
@@ -53,19 +56,24 @@ def from_tensorflow(
       ValueError: if the optimizer has a state of another kind; if the checkpoint has no slot, or one of another shape,
         for a parameter that is trained. Otherwise as `init_from_checkpoint`.
     """
-    reader = open_checkpoint(path)
+    reader = load_checkpoint(path)
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
     sources = sources_of(assignment_map, named_leaves(state.variables))
     step = jnp.asarray(reader.read("global_step"), jnp.int32)
     slots = _Slots(reader, sources, step)
     opt_state = jax.tree_util.tree_map_with_path(slots.fill, state.opt_state, is_leaf=lambda node: type(node) in _SLOTS)
+    slots.warn_of_those_left()
     return TrainState(step, jax.tree.map(jnp.asarray, variables), opt_state, state.rng)
 
 
-class _Slots(NamedTuple):
-    reader: CheckpointReader
-    sources: Mapping[str, tuple[str, Converter | None]]
-    step: jax.Array
+class _Slots:
+    """The slots of a checkpoint, and which of them the state has taken."""
+
+    def __init__(
+        self, reader: CheckpointReader, sources: Mapping[str, tuple[str, Converter | None]], step: jax.Array
+    ) -> None:
+        self._reader, self._sources, self._step = reader, sources, step
+        self._stored, self._taken = reader.names(), set[str]()
 
     def fill(self, path: KeyPath[Hashable], node: PyTree) -> PyTree:
         """A state of one transformation, with stored values."""
@@ -82,32 +90,45 @@ class _Slots(NamedTuple):
             )
             for field, slots in fields.items()
         }
-        counts = dict.fromkeys({"count", "step"} & set(node._fields), self.step)
+        counts = dict.fromkeys({"count", "step"} & set(node._fields), self._step)
         return node._replace(**filled, **counts)
 
     def _slot(self, name: str, leaf: jax.Array, slots: tuple[str, ...]) -> jax.Array:
         """The first of the slots that there is for the parameter at the path `name`."""
-        if f"params/{name}" not in self.sources:
+        if f"params/{name}" not in self._sources:
             raise ValueError(
                 f"from_tensorflow: params/{name} is trained, and the assignment map says nothing of it. Give it an "
                 "entry: {'NAME IN TENSORFLOW': 'params/" + name + "'}."
             )
-        source, convert = self.sources[f"params/{name}"]
-        stored = self.reader.names()
-        found = next((slot for slot in slots if f"{source}/{slot.removeprefix('-')}" in stored), None)
+        source, convert = self._sources[f"params/{name}"]
+        names = {f"{source}/{slot.removeprefix('-')}": slot.startswith("-") for slot in slots}
+        found = next((slot for slot in names if slot in self._stored), None)
         if found is None:
-            wanted = " or ".join(f"{source}/{slot.removeprefix('-')}" for slot in slots)
-            have = sorted(other for other in stored if other.startswith(f"{source}/")) or "no slots"
+            have = sorted(other for other in self._stored if other.startswith(f"{source}/")) or "no slots"
             raise ValueError(
-                f"from_tensorflow: the checkpoint {self.reader.path} has no slot {wanted} for params/{name}; it has "
-                f"{have}. Create the state with the optimizer that TensorFlow trained with."
+                f"from_tensorflow: the checkpoint {self._reader.path} has no slot {' or '.join(names)} for "
+                f"params/{name}; it has {have}. Create the state with the optimizer that TensorFlow trained with."
             )
-        array = self.reader.read(f"{source}/{found.removeprefix('-')}")
+        self._taken.add(found)
+        array = self._reader.read(found)
         if convert is not None:
             array = convert(array) - convert(np.zeros_like(array))
         if array.shape != leaf.shape:
             raise ValueError(
-                f"from_tensorflow: {source}/{found.removeprefix('-')} has the shape {array.shape}, and params/{name} "
-                f"has {leaf.shape}."
+                f"from_tensorflow: {found} has the shape {array.shape}, and params/{name} has {leaf.shape}."
             )
-        return jnp.asarray(-array if found.startswith("-") else array, leaf.dtype)
+        return jnp.asarray(-array if names[found] else array, leaf.dtype)
+
+    def warn_of_those_left(self) -> None:
+        """Warns if the optimizer has no place for a slot. The momentum of RMSProp is stored even where it is 0."""
+        left: set[str] = set()
+        for source, _ in self._sources.values():
+            momentum = f"{source}/RMSProp_2" if f"{source}/RMSProp_2" in self._stored else f"{source}/RMSProp_1"
+            slots = {f"{source}/{name}" for name in _SLOT_NAMES}
+            left |= (slots & self._stored.keys()) - self._taken - {momentum}
+        if left:
+            _logger.warning(
+                "from_tensorflow: the optimizer has no place for the slots %s of %s, and goes on without them. Create "
+                "the state with the optimizer that TensorFlow trained with.",
+                *(", ".join(sorted(left)), self._reader.path),
+            )

@@ -14,7 +14,8 @@ from jaxspec._src.base.safetensors_files import array_shapes, read_arrays
 from jaxspec._src.checkpoint import checksums, latest
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.restore import StoredCheckpoint
-from jaxspec._src.checkpoint.tensorflow.reader import is_tensorflow_checkpoint, open_checkpoint
+from jaxspec._src.checkpoint.tensorflow.find import is_tensorflow_checkpoint, prefixes_near
+from jaxspec._src.checkpoint.tensorflow.reader import load_checkpoint
 
 OBJECT_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 """Ends the names of variables that `tf.train.Checkpoint` and Keras save. It is left out in the names of `Weights`."""
@@ -62,6 +63,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         "Expected the path of a checkpoint, of a model_dir, of an export, of a .safetensors file or of a checkpoint of "
         "TensorFlow."
     )
+    if prefixes := prefixes_near(path):
+        expected += f" Those of TensorFlow near it: {prefixes}."
     if files:
         raise ValueError(f"{path} holds several files of weights: {sorted(files)}. Name one of them.")
     if is_directory(path) or find_file(path) is not None:
@@ -80,7 +83,7 @@ def _checkpoint(path: str) -> Weights:
 
 
 def _tensorflow(path: str) -> Weights:
-    reader = open_checkpoint(path)
+    reader = load_checkpoint(path)
     stored = {name.removesuffix(OBJECT_SUFFIX): (name, *described) for name, described in reader.names().items()}
     arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (_, shape, dtype) in stored.items()}
     return Weights(reader.path, arrays, lambda names: {name: reader.read(stored[name][0]) for name in names})

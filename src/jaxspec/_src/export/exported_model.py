@@ -34,14 +34,16 @@ class ExportedModel:
 
     Attributes:
       step: the global step of the weights.
+      device: where the state is.
       weights: all variables by the names that they have in a checkpoint. Random keys are their data.
-      inputs: the shapes of what callers pass, by name.
+      inputs: the specs of what callers pass, by name.
       rng_data: of the key that model_fn draws from.
     """
 
     def __init__(self, model: Model, state: TrainState, receiver: ServingInputReceiver) -> None:
         self.model, self._receiver = model, receiver
         self.step = int(state.step)
+        (self.device,) = state.step.devices()
         self.rng_data, self._rng_impl = np.asarray(jax.random.key_data(state.rng)), jax.random.key_impl(state.rng)
         self._nested = "opt_state" in state.variables
         variables = {"variables": state.variables} if self._nested else state.variables
@@ -49,7 +51,7 @@ class ExportedModel:
         leaves, self._structure = jax.tree.flatten(tree)
         self._key_impls = [key_impl(leaf) if is_key(leaf) else None for leaf in leaves]
         self.weights: dict[str, jax.Array] = named_leaves(key_data(tree))
-        self.inputs = receiver.shapes()
+        self.inputs = receiver.specs()
 
     def function(self) -> SignaturesFunction:
         """A new function of the model; without a key, it draws the numbers of the first batch that predict takes."""

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec._src.base.types import Array, Batch, PyTree
+from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.types import Array, Batch, DType, PyTree
+from jaxspec._src.export.tensor_spec import TensorSpec
 
 _IN_FRONT = (
     "An export holds no strings, and decodes no images: parse, decode and look up in the program that calls it, and "
@@ -22,9 +24,8 @@ class ServingInputReceiver:
     Args:
       features: `receiver_tensors` themselves; or a pure function, which gets arrays in the structure of
         `receiver_tensors`, and returns the features. It becomes part of the export.
-      receiver_tensors: a dict by name of shapes with dtypes, as `jax.ShapeDtypeStruct((None, 28, 28), jnp.float32)`; or
-        one of them, whose name is then `input`. The first dimension is None, for the batch. None elsewhere stands for
-        any size. Dimensions that are the same, whatever their size, have one string: `(None, "length")`.
+      receiver_tensors: a dict by name of `TensorSpec`s, as `TensorSpec((None, 28, 28), jnp.float32)`; or one of them,
+        whose name is then `input`. The first dimension is None, for the batch.
 
     Raises:
       ValueError, TypeError: for a receiver without a batch dimension; for strings; for features that are neither.
@@ -32,13 +33,13 @@ class ServingInputReceiver:
 
     features: PyTree | Callable[[PyTree], Batch]
     receiver_tensors: Any
-    """Shapes, by name; or one shape."""
+    """By name; or one."""
 
     def __post_init__(self) -> None:
         if self.receiver_tensors is None or (isinstance(self.receiver_tensors, Mapping) and not self.receiver_tensors):
             raise ValueError(
                 f"receiver_tensors must be defined, got {self.receiver_tensors!r}. Write "
-                "{'x': jax.ShapeDtypeStruct((None, 28, 28), jnp.float32)}."
+                "{'x': export.TensorSpec((None, 28, 28), jnp.float32)}."
             )
         shapes = {name: _checked(name, shape) for name, shape in _by_name(self.receiver_tensors).items()}
         if not callable(self.features) and _shapes_of(self.features) != shapes:
@@ -48,8 +49,8 @@ class ServingInputReceiver:
                 "ServingInputReceiver(lambda tensors: {'x': tensors['x']}, receiver_tensors)."
             )
 
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shape and dtype of each array that is passed, by name. Dimensions may be None or strings."""
+    def specs(self) -> dict[str, TensorSpec]:
+        """The shape and dtype of each array that is passed, by name."""
         return {name: _checked(name, shape) for name, shape in _by_name(self.receiver_tensors).items()}
 
     def features_of(self, arrays: Mapping[str, Array]) -> Batch:
@@ -62,15 +63,15 @@ def build_raw_serving_input_receiver_fn(features: PyTree) -> Callable[[], Servin
     """A serving_input_receiver_fn whose callers pass the features themselves.
 
     Args:
-      features: a dict by name of arrays `[rows, ...]` or of shapes, or one of them; only shapes and dtypes are used.
+      features: a dict by name of arrays `[rows, ...]` or TensorSpecs, or one of them; only shapes and dtypes are used.
         The number of rows stays open; None in another dimension leaves that one open, too.
     """
 
-    def open_rows(name: str, shape: object) -> jax.ShapeDtypeStruct:
+    def open_rows(name: str, shape: object) -> TensorSpec:
         described = _described(name, shape)
         if not described.shape:
             raise ValueError(_no_batch(name, described))
-        return _checked(name, jax.ShapeDtypeStruct((None, *described.shape[1:]), described.dtype))
+        return _checked(name, TensorSpec((None, *described.shape[1:]), described.dtype))
 
     shapes = {name: open_rows(name, shape) for name, shape in _by_name(features).items()}
     tensors = shapes if isinstance(features, Mapping) else shapes["input"]
@@ -88,29 +89,40 @@ def _by_name(tensors: PyTree) -> dict[str, object]:
     return dict(tensors)
 
 
-def _shapes_of(features: PyTree) -> dict[str, jax.ShapeDtypeStruct] | None:
+def _shapes_of(features: PyTree) -> dict[str, TensorSpec] | None:
     try:
         return {name: _checked(name, shape) for name, shape in _by_name(features).items()}
     except (TypeError, ValueError):
         return None
 
 
-def _described(name: str, shape: PyTree) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, of `jax.ShapeDtypeStruct` or of what else has both."""
+def _described(name: str, shape: PyTree) -> TensorSpec:
+    """The shape and dtype of a TensorSpec, of an array, or of what else has both."""
     if isinstance(shape, str | bytes) or shape is str or shape is bytes:
         raise TypeError(f"receiver_tensors[{name!r}] is {shape!r}: a string. {_IN_FRONT}")
     if not (hasattr(shape, "shape") and hasattr(shape, "dtype")):
         raise TypeError(
             f"receiver_tensors[{name!r}] must have a shape and a dtype, got {shape!r}. Write "
-            "jax.ShapeDtypeStruct((None, 28, 28), jnp.float32), None standing for the batch."
+            "export.TensorSpec((None, 28, 28), jnp.float32), None standing for the batch."
         )
-    kind = getattr(shape.dtype, "kind", "")
-    if kind in ("S", "U", "O", "T") or "string" in str(shape.dtype):
+    if _kind(shape.dtype) in ("S", "U", "O", "T") or "string" in str(shape.dtype):
         raise TypeError(f"receiver_tensors[{name!r}] has dtype {shape.dtype}: strings or objects. {_IN_FRONT}")
-    return jax.ShapeDtypeStruct(tuple(shape.shape), jax.dtypes.canonicalize_dtype(shape.dtype))
+    if is_key(shape):
+        raise TypeError(
+            f"receiver_tensors[{name!r}] has dtype {shape.dtype}: random keys. Pass a seed, and write "
+            "jax.random.key(seed[0]) in model_fn."
+        )
+    return TensorSpec(tuple(shape.shape), jax.dtypes.canonicalize_dtype(shape.dtype))
 
 
-def _checked(name: str, shape: object) -> jax.ShapeDtypeStruct:
+def _kind(dtype: DType) -> str:
+    try:
+        return np.dtype(dtype).kind
+    except TypeError:  # of JAX's own, as of keys; or TensorFlow's
+        return ""
+
+
+def _checked(name: str, shape: object) -> TensorSpec:
     described = _described(name, shape)
     if not described.shape or described.shape[0] is not None:
         raise ValueError(_no_batch(name, described))
@@ -124,7 +136,7 @@ def _checked(name: str, shape: object) -> jax.ShapeDtypeStruct:
     return described
 
 
-def _no_batch(name: str, described: jax.ShapeDtypeStruct) -> str:
+def _no_batch(name: str, described: TensorSpec) -> str:
     return (
         f"receiver_tensors[{name!r}] has no batch dimension: its shape is {described.shape}. Expected None first, as "
         f"in {(None, *described.shape)}. (For fixed numbers of rows write export_saved_model(..., batch_sizes=[...]).)"

@@ -30,7 +30,7 @@ from jaxspec._src.export.signature_file import (
     SignatureFile,
     write_signature_file,
 )
-from jaxspec._src.step.not_trained import Dependence
+from jaxspec._src.step.dependence import Dependence
 
 _logger = logging.getLogger("jaxspec")
 
@@ -135,7 +135,7 @@ def _run_on_sample(model: ExportedModel, rows: int | None) -> dict[str, dict[str
     if values.reaches_an_output(rng):
         _logger.warning(
             "model_fn uses `rng` in PREDICT: each call of the export draws the same random numbers. For other ones let "
-            "callers pass a seed: receiver_tensors={'seed': jax.ShapeDtypeStruct((None,), jnp.int32), ...}."
+            "callers pass a seed: receiver_tensors={'seed': export.TensorSpec((None,), jnp.int32), ...}."
         )
     return outputs
 
@@ -158,7 +158,7 @@ def _verify(
     name: str,
     platforms: Sequence[str],
 ) -> None:
-    here = platform_of(next(iter(jax.tree.leaves(model.weights)[0].devices())))
+    here = platform_of(model.device)
     if here not in platforms:
         _logger.warning("Signature %r is for %s, and is not verified: here is %r.", name, list(platforms), here)
         return

@@ -53,9 +53,9 @@ class TPUEstimator:
       train_batch_size, eval_batch_size, predict_batch_size: rows of a global batch; each is needed by its verb, with
         `use_tpu=False` by none (the input decides then).
       warm_start_from: what fresh variables start with, in train, evaluate and predict, as long as model_dir has no
-        checkpoint: the path of a checkpoint, a model_dir, an export or a `.safetensors` file, or `WarmStartSettings`.
-        A path takes all that is trained (the collection `params`). The optimizer's state and the step are not taken.
-        `Scaffold.init_fn` sees the result.
+        checkpoint: the path of a checkpoint, also of TensorFlow, of a model_dir, an export or a `.safetensors` file;
+        or `WarmStartSettings`. A path takes all that is trained (the collection `params`). The optimizer's state and
+        the step are not taken. `Scaffold.init_fn` sees the result.
 
     Raises:
       ValueError, TypeError: by TPUEstimator's rules.

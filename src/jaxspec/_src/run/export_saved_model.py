@@ -23,7 +23,7 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.inference_step import placed_step
 from jaxspec._src.step.tracing import trace_spec
 
-_WRITE = "Write export.build_raw_serving_input_receiver_fn({'x': jax.ShapeDtypeStruct((None, 28, 28), jnp.float32)})."
+_WRITE = "Write export.build_raw_serving_input_receiver_fn({'x': export.TensorSpec((None, 28, 28), jnp.float32)})."
 
 
 class _Sample(NamedTuple):
@@ -49,13 +49,15 @@ def export_saved_model(
     base, receiver = absolute_path(export_dir_base), _receiver(serving_input_receiver_fn)
     platforms, sizes, assets = check_platforms(platforms), check_batch_sizes(batch_sizes), check_assets(assets_extra)
     check_base(base)
-    with contextlib.closing(engine.source(checkpoint_path)) as source, jax.transfer_guard("allow"):
+    source = engine.source(checkpoint_path)
+    # A program is traced also where a breakpoint is to see values.
+    with contextlib.closing(source), jax.transfer_guard("allow"), jax.disable_jit(False):
         if source.fresh and engine.warm_start is None:
             raise ValueError(
                 f"Couldn't find trained model at {engine.model_dir}. Train first, or name a checkpoint: "
                 "export_saved_model(..., checkpoint_path=...)."
             )
-        features = jax.jit(receiver.features_of)(programs.sample(receiver.shapes(), sizes[0]))
+        features = jax.jit(receiver.features_of)(programs.sample(receiver.specs(), sizes[0]))
         state = engine.initial_state.for_inference(source, _Sample(features))
         if source.fresh:
             spec, _ = trace_spec(placed_step(ModeKeys.PREDICT, engine.model), state, features, None)

@@ -38,7 +38,7 @@ class WarmStart:
         with doing("the weights to start from"):
             weights = open_weights(self._settings.ckpt_to_initialize_from)
             leaves = named_leaves(variables)
-            self.report = report = _report(weights, leaves, _asked(self._settings, leaves, weights))
+            self.report = report = _report(weights, leaves, _asked(self._settings, leaves))
             _raise_problems(report)
             _log(self._settings, report)
             stored = weights.read(list(report.matched.values()))
@@ -64,7 +64,7 @@ def as_warm_start(warm_start_from: str | os.PathLike[str] | WarmStartSettings | 
     return WarmStart(warm_start_from)
 
 
-def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array], weights: Weights) -> dict[str, str]:
+def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """By the name of each variable that the settings select, the name to look for in the checkpoint."""
     patterns, renames = settings.vars_to_warm_start, settings.var_name_to_prev_var_name or {}
     every = {name: leaf for name, leaf in leaves.items() if not is_key(leaf)}
@@ -95,6 +95,7 @@ def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array], weights
 
 
 def _trained(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What an optimizer may change: the floats of the collection `params`."""
     return {
         name: leaf
         for name, leaf in leaves.items()
@@ -126,7 +127,7 @@ def _report(weights: Weights, leaves: Mapping[str, jax.Array], asked: Mapping[st
 
 
 def _fits(stored: jax.ShapeDtypeStruct, leaf: jax.Array) -> bool:
-    """Whether the shapes are equal, and the dtype is: but for floats of another width, or integers of fewer bits."""
+    """Whether the shapes are equal, and the dtypes too, or both are floats, or the stored integers have fewer bits."""
 
     def both(kind: DType) -> bool:
         return bool(jnp.issubdtype(stored.dtype, kind) and jnp.issubdtype(leaf.dtype, kind))
@@ -171,7 +172,7 @@ def _log(settings: WarmStartSettings, report: WarmStartReport) -> None:
         _listed(report.unused) or "none",
     )
     if not report.matched:
-        _logger.warning("vars_to_warm_start is None, so the warm start takes nothing from %s.", report.path)
+        _logger.warning("vars_to_warm_start=%r selects nothing: the warm start left %s unused.", patterns, report.path)
     surprising = [name for name in report.fresh if isinstance(patterns, str) and re.match(patterns, name)]
     if surprising:
         _logger.warning(

@@ -18,7 +18,8 @@ class WarmStartSettings(NamedTuple):
     """
 
     ckpt_to_initialize_from: str
-    """A checkpoint, a model_dir (its latest checkpoint is taken), an export, or a `.safetensors` file."""
+    """A checkpoint, a model_dir (its latest checkpoint is taken), an export, a `.safetensors` file, or a checkpoint of
+    TensorFlow."""
     vars_to_warm_start: str | Sequence[str] | None = ".*"
     """The variables to take. A string is a regular expression that the beginning of a name must match; it selects among
     what is trained, the collection `params`. A list of such strings selects among all collections. None selects

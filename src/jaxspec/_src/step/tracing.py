@@ -13,10 +13,11 @@ from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.spec.train_op import Selection, TrainOp, as_train_ops
 from jaxspec._src.step.axis import bind_shard_axis
+from jaxspec._src.step.dependence import Dependence
 from jaxspec._src.step.gradients import own_loss
 from jaxspec._src.step.jaxprs import debugging, needed_part
 from jaxspec._src.step.model import Model, outputs_of
-from jaxspec._src.step.not_trained import Dependence, warn_of_losses_without_gradient, warn_of_stale_collections
+from jaxspec._src.step.not_trained import warn_of_losses_without_gradient, warn_of_stale_collections
 from jaxspec._src.step.variables import checked_collections, select, strong_arrays
 
 

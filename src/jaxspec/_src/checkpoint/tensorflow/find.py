@@ -14,7 +14,7 @@ _LATEST = re.compile(rb'^model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"', re.MUL
 def is_tensorflow_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether the path is the prefix of a TensorFlow checkpoint, or a directory whose file `checkpoint` names one.
 
-    It may be damaged, or in the old format that `open_checkpoint` refuses.
+    It may be damaged, or in the old format that `load_checkpoint` refuses.
     """
     path = absolute_path(path)
     return find_file(f"{path}.index") is not None or _latest_in(path) is not None or _is_old_format(path)
@@ -36,7 +36,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
         if find_file(f"{latest}.index") is None:
             raise ValueError(
                 f"the file {join(path, _STATE_FILE)} names the checkpoint {latest}, and {latest}.index does not exist. "
-                f"Give the prefix of another checkpoint. {_found_in(path)}"
+                f"Give the prefix of another checkpoint. Those near it: {prefixes_near(path)}."
             )
         return latest
     if _is_old_format(path):
@@ -47,7 +47,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     raise ValueError(
         f"there is no TensorFlow checkpoint at {path}. Expected a prefix such as 'DIRECTORY/model.ckpt-123', which its "
         "files .index and .data-00000-of-00001 have in common, or a directory with a file `checkpoint` that names the "
-        f"latest. {_found_in(path if is_directory(path) else split(path)[0])}"
+        f"latest. Those near it: {prefixes_near(path)}."
     )
 
 
@@ -66,17 +66,16 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def _is_old_format(path: str) -> bool:
-    file = find_file(path)
+    file = None if path.endswith(".index") else find_file(path)
     return file is not None and read_range(path, max(file.size - len(MAGIC), 0), len(MAGIC)) == MAGIC
 
 
-def _found_in(directory: str) -> str:
-    """A sentence that names the checkpoints in a directory, and in the `variables` of a SavedModel."""
-    places = [directory, join(directory, "variables")]
-    prefixes = [
+def prefixes_near(path: str) -> list[str]:
+    """The prefixes of the checkpoints that are in a directory, in the `variables` of a SavedModel, or beside a path."""
+    directory = path if is_directory(path) else split(path)[0]
+    return [
         join(place, name.removesuffix(".index"))
-        for place in places
+        for place in (directory, join(directory, "variables"))
         for name in sorted(names_in(place))
         if name.endswith(".index")
     ]
-    return f"These are in {directory}: {prefixes}." if prefixes else f"There is none in {directory}."

@@ -13,22 +13,31 @@ from jaxspec._src.checkpoint.tensorflow.damage import DamageError
 from jaxspec._src.checkpoint.tensorflow.dtypes import is_known, numpy_dtype
 from jaxspec._src.checkpoint.tensorflow.entries import Entry, Extent, read_entry, read_header
 from jaxspec._src.checkpoint.tensorflow.find import find_checkpoint
-from jaxspec._src.checkpoint.tensorflow.find import is_tensorflow_checkpoint as is_tensorflow_checkpoint
 from jaxspec._src.checkpoint.tensorflow.slice_keys import SLICE_PREFIX, slice_key
 from jaxspec._src.checkpoint.tensorflow.table import read_table
 from jaxspec._src.checkpoint.tensorflow.tensors import check_size, decode
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> "CheckpointReader":
-    """Opens a checkpoint of TensorFlow 1 or 2. Its index is read and checked, its data files are not.
+def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, list[int]]]:
+    """(name, shape) of each variable, sorted by name. Only the index is read. Errors as for `load_checkpoint`."""
+    return sorted(load_checkpoint(path).get_variable_to_shape_map().items())
+
+
+def load_variable(path: str | os.PathLike[str], name: str) -> np.ndarray:
+    """One variable, as `CheckpointReader.read` gives it. No other variable is read."""
+    return load_checkpoint(path).read(name)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> "CheckpointReader":
+    """Opens a checkpoint of TensorFlow 1 or 2, without TensorFlow. Its index is read and checked, and no data file.
 
     Args:
       path: a prefix such as `model.ckpt-123`, or a directory whose file `checkpoint` names the latest. It may be in a
         bucket.
 
     Raises:
-      ValueError: if there is no such checkpoint, or it is in a format that this reader does not know.
-      DamagedCheckpointError: if the index is damaged.
+      ValueError: if there is no such checkpoint, or it is in a format that is not known.
+      DamagedCheckpointError: if its index is damaged.
     """
     prefix = find_checkpoint(path)
     with _named(f"{prefix}.index"):

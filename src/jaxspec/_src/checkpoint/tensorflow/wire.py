@@ -9,17 +9,13 @@ def read_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     """(an unsigned number of 64 bits that begins at `at`, where it ends)."""
     if at < len(data) and data[at] < 0x80:  # most numbers are a byte long
         return data[at], at + 1
-    value = shift = 0
-    while at < len(data):
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+    value = 0
+    for number, byte in enumerate(data[at : at + 10]):  # 64 bits need no more bytes
+        value |= (byte & 0x7F) << (7 * number)
         if byte < 0x80:
             if value >= 1 << 64:
                 break
-            return value, at
-        if shift == 70:
-            break
+            return value, at + number + 1
     raise DamageError("a number in it breaks off, or is too large")
 
 
