@@ -48,6 +48,8 @@ NAMES = {
     "load_global_step",
     "init_from_checkpoint",
     "OtherProcessError",
+    "named_leaves",
+    "path_name",
     "WarmStartReport",
     "WarmStartSettings",
 }

@@ -15,6 +15,8 @@ with _epy.lazy_api_imports(globals()):
     from jaxspec import metrics as metrics
     from jaxspec import optim as optim
     from jaxspec import summary as summary
+    from jaxspec._src.base.arrays import named_leaves as named_leaves
+    from jaxspec._src.base.arrays import path_name as path_name
     from jaxspec._src.base.errors import OtherProcessError as OtherProcessError
     from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint as init_from_checkpoint
     from jaxspec._src.checkpoint.latest import checkpoints_iterator as checkpoints_iterator

@@ -85,8 +85,8 @@ VALIDATION = {
     ),
     "argument of sessions, servers or graphs": Difference(
         _names_foreign_argument,
-        TypeError,
-        "Sessions, servers and graphs are left out, and so are the arguments that describe them.",
+        ACCEPTED,
+        "There are no sessions, servers and graphs: the arguments that describe them are ignored, with a log line.",
     ),
     "iterations_per_loop with a pipe": Difference(
         lambda case: isinstance(text := _given(case, "iterations_per_loop"), str) and text.endswith("|"),

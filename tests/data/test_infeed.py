@@ -240,6 +240,27 @@ def test_sixty_four_bits_become_thirty_two_with_one_warning(caplog):
     ]
 
 
+def test_an_estimator_warns_once_of_each_leaf_of_sixty_four_bits(tmp_path, caplog):
+    def input_fn(extra):
+        return lambda: [{"x": np.ones(4)} | {name: np.ones(4) for name in extra}] * 2
+
+    estimator = js.TPUEstimator(
+        counting_model_fn,
+        counting_init,
+        model_dir=tmp_path,
+        config=run_config(),
+        train_batch_size=4,
+        eval_batch_size=4,
+        predict_batch_size=4,
+    )
+    estimator.train(input_fn([]), max_steps=1)
+    estimator.evaluate(input_fn([]), steps=1)
+    list(estimator.predict(input_fn(["y"])))
+    estimator.train(input_fn([]), steps=1)
+    named = [m.partition("32-bit: ")[2].partition(". Enable")[0] for m in caplog.messages if "64-bit" in m]
+    assert named == ["features/x", "features/y"]
+
+
 def bad_second(second):
     return lambda: [({"x": X[:4]}, Y[:4]), second]
 

@@ -50,7 +50,7 @@ ANYTHING = {
     "nothing": None,
     "text": "abc",
     "long_text": "abc" * 10_000,
-    "nested": {"a": [1, {"b": None}]},
+    "nested": [{"a": [1, {"b": None}]}],
     "odd": ODD,
     "function": len,
     "texts": np.array(["a", "b"]),
@@ -78,6 +78,23 @@ def test_a_metric_may_be_anything(tmp_path, caplog, level):
     not_numbers = ANYTHING.keys() - {"empty", "large", "half"}
     assert {line.split(":")[0].removeprefix("Skipping summary for ") for line in skipped} == not_numbers
     assert all("It is returned as it is" in line for line in skipped)
+
+
+def test_a_dict_that_the_function_of_collect_returns_becomes_metrics(tmp_path):
+    estimator = make_estimator(tmp_path, {"rouge": lambda x: {"L": x.max(), 1: 2.0}, "nothing": lambda x: {}})
+    results = estimator.evaluate(counting_input(2))
+    assert results == {"mean_x": 0.5, "rouge/L": 1.0, "rouge/1": 2.0, "loss": 0.5, "global_step": 0}
+    assert read_eval_metrics(estimator.eval_dir())[0].items() >= {"rouge/L": 1.0, "rouge/1": 2.0}.items()
+
+
+def test_a_dict_with_the_key_of_another_metric_stays_one_result(tmp_path, caplog):
+    estimator = make_estimator(tmp_path, {"a": lambda x: {"b": 1, "c": 2}, "a/b": lambda x: 3})
+    results = estimator.evaluate(counting_input(2))
+    assert (results["a"], results["a/b"]) == ({"b": 1, "c": 2}, 3)
+    assert warnings_of(caplog)[-2] == (
+        "The function of collect under 'a' returned a dict, which stays one result: metric_fn has another metric named "
+        "a/b. Rename it."
+    )
 
 
 def test_results_come_back_where_the_directory_cannot_be_written(tmp_path, caplog):

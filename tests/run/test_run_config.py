@@ -75,23 +75,10 @@ def test_the_repr_names_what_the_constructor_takes():
     assert eval(text, names) == config
 
 
-@pytest.mark.parametrize(
-    ("names", "advice"),
-    [
-        (("cluster", "master", "evaluation_master", "protocol", "device_fn"), "jax.distributed.initialize()"),
-        (("experimental_max_worker_delay_secs",), "jax.distributed.initialize()"),
-        (("session_config", "session_creation_timeout_secs"), "there are no servers and no sessions"),
-        (("train_distribute", "eval_distribute", "experimental_distribute"), "TPUConfig(num_shards=...)"),
-        (("checkpoint_save_graph_def",), "there is no graph to save"),
-    ],
-)
-def test_an_argument_that_only_tensorflow_has_is_answered_with_what_to_write(names, advice):
-    for name in names:
-        with pytest.raises(TypeError) as caught:
-            js.RunConfig(**{name: "grpc://10.0.0.1"}, save_checkpoints_steps=5)
-        assert f"'{name}'" in str(caught.value)
-        assert f"{name}: leave it out" in str(caught.value)
-        assert advice in str(caught.value)
+@pytest.mark.parametrize("name", ["train_distribute", "eval_distribute", "experimental_distribute"])
+def test_an_argument_that_would_change_results_is_refused_with_what_to_write(name):
+    with pytest.raises(TypeError, match=rf"'{name}'.*{name}: leave it out.*TPUConfig\(num_shards=\.\.\.\)"):
+        js.RunConfig(**{name: "mirrored"}, save_checkpoints_steps=5)
 
 
 def test_an_argument_that_nobody_has_is_pythons_own_error():

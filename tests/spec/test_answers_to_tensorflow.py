@@ -79,20 +79,12 @@ CALLS = {
         lambda: js.TPUEstimator(linear_model_fn, "runs/x", js.RunConfig()),
         r"TPUEstimator: too many positional arguments. Write TPUEstimator\(model_fn, init_fn, model_dir=\.\.\.",
     ),
-    "export_to_tpu": (lambda: js.TPUEstimator(linear_model_fn, export_to_tpu=False), "export_to_tpu: leave it out"),
-    "eval_on_tpu": (
-        lambda: js.TPUEstimator(linear_model_fn, eval_on_tpu=False),
-        r"eval_on_tpu: leave it out.*use_tpu=False",
-    ),
     "batch_axis": (lambda: js.TPUEstimator(linear_model_fn, batch_axis=0), "batch_axis: leave it out.*axis 0"),
     "NNX module": (
         lambda: js.TPUEstimator(linear_model_fn, Mlp(nnx.Rngs(0))),
         r"got the NNX module Mlp. Write net = flax.nnx.bridge.ToLinen\(Mlp, args=\(\.\.\.\)\), init_fn=net",
     ),
     "class of a module": (lambda: js.TPUEstimator(linear_model_fn, Net), r"got its class. Write init_fn=Net\(\.\.\.\)"),
-    "cluster": (lambda: js.RunConfig(cluster=None), r"cluster: leave it out.*jax.distributed.initialize\(\)"),
-    "master": (lambda: js.RunConfig(master=""), "master: leave it out.*no servers and no sessions"),
-    "session_config": (lambda: js.RunConfig(session_config=None), "session_config: leave it out"),
     "train_distribute": (lambda: js.RunConfig(train_distribute=None), r"train_distribute: leave it out.*num_shards"),
     "RunConfig by position": (
         lambda: js.RunConfig(None, "runs/x"),

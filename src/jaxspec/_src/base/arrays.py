@@ -31,12 +31,17 @@ def key_name(key: Hashable) -> str:
 
 
 def path_name(path: tuple[Hashable, ...]) -> str:
-    """A key path as `params/Dense_0/kernel`."""
+    """A key path of JAX, such as `jax.tree_util.tree_map_with_path` passes, as `params/Dense_0/kernel`.
+
+    So a mask for weight decay is `tree_map_with_path(lambda path, _: path_name(path).endswith("kernel"), params)`.
+    """
     return "/".join(map(key_name, path))
 
 
 def named_leaves(tree: PyTree) -> dict[str, PyTree]:
-    """The leaves of a tree by their path names, in the order of the tree.
+    """The leaves of a tree by their path names, such as `params/Dense_0/kernel`, in the order of the tree.
+
+    `named_leaves(variables)` has the names that checkpoints and `TPUEstimator.get_variable_names` use.
 
     Where two paths have one name (`{"a/b": x, "a": {"b": y}}`), a slash within a key is written `%2F` in all of them.
     """

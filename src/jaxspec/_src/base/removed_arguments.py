@@ -1,16 +1,16 @@
-"""TensorFlow's arguments that jaxspec does not take, and what to write instead of each."""
+"""TensorFlow's arguments that jaxspec lacks: some are ignored with a log line, others refused with what to write."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_ANY_DEVICE = "leave it out: the same program runs on whatever devices there are (use_tpu=False: on one CPU)."
-_ANY_EXPORT = "leave it out: an exported function runs on any device."
-_NO_SERVERS = "leave it out: there are no servers and no sessions; jax.distributed.initialize() joins processes."
+_logger = logging.getLogger("jaxspec")
+
 _ALL_DEVICES = "leave it out: a step is mapped over all devices, or over TPUConfig(num_shards=...) of them."
 _OPTIMIZER = {
     "global_step": "leave it out: the runner counts the steps.",
@@ -19,21 +19,27 @@ _OPTIMIZER = {
     **dict.fromkeys(("name", "gate_gradients", "aggregation_method", "colocate_gradients_with_ops"), "leave it out."),
 }
 
+IGNORED: Mapping[str, Collection[str]] = {
+    "TPUEstimator": ("eval_on_tpu", "export_to_tpu", "export_to_cpu", "export_saved_model_api_version"),
+    "RunConfig": (
+        *("master", "evaluation_master", "cluster", "session_config", "session_creation_timeout_secs"),
+        *("device_fn", "protocol", "experimental_max_worker_delay_secs", "checkpoint_save_graph_def"),
+    ),
+    "TPUConfig": (
+        *("tpu_job_name", "initial_infeed_sleep_secs", "experimental_feed_hook"),
+        "experimental_allow_per_host_v2_parallel_get_next",
+    ),
+}
+"""By the name of the class: the arguments and fields that change no result here. There are no servers, sessions and
+graphs, and one program for all devices."""
+
 REMOVED: Mapping[str, Mapping[str, str]] = {
     "TPUEstimator": {
         "batch_axis": "leave it out, and let input_fn put examples along axis 0 of every array.",
-        "eval_on_tpu": _ANY_DEVICE,
-        "export_to_tpu": _ANY_EXPORT,
-        "export_to_cpu": _ANY_EXPORT,
-        "export_saved_model_api_version": _ANY_EXPORT,
         "embedding_config_spec": "embed in model_fn: flax.linen.Embed, with its table among the variables.",
     },
     "RunConfig": {
-        **dict.fromkeys(("master", "evaluation_master", "cluster", "session_config"), _NO_SERVERS),
-        **dict.fromkeys(("device_fn", "protocol", "session_creation_timeout_secs"), _NO_SERVERS),
-        "experimental_max_worker_delay_secs": _NO_SERVERS,
         **dict.fromkeys(("train_distribute", "eval_distribute", "experimental_distribute"), _ALL_DEVICES),
-        "checkpoint_save_graph_def": "leave it out: there is no graph to save.",
     },
     "TPUEstimatorSpec": {
         "eval_metric_ops": "write eval_metrics=(metric_fn, tensors), "
@@ -63,12 +69,24 @@ CALLS = {
 """By the name of the function or class: the call as it should be."""
 
 
-def explain_removed_arguments(fn: Callable[P, R]) -> Callable[P, R]:
-    """A decorator for functions and constructors: the TypeError of a wrong call says what to write instead."""
+def log_ignored(name: str, arguments: Collection[str]) -> None:
+    """Names arguments that were given to a function or class and have no effect."""
+    if arguments:
+        _logger.warning("%s ignores %s, which mean nothing in JAX: leave them out.", name, ", ".join(arguments))
+
+
+def handle_removed_arguments(fn: Callable[P, R]) -> Callable[P, R]:
+    """A decorator for functions and constructors, which lets them be called with arguments of TensorFlow's.
+
+    The arguments in `IGNORED` are not passed on, and a log line names those that are not None. The TypeError of another
+    wrong call says what to write instead.
+    """
     name, signature = fn.__qualname__.removesuffix(".__init__").removesuffix(".__new__"), inspect.signature(fn)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        ignored = {arg: kwargs.pop(arg) for arg in IGNORED.get(name, ()) if arg in kwargs}
+        log_ignored(name, [arg for arg, value in ignored.items() if value is not None])
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:

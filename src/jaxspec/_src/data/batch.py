@@ -1,4 +1,4 @@
-"""One element of the input as one checked batch of NumPy arrays. Pure but for its log line: no thread, no queue."""
+"""One element of the input as one checked batch of NumPy arrays. Pure but for its log lines: no thread, no queue."""
 
 import dataclasses
 import logging
@@ -70,15 +70,17 @@ class BatchChecker:
 
     Args:
       request: its `mode`, `num_shards`, `batch_size`, `ragged` and `max_programs` decide what fits.
+      warned_of: the leaves of 64 bits that a warning has named already; others are added to it.
     """
 
-    def __init__(self, request: InputRequest) -> None:
+    def __init__(self, request: InputRequest, warned_of: set[str] | None = None) -> None:
         self.batch_size = request.batch_size
         """The rows of a full batch. None until the first batch decides it."""
         self.number = 0
         """The number of the next batch, counted from 0."""
         self._request, self._num_shards = request, request.num_shards
         self._narrowed: set[str] = set()
+        self._warned_of = set() if warned_of is None else warned_of
         self._reference: dict[str, np.ndarray] | None = None
         self._structure: jax.tree_util.PyTreeDef | None = None
         self._signatures: list[tuple[tuple[int, ...], ...]] = []
@@ -118,10 +120,11 @@ class BatchChecker:
         data = {"features": features, "labels": labels}
         if not on_devices:
             data = jax.tree_util.tree_map_with_path(self._convert, data, is_leaf=is_plain_list)
-        if self.number == 0 and self._narrowed:
+        if self.number == 0 and (unnamed := sorted(self._narrowed - self._warned_of)):
+            self._warned_of.update(unnamed)
             _logger.warning(
                 "input_fn yields 64-bit arrays, which become 32-bit: %s. Enable jax_enable_x64 to keep them.",
-                ", ".join(sorted(self._narrowed)),
+                ", ".join(unnamed),
             )
         leaves = named_leaves(data)
         if not leaves:

@@ -52,7 +52,7 @@ class InputSource:
         self._start_over()
 
     def _start_over(self) -> None:
-        self.checker = BatchChecker(self._request)
+        self.checker = BatchChecker(self._request, self._memory.narrowed)
         self._fetched = 0
 
     def open(self) -> InputBatch | None:

@@ -23,6 +23,8 @@ class InputMemory:
         """Whether the last training ended because its input did."""
         self.warned = False
         """Whether a warning has said that the input begins again."""
+        self.narrowed: set[str] = set()
+        """The leaves of 64 bits that a warning has named."""
         self._iterator: Callable[[], object] = lambda: None
         self._identity: Identity | None = None
         self._unused: list[InputBatch] = []

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self, TypeVar
 
 import jax
@@ -12,8 +13,10 @@ from numpy.typing import ArrayLike
 
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import AnyFunction
-from jaxspec._src.metrics.metric import Metric
+from jaxspec._src.metrics.metric import Mergeable, Metric
 from jaxspec._src.metrics.shard_scalars import refuse_shard_scalars
+
+_logger = logging.getLogger("jaxspec")
 
 R = TypeVar("R")
 _Arrays = tuple[np.ndarray, ...]
@@ -73,8 +76,9 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
 
     Args:
       fn: called as `fn(**tensors)` by `compute`, with the batches of each tensor concatenated along the first axis. It
-        may return anything: a number, an array, a figure. A lambda that metric_fn makes is allowed: that of the first
-        batch is called, for all batches.
+        may return anything: a number, an array, a figure. If metric_fn returns the metric as `rouge` and `fn` returns
+        the dict `{"1": x, "L": y}`, `evaluate` reports `rouge/1` and `rouge/L`. A lambda that metric_fn makes is
+        allowed: that of the first batch is called, for all batches.
       **tensors: arrays `[B, ...]` under the names of fn's arguments. They are copied.
 
     Returns:
@@ -107,6 +111,28 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
             array.flags.writeable = False
         parts.append((array,))
     return Collected(fn, tuple(tensors), tuple(parts))
+
+
+def computed(metrics: Mapping[str, Mergeable]) -> dict[str, object]:
+    """The results by name. Each key of a dict that a function of `collect` returned is one, `name/key`.
+
+    If there is another result of such a name, a warning says so, and the dict stays one result.
+    """
+    results: dict[str, object] = {}
+    for name, metric in metrics.items():
+        named = {name: (value := metric.compute())}
+        if isinstance(metric, Collected) and isinstance(value, Mapping):
+            by_key = {f"{name}/{key}": part for key, part in value.items()}
+            if taken := by_key.keys() & {*metrics, *results}:
+                _logger.warning(
+                    "The function of collect under %r returned a dict, which stays one result: metric_fn has another "
+                    "metric named %s. Rename it.",
+                    *(name, ", ".join(sorted(taken))),
+                )
+            else:
+                named = by_key
+        results |= named
+    return results
 
 
 def _join(arrays: _Arrays) -> np.ndarray:

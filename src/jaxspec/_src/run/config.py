@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec._src.base.paths import absolute_path
-from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.removed_arguments import handle_removed_arguments
 from jaxspec._src.base.validate import check_number, is_integer
 from jaxspec._src.summary.sink import Sink, check_sinks
 
@@ -248,4 +248,4 @@ class RunConfig:
         return dataclasses.replace(self, **kwargs)
 
 
-RunConfig.__init__ = explain_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]
+RunConfig.__init__ = handle_removed_arguments(RunConfig.__init__)  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxspec._src.base.callables import argument_names
 from jaxspec._src.base.hyperparameters import copy_params
 from jaxspec._src.base.paths import join
-from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.removed_arguments import handle_removed_arguments
 from jaxspec._src.base.types import AnyFunction, HyperParameters, InputFn, Metrics, PyTree
 from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.checkpoint import latest, named_arrays
@@ -61,7 +61,7 @@ class TPUEstimator:
       ValueError, TypeError: by TPUEstimator's rules.
     """
 
-    @explain_removed_arguments
+    @handle_removed_arguments
     def __init__(
         self,
         model_fn: ModelFn,

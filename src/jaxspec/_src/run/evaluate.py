@@ -9,6 +9,7 @@ from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import InputFn, Metrics
 from jaxspec._src.checkpoint.latest import checkpoint_path as path_of_checkpoint
 from jaxspec._src.device.processes import Exchange
+from jaxspec._src.metrics.collect import computed
 from jaxspec._src.metrics.metric import Mergeable
 from jaxspec._src.metrics.metric_fn_values import as_metric
 from jaxspec._src.run.engine import Engine
@@ -159,5 +160,4 @@ class MetricsOfBatches:
                 "mean. Call global_mean once for each weights, in a Python loop, or once outside with all values and "
                 "weights."
             )
-        results = {name: metric.compute() for name, metric in self._metrics.items()}
-        return {**results, "loss": self._loss.compute(), "global_step": self._step}
+        return {**computed(self._metrics), "loss": self._loss.compute(), "global_step": self._step}

@@ -8,6 +8,7 @@ from jaxspec._src.base.callables import argument_names, describe
 from jaxspec._src.base.files import existing_part, find_file
 from jaxspec._src.base.hyperparameters import holds, with_values
 from jaxspec._src.base.paths import absolute_path, in_bucket
+from jaxspec._src.base.removed_arguments import IGNORED, log_ignored
 from jaxspec._src.base.types import HyperParameters, InputFn
 from jaxspec._src.base.validate import check_arguments, check_number
 from jaxspec._src.run.config import InputPipelineConfig, RunConfig
@@ -93,9 +94,10 @@ def choose_model_dir(model_dir: str | os.PathLike[str] | None, config: RunConfig
 
 
 def check_supported(config: RunConfig) -> None:
-    """Raises for what TPUConfig can say and the estimator cannot do."""
+    """Raises for what TPUConfig can say and the estimator cannot do; a log line names fields that have no effect."""
     tpu = config.tpu_config
     assert tpu is not None
+    log_ignored("TPUConfig", [name for name in IGNORED["TPUConfig"] if getattr(tpu, name)])
     per_host = (InputPipelineConfig.PER_HOST_V1, InputPipelineConfig.PER_HOST_V2)
     if tpu.num_cores_per_replica is not None and tpu.per_host_input_for_training not in per_host:
         raise ValueError(

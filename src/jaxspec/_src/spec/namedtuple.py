@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from jaxspec._src.base.removed_arguments import explain_removed_arguments
+from jaxspec._src.base.removed_arguments import handle_removed_arguments
 from jaxspec._src.base.types import AnyFunction
 
 # JAX rebuilds a pytree with tracers, None or object() as leaves: by `_make`, which checks nothing.
@@ -43,7 +43,7 @@ def checked(*, fixed: Collection[str] = ()) -> Callable[[type[S]], type[S]]:
             return construct(**{**before, **kwargs})
 
         checked_new.__qualname__ = f"{cls.__name__}.__new__"
-        methods = {"__new__": staticmethod(explain_removed_arguments(checked_new)), "_replace": _replace}
+        methods = {"__new__": staticmethod(handle_removed_arguments(checked_new)), "_replace": _replace}
         for name, method in methods.items():
             setattr(cls, name, method)
         return cls

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from jaxspec._src.base.arrays import is_array
-from jaxspec._src.base.removed_arguments import CALLS, explain_removed_arguments
+from jaxspec._src.base.removed_arguments import CALLS, handle_removed_arguments
 from jaxspec._src.base.types import AnyFunction, Array, PyTree, Variables
 from jaxspec._src.base.validate import check_callable
 from jaxspec._src.spec.mode import Mode, ModeKeys
@@ -55,7 +55,7 @@ TrainOpLike: TypeAlias = TrainOp | Optimizer | Sequence[TrainOp | Optimizer]
 """What a user writes for `train_op`: a bare optimizer means `minimize(optimizer)`."""
 
 
-@explain_removed_arguments
+@handle_removed_arguments
 def minimize(
     optimizer: Optimizer,
     loss: LossFn | None = None,
@@ -90,7 +90,7 @@ def minimize(
     return _checked(TrainOp(optimizer, loss, None, _selection(of), reduction, updates, after))
 
 
-@explain_removed_arguments
+@handle_removed_arguments
 def apply_gradients(
     optimizer: Optimizer,
     grads: PyTree,
@@ -224,12 +224,12 @@ class CrossShardOptimizer(NamedTuple):
                 f"minimize(optax.chain(..., optimizer), reduction={self.reduction!r})."
             )
 
-    @explain_removed_arguments
+    @handle_removed_arguments
     def minimize(self, loss: LossFn | None = None, **options: Unpack[Options]) -> TrainOp:
         """`jaxspec.minimize(self, loss, ...)`."""
         return minimize(self, loss, **options)
 
-    @explain_removed_arguments
+    @handle_removed_arguments
     def apply_gradients(self, grads: PyTree, **options: Unpack[Options]) -> TrainOp:
         """`jaxspec.apply_gradients(self, grads, ...)`."""
         return apply_gradients(self, grads, **options)
