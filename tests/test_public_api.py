@@ -17,6 +17,7 @@ NAMES = {
     "EstimatorSpec",
     "Scaffold",
     "TrainOp",
+    "fetches",
     "minimize",
     "apply_gradients",
     "CrossShardOptimizer",

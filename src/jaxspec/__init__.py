@@ -37,6 +37,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxspec._src.run.train_and_evaluate import train_and_evaluate as train_and_evaluate
     from jaxspec._src.run.warm_start_settings import WarmStartReport as WarmStartReport
     from jaxspec._src.run.warm_start_settings import WarmStartSettings as WarmStartSettings
+    from jaxspec._src.spec.fetches import fetches as fetches
     from jaxspec._src.spec.mode import Mode as Mode
     from jaxspec._src.spec.mode import ModeKeys as ModeKeys
     from jaxspec._src.spec.scaffold import Scaffold as Scaffold

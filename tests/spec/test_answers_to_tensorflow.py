@@ -146,7 +146,7 @@ SPECS = {
     ),
     "hook with a tensor": (
         lambda spec, step, logits: spec._replace(evaluation_hooks=[HoldsTensor({"l": spec.loss})]),
-        r"evaluation_hooks\[0\] \(HoldsTensor\) uses `l`.*SessionRunArgs\('l'\) in before_run.*host_call=\(fn, \{'l': l\}\)",
+        r"evaluation_hooks\[0\] \(HoldsTensor\) uses `l`.*SessionRunArgs\('l'\) in before_run.*host_call=jaxspec\.fetches\(l=l\)",
     ),
     "vector loss": (lambda spec, step, logits: spec._replace(loss=logits), r"Loss must be scalar.*\.mean\(\)"),
     "summary": (

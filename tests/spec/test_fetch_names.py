@@ -65,6 +65,16 @@ REFUSED = {
         lambda v: dict(eval_metrics=metrics(predictions={"out": v["labels"]})),
         r"'predictions/out': one of eval_metrics .*one of predictions",
     ),
+    "fetches beside host_call": (
+        "train",
+        lambda v: dict(host_call=js.fetches(call(score=v["labels"]), score=v["out"])),
+        r"'score': one of fetches \(float32\[2\]\), one of host_call",
+    ),
+    "loss of fetches": (
+        "train",
+        lambda v: dict(host_call=js.fetches(loss=v["out"])),
+        r"'loss': one of fetches .*, one of loss .*Rename the key in fetches",
+    ),
     "paths": (
         "train",
         lambda v: dict(host_call=call(**{"a/b": v["out"], "a": {"b": v["labels"]}})),
@@ -110,3 +120,89 @@ def test_the_tags_of_summaries_are_no_fetch_names(tmp_path):
     made.train(lambda: batches(X[:4], Y[:4], size=4), hooks=[final])
     np.testing.assert_allclose(final.final_ops_values, ((X[:4].sum(-1) - Y[:4]) ** 2).mean(), rtol=1e-5)
     assert js.hooks.read_eval_metrics(tmp_path)[0]["loss"] > 1000
+
+
+class Asking(js.hooks.SessionRunHook):
+    """Asks for fetch names after each loop."""
+
+    def __init__(self, names):
+        self.names, self.values = names, []
+
+    def before_run(self, run_context):
+        return js.hooks.SessionRunArgs(self.names)
+
+    def after_run(self, run_context, run_values):
+        self.values.append(run_values.results)
+
+
+def test_fetches_are_values_for_hooks_the_log_and_tensorboard_without_a_host_call(tmp_path, caplog):
+    caplog.set_level("INFO", "jaxspec")
+    made = estimator(tmp_path, lambda v: dict(host_call=js.fetches(rate=0.1 * v["loss"], rows=v["labels"])))
+    asking = Asking(["rate", "loss", "rows"])
+    hooks = [
+        asking,
+        js.hooks.LoggingTensorHook({"the rate": "rate"}, every_n_iter=1),
+        js.hooks.SummarySaverHook(save_steps=1, summary_op="rate"),
+    ]
+    made.train(lambda: batches(X, Y, size=4), steps=1, hooks=hooks)
+    ((rate, loss, rows),) = asking.values
+    np.testing.assert_allclose(rate, 0.1 * loss, rtol=1e-6)
+    np.testing.assert_array_equal(rows, Y[:4])
+    assert any("the rate = " in line for line in caplog.messages)
+    np.testing.assert_allclose(js.hooks.read_eval_metrics(tmp_path)[1]["rate"], rate)
+    asking = Asking("rows")
+    made.evaluate(lambda: batches(X, Y, size=4), hooks=[asking])
+    np.testing.assert_array_equal(asking.values, Y.reshape(2, 4))
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_fetches_beside_a_host_call(tmp_path, as_dict):
+    calls, asking = [], Asking(["out", "loss"])
+
+    def edit(v):
+        tensors = {"labels": v["labels"], "loss": v["loss"]}
+        tensors = tensors if as_dict else list(tensors.values())
+        return dict(host_call=js.fetches((lambda labels, loss: calls.append(labels.tolist()), tensors), out=v["out"]))
+
+    made = estimator(tmp_path, edit)
+    made.train(lambda: batches(X, Y, size=4), hooks=[asking])
+    made.evaluate(lambda: batches(X, Y, size=4))
+    assert calls == [Y[:4].tolist(), Y[4:].tolist()] * 2
+    assert asking.values[-1][0].shape == (4,)
+
+
+def test_fetches_beside_summaries_leave_their_tags(tmp_path):
+    summaries = js.summary.host_call
+    made = estimator(tmp_path, lambda v: dict(host_call=js.fetches(summaries(loss=v["loss"] + 1000), out=v["out"])))
+    asking = Asking("loss")
+    made.train(lambda: batches(X[:4], Y[:4], size=4), hooks=[asking])
+    assert asking.values[0] < 1000 < js.hooks.read_eval_metrics(tmp_path)[0]["loss"]
+
+
+def test_fetches_alone_are_nothing_to_call_at_each_step(tmp_path, monkeypatch):
+    def called(*args):
+        raise AssertionError("a host_call")
+
+    monkeypatch.setattr("jaxspec._src.run.host_calls.call_host_function", called)
+    made = estimator(tmp_path, lambda v: dict(host_call=js.fetches(out=v["out"])))
+    made.train(lambda: batches(X, Y, size=4), hooks=[asking := Asking("out")])
+    assert len(asking.values) == 1
+
+
+def test_fetches_by_hand():
+    calls = []
+    pair = js.fetches((calls.append, [np.ones(2)]), x=np.zeros(2))
+    hooks = js.TPUEstimatorSpec("eval", loss=np.float32(0), host_call=pair).as_estimator_spec().evaluation_hooks
+    hooks[0].after_run(None, None)
+    assert [call.tolist() for call in calls] == [[1, 1]]
+
+
+def test_bad_fetches_are_refused():
+    with pytest.raises(TypeError, match=r"fetches: a is a list; expected an array or a number.*fetches\(name=array\)"):
+        js.fetches(a=[1, 2])
+    with pytest.raises(ValueError, match=r"host_call should have two elements, given 1"):
+        js.fetches((print,))
+    with pytest.raises(TypeError, match=r"host_call: the tensors do not match the function's arguments"):
+        js.fetches((lambda a: None, {"b": np.zeros(2)}))
+    with pytest.raises(RuntimeError, match=r"length of tensors 2 does not match"):
+        js.fetches((lambda a: None, [np.zeros(2)] * 2), x=1.0)

@@ -19,10 +19,10 @@ Fetches: TypeAlias = PyTree
 class Session(Protocol):
     """A running session. A value is copied from the devices only when it is asked for; asking waits for the devices.
 
-    Fetch names are `loss`, `global_step`, `predictions/KEY` (or `predictions`), the keys of the tensors of host_call
-    and eval_metrics where these are dicts, and the names that `TPUEstimator.get_variable_names()` returns. Which
-    outputs
-    there are depends on the mode: in training `loss` and the tensors of host_call.
+    Fetch names are `loss`, `global_step`, `predictions/KEY` (or `predictions`), those that `jaxspec.fetches` gives, the
+    keys of the tensors of host_call and eval_metrics where these are dicts, and the names that
+    `TPUEstimator.get_variable_names()` returns. Which outputs there are depends on the mode: in training `loss`, the
+    fetches and the tensors of host_call.
     """
 
     @property
@@ -121,7 +121,8 @@ def refuse_arrays(argument: str, fetches: Fetches) -> None:
         if is_array(leaf):
             raise TypeError(
                 f"{argument}{jax.tree_util.keystr(path)} is an array, {describe_array(leaf)}; hooks ask for tensors by "
-                "name: write 'loss', or give the tensor a name with host_call=(fn, {'name': tensor}) and write 'name'."
+                "name: write 'loss', or give the tensor a name with host_call=jaxspec.fetches(name=tensor) and write "
+                "'name'."
             )
 
 

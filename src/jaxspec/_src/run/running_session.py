@@ -82,8 +82,8 @@ class RunningSession:
             if name not in self._fetch_names and name not in state_arrays(self._current_state()):
                 raise ValueError(
                     f"unknown fetch {name!r}. The names here are {self._fetch_names}, and those of variables, as "
-                    "get_variable_names() gives them. Put a tensor under a name of its own: "
-                    "host_call=(fn, {'name': tensor})."
+                    "get_variable_names() gives them. Give a tensor a name: "
+                    "host_call=jaxspec.fetches(name=tensor)."
                 )
 
     def _value(self, name: str) -> np.ndarray:

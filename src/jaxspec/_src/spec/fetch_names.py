@@ -6,6 +6,7 @@ import jax
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import Array, PyTree
+from jaxspec._src.spec.fetches import named_tensors
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 
@@ -17,11 +18,8 @@ def named_outputs(spec: TPUEstimatorSpec) -> dict[str, Array]:
 
 def _named_trees(spec: TPUEstimatorSpec) -> Iterator[tuple[str, dict[str, PyTree]]]:
     """Yields (name of a field, tree whose paths are fetch names)."""
-    for field, pair in (("eval_metrics", spec.eval_metrics), ("host_call", spec.host_call)):
-        if pair is not None and isinstance(pair[1], dict):
-            # The names of summary.host_call are tags: such a tag does not replace the spec's own loss or step.
-            tags = {"loss", "global_step"} if getattr(pair[0], "names_are_tags", False) else ()
-            yield field, {name: tensor for name, tensor in pair[1].items() if name not in tags}
+    yield from named_tensors("eval_metrics", spec.eval_metrics)
+    yield from named_tensors("host_call", spec.host_call)
     yield "predictions", {"predictions": spec.predictions}
     yield "loss", {"loss": spec.loss}
 

@@ -103,6 +103,7 @@ class TPUEstimatorSpec(_TPUEstimatorSpecFields):
       export_outputs: a dict of `jaxspec.export` outputs by signature name.
       scaffold_fn: a function without arguments that returns a `Scaffold`; called on the host.
       host_call: `(fn, tensors)`, as in eval_metrics; called on the host once for each step, in the order of the steps.
+        `fetches` makes one that only names arrays for hooks.
       training_hooks, evaluation_hooks, prediction_hooks: sequences of `hooks.SessionRunHook`.
 
     Raises:
@@ -191,6 +192,6 @@ def _check_spec_hooks(role: str, hooks: object) -> tuple[SessionRunHook, ...]:
 def _instead(name: str) -> str:
     return (
         f"let the hook ask for it by name: SessionRunArgs({name!r}) in before_run requests the array that "
-        f"host_call=(fn, {{{name!r}: {name}}}) passes to fn ('loss' needs no host_call); in after_run it is "
+        f"host_call=jaxspec.fetches({name}={name}) names ('loss' has a name already); in after_run it is "
         "run_values.results."
     )
