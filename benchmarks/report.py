@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from harness import RATIO_HEADER, RESULTS, lines_of, number, one_line, ratio_row, tables, verdict
+from targets import RATIOS
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = (
@@ -42,14 +43,25 @@ def read(folder):
 
 
 def comparisons(results):
-    """Rows of a table: the lost ones first."""
+    """Rows of a table: the lost ones first, and targets that were not measured last."""
     rows = [
         (row["median"] / row.get("target", 1), ratio_row(row, before=f"{group['title']}: "))
         for result in results.values()
         for group in result["groups"]
         for row in group["ratios"]
     ]
-    return [RATIO_HEADER, *(text for _, text in sorted(rows, key=lambda row: row[0]))]
+    measured = {
+        (group["title"], row["side"], row["against"])
+        for result in results.values()
+        for group in result["groups"]
+        for row in group["ratios"]
+    }
+    missing = [
+        f"| {title}: {side} | {against} | not measured | | {RATIOS[title, side, against]:.2g} | |"
+        for title, side, against in RATIOS
+        if (title, side, against) not in measured
+    ]
+    return [RATIO_HEADER, *(text for _, text in sorted(rows, key=lambda row: row[0])), *missing]
 
 
 def limits(results):

@@ -49,7 +49,8 @@ def net(model_dir):
 def test_loops_of_one_step_carry_nothing_and_compute_the_same(tmp_path, carried):
     input_fn = js.inputs.numpy_input_fn(X, Y, num_epochs=None, shuffle=True)
     one_by_one = net(tmp_path / "a").train(input_fn, hooks=[OneByOne()], steps=20)
-    assert carried == {(100, 1): 20}  # of stacks that are on the devices already
+    assert sum(carried.values()) == 20
+    assert all(capacity > 20 and count == 1 for capacity, count in carried)  # of stacks that are on the devices already
     carried.clear()
     together = net(tmp_path / "b").train(input_fn, steps=20)
     for name in together.get_variable_names():

@@ -62,13 +62,17 @@ def test_dispatches_of_any_length_and_capacity_are_bitwise_equal(shards):
     devices = jax.devices()[:shards]
     batches = stacked(12, shards)
     results = []
-    for capacity, lengths in ((12, [12]), (12, [1, 4, 7]), (4, [4, 4, 4]), (1, [1] * 12)):
-        program = Program(train_step(Model(net_model_fn, {})), devices, trains=True)
+    for capacity, lengths, most in (
+        *((12, [12], None), (12, [1, 4, 7], None), (4, [4, 4, 4], None), (1, [1] * 12, None)),
+        *((12, [1, 4, 7], 7), (12, [1] * 12, 1)),
+    ):
+        program = Program(train_step(Model(net_model_fn, {})), devices, trains=True, most_steps=most)
         state, at, losses = broadcast(fresh(), devices), 0, []
         for length in lengths:
             first = at // capacity * capacity
             part = jax.tree.map(lambda x, first=first, capacity=capacity: x[first : first + capacity], batches)
             state, spec = program(state, part, at - first, length)
+            assert len(spec.loss) == min(capacity, most or capacity)
             losses += list(np.asarray(spec.loss)[:length])
             at += length
         results.append((losses, state))

@@ -74,7 +74,7 @@ def test_scalars_of_shards_carry_their_rows_where_batches_differ_in_size():
 
 def test_steps_of_one_shard_are_put_together_as_a_dispatch_gives_them():
     # Each spec has another function, as specs from two calls of model_fn have.
-    spec = shards.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], capacity=4)
+    spec = shards.outputs_of_steps([spec_with(np.float32(i), x=np.full(3, i)) for i in (1, 2)], room=4)
     assert_equal(spec.loss, [1, 2, 0, 0])
     assert_equal(spec.eval_metrics[1]["x"], np.array([[[1] * 3], [[2] * 3], [[0] * 3], [[0] * 3]]))
     again = [step.eval_metrics[1]["x"] for step in shards.specs_of_steps(spec, 2)]

@@ -37,7 +37,7 @@ class Programs:
 
     def __init__(self, events):
         self._events, self._number = events, 0
-        self.full, self.capacity, self.ragged = self, 1, types.SimpleNamespace(on=lambda *args: None)
+        self.full, self.most_steps, self.ragged = self, 1, types.SimpleNamespace(on=lambda *args: None)
         self.devices = jax.devices()[:1]
 
     def __call__(self, state, batches, start, count):

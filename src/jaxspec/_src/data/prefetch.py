@@ -111,8 +111,14 @@ class Infeed:
         """Whether `count_ready` would answer at once."""
         return self._queue.ready()
 
-    def start(self, capacity: int) -> None:
-        """Begins to prefetch, in stacks of `capacity` batches."""
+    def start(self, capacity: int, most: int | None = None) -> None:
+        """Begins to prefetch, in stacks of `capacity` batches.
+
+        Args:
+          most: how many are taken at once; None: `capacity`. No more are read ahead of a lent iterator.
+        """
+        if most is not None and self._source.lent:
+            capacity = min(capacity, most)
         self._queue.begin(capacity, StackPlacement(self._request.devices))
         self._warnings.starts()
         self._started.set()

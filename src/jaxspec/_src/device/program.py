@@ -37,7 +37,9 @@ class Program:
       step: for one shard: `(state, *batch) -> (state, spec)` if `trains`, else `(state, *batch) -> spec`.
       devices: the devices that the step is mapped over.
       trains: whether the step makes a new state. The state passed in is donated then.
-      single_step: whether a dispatch makes one step: stacks hold one batch, and the program has no loop inside.
+      single_step: whether a dispatch makes one step. The program has no loop inside then.
+      most_steps: the most steps of a dispatch; None: the capacity of the stack. The program has room for the outputs of
+        so many.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class Program:
         *,
         trains: bool,
         single_step: bool = False,
+        most_steps: int | None = None,
     ) -> None:
         self.devices = tuple(devices)
         self.trains = trains
         self.single_step = single_step
+        self.most_steps = 1 if single_step else most_steps
         self._flops: int | None = None
         # jit caches the trace: the shapes of the outputs and the body of the loop come from one run of the Python code.
         self._step = jax.jit(step if trains else lambda state, *batch: (None, step(state, *batch)))
@@ -78,7 +82,7 @@ class Program:
 
         Returns:
           (the new state, or the same one if the step does not train; one spec for all steps). The spec is on the
-          devices: its loss is `[capacity, ...]`, its other leaves `[capacity, shards, ...]`, over the shards of all
+          devices: its loss is `[room, ...]`, its other leaves `[room, shards, ...]`, over the shards of all
           processes. Its first `count` entries belong to the steps; the others are zeros.
         """
         if debugging() and len(self.devices) == 1:
@@ -124,22 +128,26 @@ class Program:
             new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
             state = state if new_state is None else new_state
             specs.append(jax.device_get(spec))
-        return state, outputs_of_steps(specs, capacity_of(batches))
+        return state, outputs_of_steps(specs, self._room(batches))
+
+    def _room(self, batches: Stacks) -> int:
+        """For the outputs of how many steps there is room."""
+        capacity = capacity_of(batches)
+        return capacity if self.most_steps is None else min(capacity, self.most_steps)
 
     def _run(
         self, state: TrainState, batches: Stacks, starts: Array, count: Array
     ) -> tuple[TrainState | None, PyTree, TPUEstimatorSpec]:
         (start,) = starts
-        capacity = capacity_of(batches)
         trace = self._step.trace(state, *_batch(batches, 0))
         self._flops = count_flops(trace.jaxpr.jaxpr)
         if self.single_step:
-            assert capacity == 1
-            new_state, out = self._step(state, *_batch(batches, 0))
+            new_state, out = self._step(state, *jax.lax.optimization_barrier(_batch(batches, start)))
             spec = jax.tree.map(lambda x: x[None], out)
             return new_state, spec.loss, replaced(spec, loss=None)
         _, out = trace.out_info
-        buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), jax.tree.leaves(out))
+        room = self._room(batches)
+        buffers = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), jax.tree.leaves(out))
 
         def body(i: Array, carry: tuple[PyTree, list[Array]]) -> tuple[PyTree, list[Array]]:
             carried, buffers = carry

@@ -3,7 +3,7 @@
     a batch                [rows, ...]
     a sharded batch        [shards, rows per shard, ...]
     a stack of batches     [capacity, shards, rows per shard, ...]
-    outputs of a dispatch  [capacity, shards, ...]; the loss [capacity, ...]
+    outputs of a dispatch  [room, shards, ...]; the loss [room, ...]
 
 The rows of a batch keep their order: shard 0 holds the first. All of it is NumPy, on the host.
 """
@@ -170,14 +170,14 @@ def specs_of_steps(spec: TPUEstimatorSpec, count: int, rows_per_shard: int | Non
         )
 
 
-def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], capacity: int) -> TPUEstimatorSpec:
+def outputs_of_steps(specs: Sequence[TPUEstimatorSpec], room: int) -> TPUEstimatorSpec:
     """The opposite of `specs_of_steps`, for one shard: host specs of steps as the outputs of a dispatch.
 
     Entries beyond them are zeros.
     """
 
     def stacked(*values: np.ndarray) -> np.ndarray:
-        stack = np.zeros((capacity, *values[0].shape), values[0].dtype)
+        stack = np.zeros((room, *values[0].shape), values[0].dtype)
         stack[: len(values)] = values
         return stack
 

@@ -6,8 +6,6 @@ from typing import TypeAlias
 
 import jax
 import jax.export
-import jax.numpy as jnp
-import numpy as np
 
 from jaxspec._src.base.arrays import describe_leaves
 from jaxspec._src.base.types import Array
@@ -18,24 +16,7 @@ Arrays: TypeAlias = Mapping[str, Array]
 Shapes: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Specs: TypeAlias = Mapping[str, TensorSpec]
 
-_SAMPLE_ROWS, _SAMPLE_SIZE = 7, 16
-"""Of the batch and of the other open dimensions of a sample."""
-_TOLERANCE, _EQUAL_INTEGERS = 1e-2, 0.5
-"""Of the largest value; of all integers. The compiler may round differently where sizes are not known, so that argmax
-takes another of two values that are nearly equal. Mistakes are larger."""
 _LIBRARIES = ("site-packages", "dist-packages", "/jaxspec/_src/", "<frozen")
-
-
-def sample(specs: Specs, rows: int | None) -> dict[str, np.ndarray]:
-    """Random arrays for receivers of these specs: normal floats; integers of 0 and 1, which any table has."""
-    rng = np.random.default_rng(0)
-
-    def one(x: TensorSpec) -> np.ndarray:
-        size = (rows or _SAMPLE_ROWS, *(d if isinstance(d, int) else _SAMPLE_SIZE for d in x.shape[1:]))
-        drawn = rng.normal(size=size) if jnp.issubdtype(x.dtype, jnp.inexact) else rng.integers(0, 2, size)
-        return np.asarray(drawn).astype(x.dtype)
-
-    return {name: one(x) for name, x in specs.items()}
 
 
 def open_shapes(specs: Specs, rows: int | None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -91,33 +72,6 @@ def export_program(
             f"{describe_leaves(inputs)}. Name fewer platforms, or fixed numbers of rows: batch_sizes=[1, 8, 64]."
         )
         raise
-
-
-def check_outputs(got: Arrays, want: Arrays, what: str) -> None:
-    """Raises a ValueError if the outputs of an export differ from those of predict's function on the same arrays."""
-    for name, expected in want.items():
-        a, b = np.asarray(got[name]), np.asarray(expected)
-        if a.shape == b.shape and a.dtype == b.dtype and _close(a, b):
-            continue
-        raise ValueError(
-            f"{what}: the output {name!r} of the exported program differs from what predict computes on the same "
-            f"sample: {_summary(a)}, expected {_summary(b)}. model_fn must be a pure function of its arguments: it "
-            "may not change global variables, or draw NumPy's random numbers."
-        )
-
-
-def _close(a: np.ndarray, b: np.ndarray) -> bool:
-    if not jnp.issubdtype(b.dtype, jnp.inexact):
-        return bool(np.mean(a == b) >= _EQUAL_INTEGERS) if b.size else True
-    wide = np.complex128 if jnp.issubdtype(b.dtype, jnp.complexfloating) else np.float64
-    a, b = a.astype(wide), b.astype(wide)
-    largest = float(np.abs(b, where=np.isfinite(b), out=np.zeros(b.shape)).max(initial=0.0))
-    return bool(np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True))
-
-
-def _summary(x: np.ndarray) -> str:
-    first = ", ".join(str(value) for value in x.ravel()[:4])
-    return f"{x.dtype}[{','.join(map(str, x.shape))}] of {first}{', ...' if x.size > 4 else ''}"
 
 
 def _line_of(error: Exception) -> str:

@@ -9,7 +9,6 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_leaves
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.files import write_file
 from jaxspec._src.base.paths import join
@@ -19,7 +18,6 @@ from jaxspec._src.base.validate import check_number
 from jaxspec._src.export import programs
 from jaxspec._src.export.directory import write_directory
 from jaxspec._src.export.exported_model import ExportedModel
-from jaxspec._src.export.platforms import platform_of
 from jaxspec._src.export.signature_file import (
     BATCH,
     FORMAT,
@@ -30,7 +28,7 @@ from jaxspec._src.export.signature_file import (
     SignatureFile,
     write_signature_file,
 )
-from jaxspec._src.step.dependence import Dependence
+from jaxspec._src.export.verification import run_on_sample, verify
 
 _logger = logging.getLogger("jaxspec")
 
@@ -61,7 +59,7 @@ def write_saved_model(
       checkpoint: what the weights are of, for `signature.json`.
     """
     check_dtypes(model.weights)
-    wanted = {rows: _run_on_sample(model, rows) for rows in batch_sizes}
+    wanted = {rows: run_on_sample(model, rows) for rows in batch_sizes}
     made: dict[bytes, str] = {}  # a signature that has two names has one program
     signatures: dict[str, SignatureEntry] = {}
     inputs = _forms(programs.open_shapes(model.inputs, None))
@@ -72,7 +70,7 @@ def write_saved_model(
             exported = _exported(model, name, rows, platforms)
             convention = exported.calling_convention_version
             data = bytes(exported.serialize())
-            _verify(data, model, rows, want[name], name, platforms)
+            verify(data, model, rows, want[name], name, platforms)
             for output, form in _output_forms(exported, rows).items():
                 # Of one size alone a first dimension may be equal to it by chance.
                 if output not in entry["outputs"] or form["shape"][:1] != [BATCH]:
@@ -108,38 +106,6 @@ def write_saved_model(
     return path
 
 
-def _run_on_sample(model: ExportedModel, rows: int | None) -> dict[str, dict[str, np.ndarray]]:
-    """What predict's function computes on a sample, by signature.
-
-    Raises:
-      ValueError: if it does not use one of the inputs.
-    """
-    arguments = model.weights, programs.sample(model.inputs, rows), model.rng_data
-    try:
-        program = jax.jit(model.function()).trace(*arguments)
-        outputs: dict[str, dict[str, np.ndarray]] = jax.device_get(program.lower().compile()(*arguments))
-    except Exception as error:
-        error.add_note(
-            f"raised when export_saved_model ran model_fn on a sample of what serving_input_receiver_fn describes: "
-            f"{describe_leaves(arguments[1])}"
-        )
-        raise
-    values = Dependence(program.jaxpr.jaxpr)
-    _, inputs, rng = jax.tree.unflatten(jax.tree.structure(arguments), values.inputs)
-    unused = [name for name, value in inputs.items() if not values.reaches_an_output(value)]
-    if unused:
-        raise ValueError(
-            f"receiver_tensors {sorted(unused)} are not used by any signature of {sorted(outputs)}: got "
-            f"{describe_leaves(model.inputs)}. Leave them out of receiver_tensors, or let model_fn use them in PREDICT."
-        )
-    if values.reaches_an_output(rng):
-        _logger.warning(
-            "model_fn uses `rng` in PREDICT: each call of the export draws the same random numbers. For other ones let "
-            "callers pass a seed: receiver_tensors={'seed': export.TensorSpec((None,), jnp.int32), ...}."
-        )
-    return outputs
-
-
 def _exported(model: ExportedModel, name: str, rows: int | None, platforms: Sequence[str]) -> jax.export.Exported:
     run = model.function()
 
@@ -148,23 +114,6 @@ def _exported(model: ExportedModel, name: str, rows: int | None, platforms: Sequ
 
     weights = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in model.weights.items()}
     return programs.export_program(one, weights, programs.open_shapes(model.inputs, rows), platforms, name)
-
-
-def _verify(
-    data: bytes,
-    model: ExportedModel,
-    rows: int | None,
-    want: Mapping[str, np.ndarray],
-    name: str,
-    platforms: Sequence[str],
-) -> None:
-    here = platform_of(model.device)
-    if here not in platforms:
-        _logger.warning("Signature %r is for %s, and is not verified: here is %r.", name, list(platforms), here)
-        return
-    exported = jax.export.deserialize(bytearray(data))
-    got = jax.jit(exported.call)(model.weights, programs.sample(model.inputs, rows))
-    programs.check_outputs(got, want, f"signature {name!r}")
 
 
 def _own_version() -> str:

@@ -83,7 +83,7 @@ def run_batches(
         """Dispatches the next batches, waiting for them; False: there are no more."""
         nonlocal number
         with doing("the input"):
-            count = infeed.count_ready(min(programs.capacity, pace.most), interrupted)
+            count = infeed.count_ready(min(programs.most_steps, pace.most), interrupted)
         if not count:
             raise_if_interrupted()
             return False

@@ -76,7 +76,7 @@ class InferenceRun(RunningSession):
         spec_hooks = programs.spec.evaluation_hooks if mode == ModeKeys.EVAL else programs.spec.prediction_hooks
         calls = HookCalls((*hooks, *(spec_hooks or ())), f"in {_SESSION_NAMES[mode]}")
         self._hooks = stack.enter_context(calls)
-        infeed.start(programs.capacity)
+        infeed.start(programs.capacity, programs.most_steps)
         batches = run_batches(state, infeed, programs, (lambda spec: spec) if calls.hooks else wanted)
         self._batches = stack.enter_context(contextlib.closing(batches))
         self._bar = stack.enter_context(engine.progress(mode, start=0, total=limit))

@@ -36,8 +36,10 @@ class ModePrograms(NamedTuple):
     """For full batches."""
     ragged: RaggedPrograms
     """For batches of another size, in evaluation and prediction."""
-    capacity: int
+    most_steps: int
     """The most batches of a dispatch of `full`."""
+    capacity: int
+    """The batches of a stack."""
     fingerprint: str
     """The same for the same computation. Empty where one process has all devices: nobody asks."""
     spec: TPUEstimatorSpec
@@ -109,9 +111,11 @@ class Programs:
         if key not in self._made:
             devices = self._devices if trains else self._inference_devices
             single = prefers_single_steps(jaxpr, devices)
+            most = 1 if single else _most_steps(spec, self._loop_steps if trains else None)
             self._made[key] = ModePrograms(
-                full=Program(step, devices, trains=trains, single_step=single),
+                full=Program(step, devices, trains=trains, single_step=single, most_steps=most),
                 ragged=RaggedPrograms(step, self._inference_devices, infeed.rows_per_shard),
+                most_steps=most,
                 capacity=1,
                 fingerprint="" if devices == self._inference_devices else fingerprint(jaxpr),
                 spec=spec,
@@ -122,10 +126,7 @@ class Programs:
 
     def _for_input(self, made: ModePrograms, infeed: Infeed) -> ModePrograms:
         """The programs, with the capacity that suits an input. Each capacity is compiled when it is first used."""
-        if made.full.single_step:
-            return made
-        most = self._loop_steps if made.full.trains else None
-        return made._replace(capacity=_capacity(infeed, made.spec, most or _MOST_BATCHES_A_STACK))
+        return made._replace(capacity=_capacity(infeed))
 
 
 def _signature(mode: str, infeed: Infeed) -> _Signature:
@@ -135,11 +136,15 @@ def _signature(mode: str, infeed: Infeed) -> _Signature:
     return mode, debugging(), infeed.batch_size, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
 
 
-def _capacity(infeed: Infeed, spec: TPUEstimatorSpec, most: int) -> int:
-    """How many batches a dispatch takes: as many as keep its transfer and its outputs small."""
-    assert infeed.first is not None
-    inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
+def _most_steps(spec: TPUEstimatorSpec, loop_steps: int | None) -> int:
+    """The steps of a dispatch: as many as a loop has and as keep its outputs small."""
     outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
+    return max(1, min(_OUTPUT_BYTES // outputs, loop_steps or _MOST_BATCHES_A_STACK, _MOST_BATCHES_A_STACK))
+
+
+def _capacity(infeed: Infeed) -> int:
+    """The batches of a stack: as many as keep its transfer small. A dispatch may use any number of them."""
+    assert infeed.first is not None
+    batch = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
     stack = _RESIDENT_STACK_BYTES if infeed.resident else _STACK_BYTES
-    fitting = min(stack // inputs, _OUTPUT_BYTES // outputs, most, _MOST_BATCHES_A_STACK)
-    return max(1, fitting)
+    return max(1, min(stack // batch, _MOST_BATCHES_A_STACK))

@@ -131,7 +131,7 @@ def _train_on(
             engine.live_state.reinstate(source.live)
         source.close()
         del state, variables, trace  # only the live state keeps arrays alive
-        infeed.start(programs.capacity)
+        infeed.start(programs.capacity, programs.most_steps)
         writer.begin_run(source.step)
         for checkpoint_dir in {engine.model_dir, *checkpoint_dirs}:
             step, its_claim = (source.step, claim) if checkpoint_dir == engine.model_dir else (None, None)

@@ -64,6 +64,7 @@ class TrainingLoops(RunningSession):
     ) -> None:
         super().__init__(programs.spec)
         self._live_state, self._program, self._infeed = engine.live_state, programs.full, infeed
+        self._most_steps = programs.most_steps
         self._hooks, self._in_flight, self._exchange = hooks, in_flight, exchange
         self._stop_step, self._interrupt = stop_step, interrupt
         self._length = LoopLength(engine.loop_steps, engine.tpu_config.loop_seconds)
@@ -190,7 +191,7 @@ class TrainingLoops(RunningSession):
         if self._in_flight.losses.error is not None:
             return 0
         with doing("the input"):
-            return self._infeed.count_ready(min(most, self._in_flight.pace.most), give_up)
+            return self._infeed.count_ready(min(most, self._most_steps, self._in_flight.pace.most), give_up)
 
     def _raise_if_diverged(self) -> None:
         """Raises if a process has seen a NaN loss: all see it then."""
