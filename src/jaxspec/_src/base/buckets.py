@@ -38,8 +38,13 @@ def objects_under(directory: str, prefix: str = "") -> Mapping[str, StoredFile]:
     with _errors_named(directory):
         found = _store(directory).find(directory, detail=True, prefix=prefix)
     start = len(directory.partition("://")[2]) + 1
-    # Some programs write an empty object to stand for a directory.
-    return {name[start:]: _stored(info) for name, info in found.items() if not name.endswith("/")}
+    # Some programs write an empty object to stand for a directory. And s3fs gives the directory itself where it found
+    # nothing, if something has been written below it meanwhile.
+    return {
+        name[start:]: _stored(info)
+        for name, info in found.items()
+        if not name.endswith("/") and info["type"] != "directory"
+    }
 
 
 def find(path: str) -> StoredFile | None:

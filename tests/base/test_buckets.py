@@ -1,0 +1,17 @@
+"""What the stores of fsspec answer, and what is made of it."""
+
+import datetime
+import types
+
+from jaxspec._src.base import buckets
+
+
+def test_a_directory_among_the_objects_is_none(monkeypatch):
+    file = {"type": "file", "size": 3, "ETag": "e", "LastModified": datetime.datetime(2026, 1, 1)}
+    directory = {"type": "directory", "size": 0, "name": "b/run"}
+
+    def find(path, detail, prefix):
+        return {"b/run/a": file, "b/run": directory, "b/run/": file}
+
+    monkeypatch.setattr(buckets, "_store", lambda path: types.SimpleNamespace(find=find))
+    assert list(buckets.objects_under("s3://b/run")) == ["a"]
