@@ -153,7 +153,13 @@ def train(model, model_dir, events):
         index, num_shards, port = map(int, os.environ["PROCESS"].split("/"))
         jax.config.update("jax_num_cpu_devices", 1)
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(f"127.0.0.1:{port}", num_shards, index, heartbeat_timeout_seconds=5)
+        jax.distributed.initialize(
+            f"127.0.0.1:{port}",
+            num_shards,
+            index,
+            heartbeat_timeout_seconds=5,
+            initialization_timeout=30,  # the other process may be killed before it joins
+        )
     else:
         jax.config.update("jax_num_cpu_devices", num_shards)
     batch_size = 16
