@@ -84,7 +84,7 @@ def test_no_traced_array_outlives_training():
                 model_fn, averages.init(init_fn), config=run_config(num_shards=4), train_batch_size=16
             )
             estimator.train(lambda: [(X, Y)] * 2)
-        assert traced() == before
+        assert traced() <= before  # those of earlier tests may go meanwhile
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
