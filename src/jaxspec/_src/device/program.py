@@ -18,13 +18,13 @@ from jaxspec._src.base.activities import doing
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.device.mapping import broadcast, local_devices_of, map_over_devices, stack_of_parts
 from jaxspec._src.device.peak_flops import peak_flops_per_sec
-from jaxspec._src.device.shards import capacity_of, outputs_of_steps
+from jaxspec._src.device.shards import RowsOfArrays, capacity_of, outputs_of_steps
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.step.flops import count_flops
 from jaxspec._src.step.jaxprs import debugging
 from jaxspec._src.step.state import TrainState
 
-Stacks: TypeAlias = tuple[PyTree, ...]
+Stacks: TypeAlias = tuple[PyTree, ...] | RowsOfArrays
 """The arguments of a step after the state, each a tree of leaves `[capacity, shards, per-shard batch, ...]`."""
 MAX_IN_FLIGHT = 2
 """Dispatches that may be unfinished. CPU devices deadlock when many collectives wait; two keep any device busy."""
@@ -125,7 +125,8 @@ class Program:
         """The steps one after the other on the only shard, with values instead of tracers."""
         specs: list[TPUEstimatorSpec] = []
         for i in range(start, start + count):
-            new_state, spec = self._step(state, *jax.tree.map(lambda x, i=i: jnp.asarray(x[i, 0]), batches))
+            shard = jax.tree.map(lambda x: jnp.asarray(x)[:, 0], batches)
+            new_state, spec = self._step(state, *_batch(shard, i))
             state = state if new_state is None else new_state
             specs.append(jax.device_get(spec))
         return state, outputs_of_steps(specs, self._room(batches))
@@ -166,6 +167,10 @@ class Program:
 
 
 def _batch(batches: Stacks, i: Array | int) -> PyTree:
+    """The arguments of a step after the state, from those of one shard for all steps."""
+    if isinstance(batches, RowsOfArrays):
+        rows = jax.lax.dynamic_index_in_dim(batches.rows, i, keepdims=False)
+        return jax.tree.map(lambda x: x[0].at[rows].get(mode="promise_in_bounds"), batches.arrays)
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
 
 

@@ -9,7 +9,7 @@ The rows of a batch keep their order: shard 0 holds the first. All of it is NumP
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -57,6 +57,15 @@ def shard(batch: Tree, num_shards: int) -> Tree:
 def stack_of_one(batch: Batch, num_shards: int = 1) -> Batch:
     """A batch as the only one of a stack, `[1, num_shards, rows / num_shards, ...]`, without a copy."""
     return jax.tree.map(lambda x: x[None], shard(batch, num_shards))
+
+
+class RowsOfArrays(NamedTuple):
+    """A stack that is not gathered yet."""
+
+    rows: Array
+    """Which examples, int32 `[capacity, shards, rows per shard]`."""
+    arrays: Batch
+    """(features, labels): all examples, `[1, shards, examples, ...]`, the same on each shard."""
 
 
 def capacity_of(stack: Batch) -> int:

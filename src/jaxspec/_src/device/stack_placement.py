@@ -3,6 +3,7 @@
 The thread of the input calls these. None of it is a collective, so the order among the devices and processes is free.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -11,8 +12,11 @@ import numpy as np
 
 from jaxspec._src.base.types import Batch, PyTree
 from jaxspec._src.device.mapping import local_devices_of, stack_of_parts
+from jaxspec._src.device.shards import RowsOfArrays
 from jaxspec._src.device.stack_buffers import StackBuffers
 
+_GATHERED_ALONE_BYTES = 64 << 10
+"""A batch of so many bytes on a shard is gathered when it is used, a smaller one together with the others."""
 _RESIDENT_SHARE = 0.25
 """Arrays may take this share of the memory of a device that is free."""
 
@@ -79,15 +83,31 @@ class ResidentArrays:
 
     @jax.transfer_guard("allow")
     def stack(self, rows: np.ndarray, capacity: int) -> Batch:
-        """A stack of the examples numbered by `rows`, int `[batches, rows]`. It has room for `capacity` batches."""
-        shards = len(self._copies)
-        padded = np.zeros((shards, capacity, rows.shape[1] // shards), np.int32)
+        """A stack of the examples numbered by `rows`, int `[batches, rows]`. It has room for `capacity` batches.
+
+        Small batches are gathered now, all at once. Large ones are gathered by the program, one at a time, while they
+        are in the cache.
+        """
+        shards, rows_per_shard = len(self._copies), rows.shape[1] // len(self._copies)
+        padded = np.zeros((shards, capacity, rows_per_shard), np.int32)
         padded[:, : len(rows)] = rows.reshape(len(rows), shards, -1).swapaxes(0, 1)
-        parts = [
-            _gather(arrays, jax.device_put(indices, device))
-            for arrays, indices, device in zip(self._copies, padded, self._placement.local_devices, strict=True)
+        placed = [
+            jax.device_put(indices, device)
+            for indices, device in zip(padded, self._placement.local_devices, strict=True)
         ]
+        if rows_per_shard * self._bytes_of_example >= _GATHERED_ALONE_BYTES:
+            return RowsOfArrays(stack_of_parts([x[:, None] for x in placed], self._placement.devices), self._arrays)
+        parts = [_gather(arrays, indices) for arrays, indices in zip(self._copies, placed, strict=True)]
         return stack_of_parts(parts, self._placement.devices)
+
+    @functools.cached_property
+    def _arrays(self) -> PyTree:
+        """The copies as one array for each leaf, `[1, shards, examples, ...]`."""
+        return stack_of_parts(jax.tree.map(_as_stack, self._copies), self._placement.devices)
+
+    @functools.cached_property
+    def _bytes_of_example(self) -> int:
+        return sum(x.nbytes // max(1, x.shape[0]) for x in jax.tree.leaves(self._copies[0]))
 
 
 @jax.jit
