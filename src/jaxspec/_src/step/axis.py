@@ -36,12 +36,22 @@ def shard_index() -> jax.Array | int:
 
 def mean_over_shards(tree: PyTree) -> PyTree:
     """The mean over shards of each leaf; the leaves themselves where the axis is not bound."""
-    return jax.lax.pmean(tree, SHARD_AXIS) if shard_axis_is_bound() else tree
+    return _reduced(jax.lax.pmean, tree)
 
 
 def sum_over_shards(tree: PyTree) -> PyTree:
     """The sum over shards of each leaf; the leaves themselves where the axis is not bound."""
-    return jax.lax.psum(tree, SHARD_AXIS) if shard_axis_is_bound() else tree
+    return _reduced(jax.lax.psum, tree)
+
+
+def _reduced(reduce: AnyFunction, tree: PyTree) -> PyTree:
+    if not shard_axis_is_bound():
+        return tree
+    # On one device XLA would copy each array. (Under vmap a reduction also takes the axis away.)
+    alone = jax.sharding.get_abstract_mesh().shape.get(SHARD_AXIS) == 1
+    if alone and not any(_varies(x) for x in jax.tree.leaves(tree)):
+        return tree
+    return reduce(tree, SHARD_AXIS)
 
 
 def bind_shard_axis(fn: Callable[P, T]) -> Callable[P, T]:
