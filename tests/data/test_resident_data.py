@@ -58,7 +58,7 @@ def test_a_run_is_resumed_with_and_without_it(tmp_path, first):
 
 
 @pytest.mark.parametrize("resident", [True, "auto"])
-def test_no_batch_but_the_first_passes_through_the_host(tmp_path, monkeypatch, resident):
+def test_no_batch_passes_through_the_host(tmp_path, monkeypatch, resident):
     def gather(*args):
         raise AssertionError("a batch was gathered on the host")
 
@@ -66,7 +66,7 @@ def test_no_batch_but_the_first_passes_through_the_host(tmp_path, monkeypatch, r
     monkeypatch.setattr(StackBuffers, "gather", gather)
     monkeypatch.setattr(StackBuffers, "write", lambda self, *args: (written.append(1), write(self, *args)))
     linear(tmp_path).train(input_fn(resident), steps=23)
-    assert len(written) == 1
+    assert not written
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ class BatchChecker:
         return len(self._signatures)
 
     def passed(self, count: int) -> None:
-        """`count` batches were read that need no check."""
+        """`count` batches were read that need no check; below 0: they will be read again."""
         self.number += count
 
     def _as_before(self, known: "_FullBatch", data: PyTree, leaves: list[Array], on_devices: bool) -> InputBatch:

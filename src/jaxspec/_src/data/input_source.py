@@ -135,6 +135,14 @@ class InputSource:
         is_read_once = limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
         return self._request.training and is_read_once and fits_on_devices(size, self._request.devices)
 
+    def put_back(self) -> None:
+        """Goes back to before the first batch of an input that has `block_arrays`."""
+        batches = self._held.value
+        assert isinstance(batches, NumpyBatches)
+        batches.put_back()
+        self._fetched -= 1
+        self.checker.passed(-1)
+
     def next_rows(self, most: int) -> tuple[np.ndarray, list[PositionAt]]:
         """Takes up to `most` full batches of an input that has `block_arrays`: none before a short one and at the end.
 

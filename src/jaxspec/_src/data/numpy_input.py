@@ -166,6 +166,10 @@ class NumpyBatches(Iterator[PyTree]):
                 places[begin:end] = self._epoch(int(epochs[begin]))[places[begin:end]]
         return places.reshape(count, self._batch_size)
 
+    def put_back(self) -> None:
+        """Goes back by one full batch."""
+        self._next_row -= self._global_size
+
     def state_before(self, batches: int) -> dict[str, int | None]:
         """The position, as `get_state` gives it, so many batches ago."""
         return {**self.get_state(), "rows": self._next_row - batches * self._global_size}

@@ -23,7 +23,7 @@ from jaxspec._src.data.input_source import InputSource
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.stack_queue import End, StackQueue
 from jaxspec._src.data.stacks import Slice
-from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
+from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement, gathers_alone
 
 _logger = logging.getLogger("jaxspec")
 _CHECK_SECS = 0.1
@@ -99,6 +99,14 @@ class Infeed:
         """The rows of a full shard."""
         assert self.batch_size is not None
         return self.batch_size // self._request.num_shards
+
+    @property
+    def bytes_in_stack(self) -> int:
+        """What a batch takes in a stack."""
+        assert self.first is not None
+        size = _bytes(self.first.data)
+        shards = self._request.num_shards
+        return 4 * self.first.rows if self.resident and gathers_alone(size // shards) else size
 
     def first_shard(self) -> PyTree:
         """(features, labels) of the first shard of the first batch, for init_fn. A copy."""
@@ -223,10 +231,15 @@ class Infeed:
             opening.set_result(batch)
             self._started.wait()
             fetched = 1
+            if self.resident and not self._queue.stopped:
+                # The first batch comes out of the resident arrays like all others: one program serves for all.
+                self._source.put_back()
+                self._put_blocks()
+                batch = self._source.fetch()
             while self._queue.may_fetch(fetched) and batch is not None:
                 self._queue.put(batch, full=batch.rows == self.batch_size)
                 batch, fetched = None, fetched + 1
-                if fetched == 2 and not self._queue.stopped:
+                if fetched == 2 and not self.resident and not self._queue.stopped:
                     self._put_blocks()
                 if self._queue.may_fetch(fetched):
                     batch = self._source.fetch()

@@ -76,6 +76,13 @@ class StackBuffers:
         ]
 
 
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A copy that a CPU device reads in place."""
+    copy: np.ndarray = _aligned((1, *array.shape), array.dtype)[0]
+    copy[...] = array
+    return copy
+
+
 def _flatten(batch: Batch) -> tuple[list[np.ndarray], jax.tree_util.PyTreeDef]:
     leaves, structure = jax.tree.flatten(batch)
     return leaves, structure

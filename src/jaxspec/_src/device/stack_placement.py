@@ -13,7 +13,7 @@ import numpy as np
 from jaxspec._src.base.types import Batch, PyTree
 from jaxspec._src.device.mapping import local_devices_of, stack_of_parts
 from jaxspec._src.device.shards import RowsOfArrays
-from jaxspec._src.device.stack_buffers import StackBuffers
+from jaxspec._src.device.stack_buffers import StackBuffers, aligned_copy
 
 _GATHERED_ALONE_BYTES = 64 << 10
 """A batch of so many bytes on a shard is gathered when it is used, a smaller one together with the others."""
@@ -66,6 +66,11 @@ def _as_stack(part: jax.Array) -> jax.Array:
     return part[None, None]
 
 
+def gathers_alone(size: int) -> bool:
+    """Whether a batch of so many bytes on a shard is gathered by the program that uses it."""
+    return size >= _GATHERED_ALONE_BYTES
+
+
 class ResidentArrays:
     """Arrays that every device of this process has a copy of. Stacks are gathered from them there.
 
@@ -74,12 +79,10 @@ class ResidentArrays:
       placement: of the stacks.
     """
 
-    @jax.transfer_guard("allow")
     def __init__(self, arrays: PyTree, placement: StackPlacement) -> None:
         self._placement = placement
         # A CPU device might read the arrays in place, and the user may write to them.
-        owned = jax.tree.map(np.array, arrays) if placement.devices[0].platform == "cpu" else arrays
-        self._copies = [jax.device_put(owned, device) for device in placement.local_devices]
+        self._host = jax.tree.map(aligned_copy, arrays) if placement.devices[0].platform == "cpu" else arrays
 
     @jax.transfer_guard("allow")
     def stack(self, rows: np.ndarray, capacity: int) -> Batch:
@@ -88,14 +91,15 @@ class ResidentArrays:
         Small batches are gathered now, all at once. Large ones are gathered by the program, one at a time, while they
         are in the cache.
         """
-        shards, rows_per_shard = len(self._copies), rows.shape[1] // len(self._copies)
+        shards = len(self._placement.local_devices)
+        rows_per_shard = rows.shape[1] // shards
         padded = np.zeros((shards, capacity, rows_per_shard), np.int32)
         padded[:, : len(rows)] = rows.reshape(len(rows), shards, -1).swapaxes(0, 1)
         placed = [
             jax.device_put(indices, device)
             for indices, device in zip(padded, self._placement.local_devices, strict=True)
         ]
-        if rows_per_shard * self._bytes_of_example >= _GATHERED_ALONE_BYTES:
+        if gathers_alone(rows_per_shard * self._bytes_of_example):
             return RowsOfArrays(stack_of_parts([x[:, None] for x in placed], self._placement.devices), self._arrays)
         parts = [_gather(arrays, indices) for arrays, indices in zip(self._copies, placed, strict=True)]
         return stack_of_parts(parts, self._placement.devices)
@@ -103,11 +107,17 @@ class ResidentArrays:
     @functools.cached_property
     def _arrays(self) -> PyTree:
         """The copies as one array for each leaf, `[1, shards, examples, ...]`."""
-        return stack_of_parts(jax.tree.map(_as_stack, self._copies), self._placement.devices)
+        arrays = jax.tree.map(lambda x: x[None, None], self._host)
+        copies = [jax.device_put(arrays, device) for device in self._placement.local_devices]
+        return stack_of_parts(copies, self._placement.devices)
+
+    @functools.cached_property
+    def _copies(self) -> list[PyTree]:
+        return [jax.device_put(self._host, device) for device in self._placement.local_devices]
 
     @functools.cached_property
     def _bytes_of_example(self) -> int:
-        return sum(x.nbytes // max(1, x.shape[0]) for x in jax.tree.leaves(self._copies[0]))
+        return sum(x.nbytes // max(1, x.shape[0]) for x in jax.tree.leaves(self._host))
 
 
 @jax.jit

@@ -144,7 +144,5 @@ def _most_steps(spec: TPUEstimatorSpec, loop_steps: int | None) -> int:
 
 def _capacity(infeed: Infeed) -> int:
     """The batches of a stack: as many as keep its transfer small. A dispatch may use any number of them."""
-    assert infeed.first is not None
-    batch = sum(leaf.nbytes for leaf in jax.tree.leaves(infeed.first.data)) or 1
     stack = _RESIDENT_STACK_BYTES if infeed.resident else _STACK_BYTES
-    return max(1, min(stack // batch, _MOST_BATCHES_A_STACK))
+    return max(1, min(stack // max(1, infeed.bytes_in_stack), _MOST_BATCHES_A_STACK))
