@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from harness import RATIO_HEADER, RESULTS, lines_of, number, one_line, ratio_row, tables, verdict
+from run_all import SCRIPTS
 from targets import RATIOS
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
@@ -19,20 +20,8 @@ BEGIN, END = (
     "<!-- Written by benchmarks/report.py from here on. -->",
     "<!-- Written by benchmarks/report.py up to here. -->",
 )
-ORDER = (
-    "train",
-    "real_tpu_estimator",
-    "evaluate",
-    "predict",
-    "calls",
-    "loops",
-    "input_sizes",
-    "host_call",
-    "devices",
-    "memory",
-    "startup",
-    "metrics",
-)
+_FIRST, *_OTHERS = SCRIPTS
+ORDER = (_FIRST, "real_tpu_estimator", *_OTHERS)
 SKETCH = "Tiny sizes: this shows that the scripts run, and measures nothing."
 
 

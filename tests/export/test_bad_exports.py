@@ -13,12 +13,6 @@ from exports import ROWS, init_fn, model_fn, receiver_fn, shape, trained
 import jaxspec as js
 from jaxspec.export import PredictOutput, ServingInputReceiver, build_raw_serving_input_receiver_fn
 
-
-@pytest.fixture(scope="module")
-def estimator(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("model"))
-
-
 # Receivers.
 
 

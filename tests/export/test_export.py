@@ -18,16 +18,6 @@ import jaxspec as js
 from jaxspec.export import ClassificationOutput, PredictOutput, RegressionOutput, load
 
 
-@pytest.fixture(scope="module")
-def estimator(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def exported(estimator, tmp_path_factory):
-    return estimator.export_saved_model(tmp_path_factory.mktemp("exports"), receiver_fn())
-
-
 def outputs_of(loaded, **arrays):
     return jax.device_get(loaded(**arrays))
 

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from exports import ROWS, predicted, receiver_fn, shape, trained
+from exports import ROWS, predicted, receiver_fn, shape
 
 import jaxspec as js
 from jaxspec._src.base import buckets
@@ -37,16 +37,6 @@ got = loaded(x=rows)
 assert len(got["class"].devices()) == len(jax.devices()) == int(os.environ["DEVICES"])
 np.savez(sys.argv[2] + ".out", **got)
 """
-
-
-@pytest.fixture(scope="module")
-def estimator(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def exported(estimator, tmp_path_factory):
-    return estimator.export_saved_model(tmp_path_factory.mktemp("exports"), receiver_fn())
 
 
 @pytest.fixture

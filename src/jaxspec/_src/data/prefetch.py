@@ -162,10 +162,7 @@ class Infeed:
     def take(self, count: int) -> Slice | InputBatch:
         """The next `count` batches of one stack, or one ragged batch, after `count_ready` has found so many."""
         item = self._queue.take(count)
-        if isinstance(item, InputBatch):
-            self._taken += 1
-            return item
-        self._taken += item.count
+        self._taken += 1 if isinstance(item, InputBatch) else item.count
         return item
 
     def close(self, patience_secs: float = _JOIN_SECS) -> None:

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_leaves, named_leaves
 from jaxspec._src.base.types import Batch, PyTree
 from jaxspec._src.data.batch import InputBatch
-from jaxspec._src.data.stacks import PositionAt, Slice, Stack, position_after
+from jaxspec._src.data.stacks import PositionAt, Slice, Stack, describe_data, position_after
 from jaxspec._src.device.stack_buffers import StackBuffers
 from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
@@ -201,8 +200,7 @@ class StackQueue:
         current = self._current
         assert current is not None
         self._place_current()
-        features, labels = current.data
-        return describe_leaves(named_leaves({"features": features, "labels": labels}))
+        return describe_data(current.data)
 
     def count_ready(self, most: int, patience_secs: float) -> int | End:
         """How many batches `take(most)` would give now: full ones of one stack, or one ragged batch. Or the end, again

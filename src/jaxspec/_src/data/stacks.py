@@ -25,6 +25,12 @@ def no_position() -> None:
     """The position of an input that reports none."""
 
 
+def describe_data(data: Batch) -> str:
+    """The dtypes and shapes of (features, labels), for messages."""
+    features, labels = data
+    return describe_leaves(named_leaves({"features": features, "labels": labels}))
+
+
 @dataclasses.dataclass
 class Stack:
     """Full batches for the devices, taken in slices."""
@@ -103,12 +109,10 @@ class Slice:
     def explain(self, error: BaseException) -> None:
         """Adds to an error of a dispatch that the batches have shapes of their own, which may not have been meant."""
         if self.signature:
-            features, labels = self.data
-            shown = describe_leaves(named_leaves({"features": features, "labels": labels}))
             error.add_note(
-                f"raised for batches whose shapes are not those of the first batch: {shown}, with [batches, shards] in "
-                "front. They get a program of their own. If that is not meant, mend input_fn; "
-                "RunConfig(max_programs=1) refuses such batches."
+                "raised for batches whose shapes are not those of the first batch: "
+                f"{describe_data(self.data)}, with [batches, shards] in front. They get a program of their own. If "
+                "that is not meant, mend input_fn; RunConfig(max_programs=1) refuses such batches."
             )
 
     def finish(self, outputs: object) -> None:

@@ -132,16 +132,14 @@ def fits_on_devices(size: int, devices: Sequence[jax.Device]) -> bool:
 
 
 def _free_bytes(device: jax.Device, num_devices: int) -> float:
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if device.platform != "cpu" or not hasattr(os, "sysconf"):
-        return 0.0
-    return _free_host_bytes() / num_devices
+    if device.platform == "cpu":
+        return _free_host_bytes() / num_devices
+    stats = device.memory_stats() or {}
+    return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0)) if "bytes_limit" in stats else 0.0
 
 
 def _free_host_bytes() -> float:
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):  # a platform that does not say
+    except (AttributeError, ValueError, OSError):  # a platform that does not say
         return 0.0
