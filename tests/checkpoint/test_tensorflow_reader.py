@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorflow_checkpoints import DATA, as_tensorflow_reads
-from tensorflow_tables import block, entry, field, header, joined, table
+from tensorflow_tables import block, entry, field, header, joined, table, varint
 
 from jaxspec._src.base import buckets
 from jaxspec._src.checkpoint.tensorflow import reader as reader_module
@@ -213,6 +213,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are():
 _FOREIGN = {
     "a newer version": (header(version=field(1, 9) + field(2, 2)), "a.index is of a newer version .* need version 2.* knows version 1"),
     "a version for others": (header(version=field(1, 1) + field(3, 1)), "a.index is of a newer version of TensorFlow's format"),
+    "a version for others, packed": (header(version=field(1, 1) + field(3, varint(300) + b"\1")), "a.index is of a newer version of TensorFlow's format"),
     "big-endian numbers": (header(endianness=1), "a.index says that the numbers are big-endian, which this reader does not know"),
 }  # fmt: skip
 
