@@ -176,6 +176,7 @@ _MISSING = {
     "a directory": ("empty", r"a directory with a file `checkpoint` that names the latest\. Those near it: \[\]\."),
     "a SavedModel": ("saved_model", r"Those near it: \['.*saved_model/variables/variables'\]"),
     "a directory that was moved": ("moved", r"the file .*moved/checkpoint names the checkpoint /gone/x, and /gone/x.index does not exist\. Give .* Those near it: \['.*/moved/x'\]"),
+    "a directory of the format V1": ("old", r"/old/v1 is a checkpoint in TensorFlow's format V1, which this reader does not know"),
     "the format V1": ("v1", r"v1 is a checkpoint in TensorFlow's format V1, which this reader does not know\. Restore it .* tf.compat.v1.train.Saver"),
     "a file": ("model.h5", r"there is no TensorFlow checkpoint at .*model.h5"),
 }  # fmt: skip
@@ -191,6 +192,9 @@ def test_what_is_no_checkpoint_is_said(name, message, tmp_path):
     (tmp_path / "moved" / "x.index").write_bytes(b"")
     (tmp_path / "moved" / "checkpoint").write_text('model_checkpoint_path: "/gone/x"\n')
     (tmp_path / "v1").write_bytes(table({b"a": b"b"}))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "v1").write_bytes(table({b"a": b"b"}))
+    (tmp_path / "old" / "checkpoint").write_text('model_checkpoint_path: "v1"\n')
     (tmp_path / "model.h5").write_bytes(b"\x89HDF")
     with pytest.raises(ValueError, match=message):
         tf.load_checkpoint(tmp_path / name)
@@ -208,6 +212,15 @@ def test_a_wrong_prefix_is_answered_with_the_right_ones_where_any_weights_may_be
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(ValueError, match=r"text/ckpt-1 has no variable 'dense'; the names are \['_CHECKPOINTABLE"):
         tf.load_variable(DATA / "text", "dense")
+
+
+def test_of_very_many_names_only_similar_ones_are_listed(tmp_path):
+    path = write(tmp_path, {f"layer_{number}/kernel".encode(): entry((), b"abcd") for number in range(3000)})
+    with pytest.raises(
+        ValueError, match=r"'layer_77/kernal'; of its 3000 names these are similar: .*'layer_77/kernel'"
+    ) as raised:
+        tf.load_variable(path, "layer_77/kernal")
+    assert len(str(raised.value)) < 1000
 
 
 _FOREIGN = {
