@@ -84,3 +84,19 @@ def test_the_parameters_are_needed(name):
     optimizer = OPTIMIZERS[name](0.1)
     with pytest.raises(ValueError, match=rf"{name}: write update\(gradients, state, params\): it needs the parameters"):
         optimizer.update(GRADIENTS, optimizer.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate_power": 0.5}, "ftrl: learning_rate_power must be 0 or less, got 0.5"),
+        ({"initial_accumulator_value": -1.0}, "ftrl: initial_accumulator_value must be 0 or more, got -1.0"),
+        ({"l1_regularization_strength": -0.1}, "ftrl: l1_regularization_strength must be 0 or more, got -0.1"),
+        ({"l2_regularization_strength": -0.1}, "ftrl: l2_regularization_strength must be"),
+        ({"l2_shrinkage_regularization_strength": -0.1}, "ftrl: l2_shrinkage_regularization_strength must be"),
+        ({"beta": float("nan")}, "ftrl: beta must be 0 or more, got nan"),
+    ],
+)
+def test_arguments_that_tensorflow_refuses_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optim.ftrl(0.1, **arguments)

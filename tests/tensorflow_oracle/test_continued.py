@@ -192,7 +192,7 @@ def test_a_converter_changes_slots_as_it_changes_weights_but_for_a_constant():
 
     (weights, *slots), (plain_weights, *plain_slots) = kernels(state), kernels(plain)
     np.testing.assert_allclose(weights, plain_weights[:, ::-1] + 1000)
-    assert np.abs(plain_slots[1]).min() < 1e-4
+    assert np.abs(plain_slots[1]).min() < 1e-3
     for slot, plain_slot in zip(slots, plain_slots, strict=True):
         np.testing.assert_allclose(slot, plain_slot[:, ::-1], rtol=1e-6)
 

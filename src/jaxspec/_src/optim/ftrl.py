@@ -44,7 +44,21 @@ def ftrl(
 
     Returns:
       A transformation whose `update` needs the parameters.
+
+    Raises:
+      ValueError: for an argument on the wrong side of 0.
     """
+    if not learning_rate_power <= 0:
+        raise ValueError(f"ftrl: learning_rate_power must be 0 or less, got {learning_rate_power}.")
+    for name, value in {
+        "initial_accumulator_value": initial_accumulator_value,
+        "l1_regularization_strength": l1_regularization_strength,
+        "l2_regularization_strength": l2_regularization_strength,
+        "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+        "beta": beta,
+    }.items():
+        if not value >= 0:
+            raise ValueError(f"ftrl: {name} must be 0 or more, got {value}.")
     l1, l2, shrinkage = l1_regularization_strength, l2_regularization_strength, l2_shrinkage_regularization_strength
 
     def init(params: PyTree) -> FtrlState:
