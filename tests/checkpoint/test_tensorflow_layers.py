@@ -57,6 +57,15 @@ def test_a_layer_computes_what_it_computed_in_tensorflow(source):
     np.testing.assert_allclose(outputs, right, rtol=1e-5, atol=1e-5)
 
 
+def test_a_layer_may_be_the_whole_model():
+    saved, module = expected("layers"), norm()
+    variables = module.init(jax.random.key(0), saved["image"])
+    variables = tf.init_from_checkpoint(DATA / "layers", tf.batch_norm("batch_norm", ""))(variables)
+    np.testing.assert_allclose(module.apply(variables, saved["image"]), saved["batch_norm"], rtol=1e-5, atol=1e-5)
+    assert tf.embedding("", "words") == {"embeddings": "params/words/embedding"}
+    assert "params/hf/bias" in tf.keras_lstm("cell", "")["cell/bias"]
+
+
 def test_every_layer_that_was_saved_is_compared():
     stored = {name.rpartition("/")[0] for name, _ in tf.list_variables(DATA / "layers")}
     assert stored == set(CASES)

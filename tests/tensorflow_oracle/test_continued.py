@@ -237,6 +237,15 @@ def test_a_name_of_an_optimizer_is_asked_for(tmp_path):
         js.optim.from_tensorflow(fresh("adam"), prefix, NAMES)
 
 
+def test_arguments_that_cannot_be_right():
+    with pytest.raises(TypeError, match="state must be what create_train_state returns, got dict"):
+        js.optim.from_tensorflow({}, checkpoint_of("adam"), NAMES)
+    with pytest.raises(
+        ValueError, match=r"leads to \['MyAdam'\], expected names from \('Adadelta', .*{'MyAdam': 'Adam'}"
+    ):
+        js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES, {"Adam": "MyAdam"})
+
+
 def test_slots_of_another_variable_with_the_same_end_are_not_taken(tmp_path):
     prefix = as_stored(tmp_path, lambda key: key.replace(b"logits/bias", b"other/hidden/bias"))
     names = {name: target for name, target in NAMES.items() if name != "logits/bias"}

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Mapping
 
+OPTIMIZERS = ("Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "RMSProp")
+"""The names that optimizers have, unless they are given others. Slots are named after them."""
 MEAN, MOMENTUM = "RMSProp_1 (the mean)", "RMSProp_1 or RMSProp_2 (the momentum)"
 """The names that `slots_of` gives to two slots of RMSProp. TensorFlow numbers the slots, and has a mean only if RMSProp
 is centered; it stores the momentum last, even where it is 0."""
