@@ -1,7 +1,7 @@
 """What layers of `tf.layers` and Keras call their variables, and what Flax does: parts of an assignment map.
 
 Each function takes the scope of a layer in the checkpoint and the path of the Flax module without its collection, and
-returns the entries of a map for `init_from_checkpoint`. Join them with `|`. The path of a model that is one layer is "".
+returns the entries of a map for `init_from_checkpoint`. Join them with `|`. The path of a model of one layer is "".
 """
 
 from collections.abc import Mapping
