@@ -109,15 +109,16 @@ class InputSource:
     def block_arrays(self) -> PyTree | None:
         """The arrays that `next_rows` says the rows of, as (features, labels) with leaves as in a batch.
 
-        None: the input is not one of `numpy_input_fn`, the caller holds its iterator, or large arrays would have to be
-        copied, because the devices take other dtypes. For after `open`.
+        None: the input is not one of `numpy_input_fn`, the caller holds its iterator, or the arrays would have to be
+        copied, because the devices take other dtypes, and are large or not all used. For after `open`.
         """
         batches = self._held.value
         if not isinstance(batches, NumpyBatches) or self.lent:
             return None
         features, labels = split_element(batches.arrays)
         arrays = features, None if self._request.mode == ModeKeys.PREDICT else labels
-        if sum(x.nbytes for x in jax.tree.leaves(arrays) if not _is_narrow(x)) > _NARROWED_BYTES:
+        size = sum(x.nbytes for x in jax.tree.leaves(arrays) if not _is_narrow(x))
+        if size > _NARROWED_BYTES or (size and not self._reads_all()):
             return None
         try:
             return jax.tree.map(lambda x: narrowed(x, "", ""), arrays)
@@ -130,9 +131,13 @@ class InputSource:
         assert isinstance(batches, NumpyBatches)
         if batches.resident != "auto":
             return batches.resident and self._request.training
-        limit = self._request.limit
-        is_read_once = limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
-        return self._request.training and is_read_once and self._fits_on_devices(size)
+        return self._request.training and self._reads_all() and self._fits_on_devices(size)
+
+    def _reads_all(self) -> bool:
+        """Whether the call reads all examples at least once. For `numpy_input_fn`."""
+        batches, limit = self._held.value, self._request.limit
+        assert isinstance(batches, NumpyBatches)
+        return limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
 
     def _fits_on_devices(self, size: int) -> bool:
         # Memory that is kept for these arrays counts as used, and was found to be free before.
