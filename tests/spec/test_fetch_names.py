@@ -1,5 +1,6 @@
 """A fetch name stands for one array."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -187,6 +188,27 @@ def test_fetches_alone_are_nothing_to_call_at_each_step(tmp_path, monkeypatch):
     made = estimator(tmp_path, lambda v: dict(host_call=js.fetches(out=v["out"])))
     made.train(lambda: batches(X, Y, size=4), hooks=[asking := Asking("out")])
     assert len(asking.values) == 1
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_fetches_beside_a_host_call_are_copied_to_the_host_only_for_a_hook(tmp_path, monkeypatch, verb):
+    copied, device_get = [], jax.device_get
+
+    def counting(tree):
+        copied.extend(leaf.shape[-1:] for leaf in jax.tree.leaves(tree))
+        return device_get(tree)
+
+    def edit(v):
+        return dict(host_call=js.fetches((lambda labels: None, [v["labels"]]), wide=jnp.ones((2, 77)) * v["loss"]))
+
+    made = estimator(tmp_path, edit)
+    monkeypatch.setattr(jax, "device_get", counting)
+    getattr(made, verb)(lambda: batches(X, Y, size=4))
+    assert (2,) in copied  # labels of a shard
+    assert (77,) not in copied
+    getattr(made, verb)(lambda: batches(X, Y, size=4), hooks=[asking := Asking("wide")])
+    assert (77,) in copied
+    assert asking.values[0].shape == (4, 77)
 
 
 def test_fetches_by_hand():

@@ -31,11 +31,11 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
 
     The names are fetch names in training and evaluation: `LoggingTensorHook("learning_rate")` logs the value,
     `SummarySaverHook(summary_op="learning_rate")` writes it for TensorBoard, and a hook of yours gets it with
-    `SessionRunArgs("learning_rate")`. It is TensorFlow's `tf.identity(rate, name="learning_rate")`.
+    `SessionRunArgs("learning_rate")`. It is TensorFlow's `tf.identity(rate, name="learning_rate")`. In training, an
+    array is copied to the host only when a hook asks for it; in evaluation, only if there are hooks.
 
     Args:
-      host_call: `(fn, tensors)`, if the spec has a host_call besides. Without one, nothing is called at each step, and
-        an array is copied to the host only when a hook asks for it.
+      host_call: `(fn, tensors)`, if the spec has a host_call besides.
       **arrays: arrays of one shard, or numbers, by name. A hook gets a scalar as its mean over the shards, and another
         array as that of the whole batch: the shards, concatenated along axis 0.
 
@@ -58,10 +58,12 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
     return HostCallBesideFetches(fn), {"fetches": arrays, "host_call": tensors}
 
 
-def has_host_call(host_call: HostFunction | None) -> bool:
-    """Whether the field host_call of a spec has a function to call, and not only names."""
-    fn, _ = host_call or (None, ())
-    return fn is not None and not (isinstance(fn, HostCallBesideFetches) and fn.fn is None)
+def without_fetches(host_call: HostFunction | None) -> HostFunction | None:
+    """The field host_call of a spec without the arrays that have only a name; None if nothing is to be called."""
+    fn, tensors = host_call or (None, ())
+    if isinstance(fn, HostCallBesideFetches) and isinstance(tensors, dict):
+        return None if fn.fn is None else (fn.fn, tensors["host_call"])
+    return host_call
 
 
 def named_tensors(field: str, pair: HostFunction | None) -> Iterator[tuple[str, dict[str, PyTree]]]:
