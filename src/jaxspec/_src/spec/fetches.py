@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import AnyFunction, Array, HostFunction, PyTree
-from jaxspec._src.spec.host_functions import check_host_function, check_keywords
+from jaxspec._src.spec.host_functions import check_host_function, check_keywords, refuse_key
 
 
 class HostCallBesideFetches:
@@ -35,7 +35,7 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
     array is copied to the host only when a hook asks for it; in evaluation, only if there are hooks.
 
     Args:
-      host_call: `(fn, tensors)`, if the spec has a host_call besides.
+      host_call: `(fn, tensors)`, if the spec has a host_call besides; or other `fetches`, whose names are added.
       **arrays: arrays of one shard, or numbers, by name. A hook gets a scalar as its mean over the shards, and another
         array as that of the whole batch: the shards, concatenated along axis 0.
 
@@ -43,8 +43,8 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
       What the field `host_call` of a spec takes.
 
     Raises:
-      TypeError: for anything but an array or a number.
-      ValueError, TypeError, RuntimeError: for a host_call that the spec would refuse.
+      TypeError: for anything but an array or a number, and for a typed random key.
+      ValueError, TypeError, RuntimeError: for a host_call that the spec would refuse; for a name that is given twice.
     """
     for name, array in arrays.items():
         if not is_array(array) and not isinstance(array, bool | int | float):
@@ -52,9 +52,14 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
                 f"fetches: {name} is a {type(array).__name__}; expected an array or a number. Pass each array under a "
                 "name: jaxspec.fetches(name=array)."
             )
+        refuse_key(f"fetches: {name}", array)
     pair = check_host_function("host_call", host_call)
     check_keywords("host_call", pair)
     fn, tensors = (None, ()) if pair is None else pair
+    if isinstance(fn, HostCallBesideFetches) and isinstance(tensors, dict):
+        if twice := sorted(arrays.keys() & tensors["fetches"].keys()):
+            raise ValueError(f"fetches: {twice} are names in the fetches that are passed, too. Rename them.")
+        fn, arrays, tensors = fn.fn, {**tensors["fetches"], **arrays}, tensors["host_call"]
     return HostCallBesideFetches(fn), {"fetches": arrays, "host_call": tensors}
 
 
