@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, fits, is_array, is_key, named_leaves
 from jaxspec._src.base.types import Array, Variables
+from jaxspec._src.checkpoint.parts import key_impl
 
 Converter: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """From the array of a checkpoint to the value of a variable."""
@@ -83,7 +84,7 @@ def assigned(
     for name, (source, convert) in sources.items():
         what = f"{name} from {source!r} of {path}"
         value = stored[source] if convert is None else _converted(stored[source], convert, leaves[name], what)
-        values[name] = _fitted(value, leaves[name], what)
+        values[name] = fitted(value, leaves[name], f"init_from_checkpoint: {what}")
     fresh = [name for name in leaves if name not in values]
     _logger.info(
         "%d variables take their values from %s. Those of init_fn stay in %s.",
@@ -143,15 +144,24 @@ def _converted(array: np.ndarray, convert: Converter, leaf: Array, what: str) ->
     return value
 
 
-def _fitted(value: np.ndarray, leaf: Array, what: str) -> np.ndarray:
-    """The value in the variable's dtype."""
-    if np.shape(value) != leaf.shape:
+def fitted(value: np.ndarray, leaf: Array, what: str) -> Array:
+    """The value in the variable's dtype; for a variable of typed random keys, the keys with these data.
+
+    Raises:
+      ValueError: for another shape, or a value that the dtype cannot hold. The message begins with `what`.
+    """
+    if isinstance(leaf, jax.Array) and is_key(leaf):
+        data = jax.random.key_data(leaf)
+        if (np.shape(value), np.asarray(value).dtype) == (data.shape, data.dtype):
+            keys: jax.Array = jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(leaf))
+            return keys
+    elif np.shape(value) != leaf.shape:
         raise ValueError(
-            f"init_from_checkpoint: {what} has the shape {list(np.shape(value))}, and the variable has "
+            f"{what} has the shape {list(np.shape(value))}, and the variable has "
             f"{list(leaf.shape)}. Map it to another variable, or give a converter: "
             "{'NAME': {'VARIABLE': lambda array: array.reshape(...)}}."
         )
-    if not is_key(leaf) and fits(value, leaf.dtype, exactly=False):
+    elif fits(value, leaf.dtype, exactly=False):
         with np.errstate(over="ignore"):
             stored: np.ndarray = np.asarray(value).astype(leaf.dtype)
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -161,8 +171,8 @@ def _fitted(value: np.ndarray, leaf: Array, what: str) -> np.ndarray:
         if np.all(is_same):
             return stored
     raise ValueError(
-        f"init_from_checkpoint: {what} is {describe_array(value)}, which does not fit {describe_array(leaf)}. Give the "
-        "variable another dtype, or a converter: {'NAME': {'VARIABLE': lambda array: ...}}."
+        f"{what} is {describe_array(value)}, which does not fit {describe_array(leaf)}. Give the variable another "
+        "dtype, or convert it: init_from_checkpoint(path, {'NAME': {'VARIABLE': lambda array: ...}})."
     )
 
 

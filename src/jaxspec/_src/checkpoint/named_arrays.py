@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import named_leaves
+from jaxspec._src.base.arrays import key_name, named_leaves, put
 from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.checkpoint.escaped_names import unescape
 from jaxspec._src.checkpoint.parts import stored_form
@@ -44,31 +44,49 @@ def read_array(path: str, name: str) -> np.ndarray:
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Several arrays of a checkpoint, by name, on the host, in one pass over its files. Otherwise as `read_array`."""
+    """Several arrays of a checkpoint, by name, on the host, in one pass over its files. Otherwise as `read_array`.
+
+    Raises:
+      TypeError: if `names` is a string.
+    """
     stored = StoredCheckpoint(path)
     arrays = _by_name(stored.parts)
-    for name in names:
-        if name not in arrays:
-            raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(arrays)}.")
+    _check_names(path, names, arrays)
     return dict(zip(names, stored.load_on_host([arrays[name] for name in names]), strict=True))
 
 
-def load_variables(path: str) -> dict[str, PyTree]:
-    """All variables of a checkpoint, on the host, in one pass over its files.
+def load_variables(path: str, names: Collection[str] | None = None) -> dict[str, PyTree]:
+    """The variables of a checkpoint, on the host, in one pass over its files.
 
     Args:
       path: of the checkpoint's directory.
+      names: of the variables to read, such as `params/Dense_0/kernel`; None: of all.
 
     Returns:
       Nested dicts of NumPy arrays: `{"params": {"Dense_0": {"kernel": ...}}, ...}`. Random keys are their data.
 
     Raises:
-      As `array_names`.
+      As `read_arrays`.
     """
     stored = StoredCheckpoint(path)
-    leaves, structure = jax.tree.flatten(unescape(stored.parts["variables"]))
-    variables: dict[str, PyTree] = jax.tree.unflatten(structure, stored.load_on_host(leaves))
-    return variables
+    variables = unescape(stored.parts["variables"])
+    arrays = named_leaves(variables)
+    names = list(arrays) if names is None else names
+    _check_names(path, names, arrays)
+    read = dict(zip(names, stored.load_on_host([arrays[name] for name in names]), strict=True))
+    loaded: dict[str, PyTree] = {}
+    for name, (keys, _) in zip(arrays, jax.tree_util.tree_leaves_with_path(variables), strict=True):
+        if name in read:
+            put(loaded, [key_name(key) for key in keys], read[name])
+    return loaded
+
+
+def _check_names(path: str, names: Collection[str], arrays: Collection[str]) -> None:
+    if isinstance(names, str):
+        raise TypeError(f"expected a list of names, got the string {names!r}. Write [{names!r}].")
+    for name in names:
+        if name not in arrays:
+            raise ValueError(f"the checkpoint {path} has no array {name!r}; the names are {sorted(arrays)}.")
 
 
 def host_variables(variables: Variables) -> dict[str, PyTree]:

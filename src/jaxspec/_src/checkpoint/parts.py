@@ -87,7 +87,7 @@ def key_data(tree: PyTree) -> PyTree:
     """The tree with the data of its random keys in their place."""
 
     def data(leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
-        if not is_key(leaf):
+        if not hasattr(leaf, "dtype") or not is_key(leaf):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             shape: jax.ShapeDtypeStruct = jax.eval_shape(jax.random.key_data, leaf)

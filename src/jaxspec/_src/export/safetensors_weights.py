@@ -11,9 +11,16 @@ from jaxspec._src.base.files import write_file
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, read_arrays
 from jaxspec._src.base.types import PyTree, Variables
+from jaxspec._src.checkpoint.parts import key_data
 
 if TYPE_CHECKING:
     from jaxspec._src.checkpoint.assignment import Target
+
+
+_EXAMPLE = (
+    "Write {'params/Dense_0/kernel': 'fc.weight'}, or with a converter {'params/Dense_0/kernel': {'fc.weight': "
+    "np.transpose}}."
+)
 
 
 def save_safetensors(
@@ -26,7 +33,7 @@ def save_safetensors(
     Args:
       path: of the file, on the disk or in a bucket. It is there as a whole, old or new, at any moment.
       variables: `{"params": ...}`, or any tree of arrays of JAX or NumPy. The name of an array is its path, such as
-        `params/Dense_0/kernel`.
+        `params/Dense_0/kernel`. Typed random keys are written as their data.
       rename: a function of such a name that returns another one. Or a dict: by name, the other name, or
         `{other name: converter}` with a function of the NumPy array, as
         `{"params/Dense_0/kernel": {"fc.weight": np.transpose}}` for PyTorch. Names that it lacks stay.
@@ -34,11 +41,13 @@ def save_safetensors(
     Raises:
       ValueError: for an array of a dtype that the format lacks; if `rename` has a name that no array has, or gives two
         arrays one name.
+      TypeError: if `rename` gives anything but names and converters.
       OSError: if the file cannot be written.
     """
-    named = {name: np.asarray(array) for name, array in named_leaves(variables).items()}
-    check_dtypes(named)
-    write_file(absolute_path(path), encode_arrays(_renamed(named, rename)))
+    named = {name: np.asarray(leaf) for name, leaf in named_leaves(key_data(variables)).items()}
+    renamed = _renamed(named, rename)
+    check_dtypes(renamed)
+    write_file(absolute_path(path), encode_arrays(renamed))
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, PyTree]:
@@ -48,12 +57,14 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, PyTree]:
       path: of the file, on the disk or in a bucket.
 
     Returns:
-      Nested dicts of NumPy arrays: the slashes of a name divide it. What `save_safetensors` wrote without `rename`
-      comes back as it was.
+      Nested dicts of NumPy arrays: the slashes of a name divide it. Nested dicts that `save_safetensors` wrote without
+      `rename` come back as they were.
 
     Raises:
-      ValueError: if it is no such file, or is not whole; if one name is a part of another.
+      ValueError: if it is no such file, or is not whole; for an array of a dtype that NumPy lacks; if one name is a
+        part of another.
       FileNotFoundError: if there is none.
+      IsADirectoryError: if it is a directory.
     """
     tree: dict[str, PyTree] = {}
     arrays = read_arrays(absolute_path(path))
@@ -67,6 +78,8 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, PyTree]:
 def _renamed(
     named: Mapping[str, np.ndarray], rename: "Mapping[str, Target] | Callable[[str], str] | None"
 ) -> dict[str, np.ndarray]:
+    if not callable(rename) and not isinstance(rename, Mapping | None):
+        raise TypeError(f"save_safetensors: rename must be a function of a name or a dict, got {rename!r}. {_EXAMPLE}")
     targets: Mapping[str, Target] = {name: rename(name) for name in named} if callable(rename) else rename or {}
     unknown = sorted(targets.keys() - named.keys())
     if unknown:
@@ -74,7 +87,12 @@ def _renamed(
     out: dict[str, np.ndarray] = {}
     for name, array in named.items():
         target = targets.get(name, name)
-        new = {target: array} if isinstance(target, str) else {key: fn(array) for key, fn in target.items()}
+        if not isinstance(target, str) and not (isinstance(target, Mapping) and all(map(callable, target.values()))):
+            raise TypeError(f"save_safetensors: rename has {target!r} for {name}. {_EXAMPLE}")
+        if isinstance(target, str):
+            new = {target: array}
+        else:
+            new = {key: np.asarray(convert(array)) for key, convert in target.items()}
         twice = sorted(out.keys() & new.keys())
         if twice:
             raise ValueError(f"save_safetensors: rename gives the name {twice[0]!r} to {name} and to another array.")

@@ -4,16 +4,17 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
-import jax
+import numpy as np
 
 from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
-from jaxspec._src.device.shards import start_fetch
+from jaxspec._src.device.shards import fetch, start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.nan_losses import NanLosses
 from jaxspec._src.run.training_report import TrainingReport
+from jaxspec._src.spec.fetches import without_fetches
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 
 
@@ -60,8 +61,9 @@ class InFlight:
 
     def add(self, dispatch: Dispatch) -> None:
         """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
-        if not self.host_calls.due_steps(dispatch.first_step, dispatch.count):
-            dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=None))
+        is_due = self.host_calls.due_steps(dispatch.first_step, dispatch.count)
+        host_call = without_fetches(dispatch.spec.host_call) if is_due else None
+        dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=host_call))
         start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 
@@ -94,13 +96,13 @@ class InFlight:
         first, count = dispatch.first_step, dispatch.count
         try:
             with doing("the devices"):
-                spec = jax.device_get(dispatch.spec)
+                spec = fetch(dispatch.spec)
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
-        dispatch.done(dispatch.spec)
+        dispatch.done(dispatch.spec.loss)
         self.pace.done(count, dispatch.began)
-        losses = self.losses.check(first, spec.loss[:count])
+        losses = self.losses.check(first, np.asarray(spec.loss)[:count])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._dispatches.popleft()
         self.host_calls.put(spec, first, losses, wait=wait)

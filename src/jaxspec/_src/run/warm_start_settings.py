@@ -51,7 +51,8 @@ class WarmStartSettings(NamedTuple):
         if not isinstance(names, Mapping) or not all(isinstance(name, str) for pair in names.items() for name in pair):
             raise TypeError(
                 "WarmStartSettings: `var_name_to_prev_var_name` must be a dict of names in the model to names in the "
-                f"checkpoint, such as {{'params/Dense_0/kernel': 'params/old/kernel'}}; got {renames!r}."
+                f"checkpoint, such as {{'params/Dense_0/kernel': 'params/old/kernel'}}; got {renames!r}. "
+                "It is the third argument: there is no var_name_to_vocab_info before it."
             )
         return self
 
