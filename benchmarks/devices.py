@@ -57,7 +57,7 @@ def main():
     benchmark = Benchmark(__doc__, rounds=5)
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
     jax.config.update("jax_num_cpu_devices", 8)
-    work = dataclasses.replace(workload("MLP", benchmark.quick), passes=1)
+    work = dataclasses.replace(workload("MLP", benchmark.quick), passes=benchmark.pick(5, 1))
     data = work.data()
     sides, pairs = {}, []
     for count in (1, 2, 4, 8):

@@ -20,9 +20,8 @@ def main():
     benchmark = Benchmark(__doc__, rounds=5)
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
     has_keras = installed("keras")
-    for name in ("MLP", "tiny"):
-        work = workload(name, benchmark.quick)
-        work = dataclasses.replace(work, batches=min(work.batches, 2_000), passes=1)
+    for name, batches in (("MLP", 500), ("tiny", 2_000)):
+        work = dataclasses.replace(workload(name), batches=benchmark.pick(batches, 10), passes=1)
         data = work.data()
         for metric in ("loss only", "accuracy", "AUC"):
             title = f"evaluate with {metric}, {name}"

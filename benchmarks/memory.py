@@ -6,6 +6,7 @@ The tiny model. Compared are the medians of the samples between steps 1,000 and 
 began; the lines are what a hook sees every 1,000 steps. A host_call writes the loss of each step, as in real use.
 """
 
+import gc
 import logging
 import statistics
 
@@ -30,6 +31,7 @@ class Watch(js.hooks.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         if (made := run_context.last_step + 1) % self.every == 0:
+            gc.collect()  # garbage that waits to be collected comes and goes
             self.seen[made] = psutil.Process().memory_info().rss / 1e6
 
 

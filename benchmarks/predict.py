@@ -26,9 +26,8 @@ def main():
     benchmark = Benchmark(__doc__, rounds=5)
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
     has_keras = installed("keras")
-    for name in ("MLP", "tiny"):
-        work = workload(name, benchmark.quick)
-        work = dataclasses.replace(work, batches=min(work.batches, 2_000), passes=1)
+    for name, batches in (("MLP", 500), ("tiny", 2_000)):
+        work = dataclasses.replace(workload(name), batches=benchmark.pick(batches, 10), passes=1)
         data = work.data()
         examples = work.batch * work.batches
         ours, by_hand = estimator.Estimator(work, data), both_kinds(work, data)

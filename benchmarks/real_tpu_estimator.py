@@ -56,9 +56,8 @@ def consume(predictions):
 def main():
     benchmark = Benchmark(__doc__, rounds=5)
     logging.getLogger("jaxspec").setLevel(logging.ERROR)
-    work = workload("MLP", benchmark.quick)
-    work = dataclasses.replace(work, passes=1)
-    data, steps = work.data(), max(work.steps, 40)
+    work = dataclasses.replace(workload("MLP", benchmark.quick), passes=1)
+    data, steps = work.data(), benchmark.pick(500, 40)
     ours = estimator.Estimator(work, data, metric="accuracy and AUC")
     with tempfile.TemporaryDirectory() as folder:
         theirs = RealEstimator(work, data, steps, folder)

@@ -108,10 +108,10 @@ def batches_of(workload, data):
 def workload(name, quick=False):
     """The workload of that name; tiny with `quick`."""
     found = {
-        "MLP": Workload("MLP", MLP(128), (784,), batch=128, batches=500, passes=2),
-        "tiny": Workload("tiny", MLP(16), (16,), batch=8, batches=8_000),
-        "CNN": Workload("CNN", CNN(), (28, 28, 1), batch=128, batches=50),
-        "transformer": Workload("transformer", Transformer(), (LENGTH,), batch=16, batches=50),
+        "MLP": Workload("MLP", MLP(128), (784,), batch=128, batches=100, passes=20),
+        "tiny": Workload("tiny", MLP(16), (16,), batch=8, batches=8_000, passes=3),
+        "CNN": Workload("CNN", CNN(), (28, 28, 1), batch=128, batches=50, passes=4),
+        "transformer": Workload("transformer", Transformer(), (LENGTH,), batch=16, batches=50, passes=2),
     }[name]
     return dataclasses.replace(found, batches=10, passes=1) if quick else found
 

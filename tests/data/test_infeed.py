@@ -127,9 +127,12 @@ def test_positions_are_those_of_the_last_batch_taken():
     input_fn = js.inputs.numpy_input_fn(X, num_epochs=None, resident=False)
     feed = infeed(input_fn({"batch_size": 4}, "train"), capacity=8)
     while (taken := take(feed, 1)).start != 2:
-        assert decode_position(taken.position)["rows"] == 4 * (taken.start + 1)
+        assert decode_position(taken.position_at())["rows"] == 4 * (taken.start + 1)
     feed.close()
-    for rows, position in ((X[12:16], taken.position), (X[:4], encode_position({"rows": 12, "of": 7, "seed": None}))):
+    for rows, position in (
+        (X[12:16], taken.position_at()),
+        (X[:4], encode_position({"rows": 12, "of": 7, "seed": None})),
+    ):
         again = infeed(js.inputs.numpy_input_fn(X, num_epochs=None)({"batch_size": 4}, "train"), position=position)
         np.testing.assert_array_equal(take(again, 1).data[0][0, 0], rows)
         again.close()
@@ -157,7 +160,7 @@ class Reporting:
 
 def test_positions_are_snapshots_and_may_hold_bytes():
     feed = infeed(Reporting(), capacity=2)
-    assert decode_position(take(feed, 1).position) == {"i": 1, "raw": b"\x00\xff"}
+    assert decode_position(take(feed, 1).position_at()) == {"i": 1, "raw": b"\x00\xff"}
     feed.close()
     again = Reporting()
     infeed(again, position=encode_position({"i": 7, "raw": b""}), limit=0).close()

@@ -9,7 +9,9 @@ from tiny_models import Net as TinyNet
 from tiny_models import assert_trees_equal, data, linear_init, linear_model_fn, net_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.base.errors import NanLossDuringTrainingError
 from jaxspec._src.data import input_source
+from jaxspec._src.device import stack_buffers
 from jaxspec._src.device.stack_buffers import StackBuffers
 
 X, Y = data(rows=40)
@@ -145,3 +147,44 @@ def test_the_copies_are_gone_after_the_call(tmp_path):
 def test_other_values_are_refused():
     with pytest.raises(ValueError, match='numpy_input_fn: resident must be "auto", True or False, got 1.5'):
         js.inputs.numpy_input_fn(X, resident=1.5)
+
+
+@pytest.mark.parametrize("rows", [8, 16000])  # gathered before the dispatch, and by it
+def test_the_next_training_writes_to_the_same_memory_and_sees_what_has_changed(tmp_path, monkeypatch, rows):
+    made, empty = [], stack_buffers._aligned
+    monkeypatch.setattr(stack_buffers, "_aligned", lambda *args: made.append(args) or empty(*args))
+    weights_of = {}
+    for resident in (True, False):
+        x, y = (np.tile(array, (rows // 8, *[1] * (array.ndim - 1))) for array in (X, Y))
+        made_here = js.TPUEstimator(
+            *(linear_model_fn, linear_init),
+            model_dir=tmp_path / str(resident),
+            config=run_config(num_shards=1),
+            train_batch_size=rows,
+        )
+        for turn in range(3):
+            made.clear()
+            made_here.train(input_fn(resident, x, y), steps=7)
+            assert resident is False or len(made) == (2 if turn == 0 else 0)
+            x *= 0.5
+            y[:] = (y + 1) % 3
+        weights_of[resident] = weights(made_here)
+    assert_trees_equal(weights_of[True], weights_of[False])
+
+
+@pytest.mark.parametrize("other", ["more rows", "streamed", "failed"])
+def test_memory_is_kept_only_for_arrays_that_fit_and_after_a_training_that_ended_well(tmp_path, other):
+    made = linear(tmp_path)
+    made.train(input_fn(True), steps=7)
+    kept = made._engine._input_memory.resident
+    assert [x.shape for x in kept] == [X.shape, Y.shape]
+    if other == "more rows":
+        made.train(input_fn(True, *data(rows=48)), steps=7)
+        assert [len(x) for x in made._engine._input_memory.resident] == [48, 48]
+    elif other == "streamed":
+        made.train(input_fn(False), steps=7)
+        assert not made._engine._input_memory.resident
+    else:
+        with pytest.raises(NanLossDuringTrainingError):
+            made.train(input_fn(True, X * np.nan), steps=7)
+        assert not made._engine._input_memory.resident

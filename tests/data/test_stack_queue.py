@@ -38,8 +38,8 @@ def test_full_batches_are_stacked_and_taken_in_slices(queue):
     for number in range(4):
         queue.put(batch(number), full=True)
     first, second = take(queue, 2, SOON), take(queue, 2, SOON)
-    assert (numbers(first), first.position, first.data[0].shape) == ([0, 1], "after 1", (3, 2, 2))
-    assert (numbers(second), second.position) == ([2], "after 2")
+    assert (numbers(first), first.position_at(), first.data[0].shape) == ([0, 1], "after 1", (3, 2, 2))
+    assert (numbers(second), second.position_at()) == ([2], "after 2")
     assert numbers(take(queue, 2, SOON)) == [3]  # the stack that was being filled
     assert take(queue, 2, SOON) is None
 
@@ -138,7 +138,7 @@ def test_rows_of_arrays_are_stacked_behind_the_batches_before_them(queue):
     item = take(queue, 3, SOON)
     expected = [[[7, 7], [7, 7]], [[8, 1], [5, 0]], [[2, 2], [19, 3]]]
     np.testing.assert_array_equal(item.data[0], expected)
-    assert (item.count, item.position) == (3, "after 9")
+    assert (item.count, item.position_at()) == (3, "after 9")
 
 
 def test_rows_of_resident_arrays_are_a_stack_like_any_other(queue):
@@ -149,7 +149,7 @@ def test_rows_of_resident_arrays_are_a_stack_like_any_other(queue):
     queue.put_resident(arrays, rows, [lambda: "after 8", lambda: "after 9"])
     assert numbers(take(queue, 3, SOON)) == [7]
     item = take(queue, 3, SOON)
-    assert (item.start, item.count, item.capacity, item.position) == (0, 2, 3, "after 9")
+    assert (item.start, item.count, item.capacity, item.position_at()) == (0, 2, 3, "after 9")
     np.testing.assert_array_equal(np.asarray(item.data[0]["a"])[:2].reshape(2, 4, 2), x["a"][rows])
 
 
@@ -176,6 +176,6 @@ def test_batches_on_the_devices_are_not_copied_to_the_host(queue):
     with jax.transfer_guard_device_to_host("disallow_explicit"):
         queue.put(InputBatch((x, None), 4, "after 0", on_devices=True), full=True)
         item = take(queue, 3, SOON)
-    assert (item.capacity, item.count, item.position) == (1, 1, "after 0")
+    assert (item.capacity, item.count, item.position_at()) == (1, 1, "after 0")
     assert item.data[0].sharding.device_set == set(jax.devices()[:2])
     np.testing.assert_array_equal(item.data[0], [[[0, 1], [2, 3]]])

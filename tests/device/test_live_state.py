@@ -12,7 +12,7 @@ from jaxspec._src.device.live_state import LiveState
 def test_a_leased_state_is_copied_before_it_is_donated():
     live = LiveState()
     assert live.lease() is None
-    live.put({"w": jnp.ones(3)}, 7, "here")
+    live.put({"w": jnp.ones(3)}, 7, lambda: "here")
     with live.lease() as lease:
         assert (lease.step, lease.position) == (7, "here")
         assert live.take()["w"].unsafe_buffer_pointer() != lease.state["w"].unsafe_buffer_pointer()
@@ -73,7 +73,7 @@ def test_a_lease_that_is_closed_twice_ends_once():
 
 def test_a_leased_state_is_reinstated_where_there_is_none():
     live = LiveState()
-    live.put({"w": jnp.ones(3)}, 1, "there")
+    live.put({"w": jnp.ones(3)}, 1, lambda: "there")
     lease = live.lease()
     live.discard()
     assert live.lease() is None

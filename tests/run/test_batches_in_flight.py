@@ -51,9 +51,9 @@ def events_of(monkeypatch, stacks, count, ready):
     """What happens, in order; `ready` is given the events so far."""
     events = []
 
-    def device_get(spec):
-        events.append(f"fetch {spec.predictions['x'].flat[0]}")
-        return spec
+    def device_get(leaves):
+        events.append(f"fetch {leaves[0].flat[0]}")
+        return leaves
 
     monkeypatch.setattr(jax, "device_get", device_get)
     for batch in run_batches(None, Input(stacks, count, lambda: ready(events)), Programs(events)):

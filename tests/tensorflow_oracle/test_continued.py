@@ -6,6 +6,7 @@
 import functools
 import os
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -14,10 +15,12 @@ import numpy as np
 import optax
 import pytest
 from oracle_read import load, load_arrays
+from tensorflow_tables import table
 from tf_optimizers import make_optimizer
 from tf_schedules import exponential_decay
 
 import jaxspec as js
+from jaxspec._src.checkpoint.tensorflow.table import read_table
 from jaxspec.checkpoint import tf
 
 DATA = pathlib.Path(os.environ.get("JAXSPEC_CONTINUED") or pathlib.Path(__file__).parent / "data" / "continued")
@@ -177,12 +180,96 @@ def test_parts_that_are_trained_alone_and_chains_are_filled():
 
 
 def test_a_converter_changes_slots_as_it_changes_weights_but_for_a_constant():
-    plain = js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES)
-    backwards = {"hidden/kernel": {"params/hidden/kernel": lambda array: array[:, ::-1] + 1}}
+    """The averages of Adam may be far smaller than what float32 has beside a constant."""
+    plain = continued("adam")
+    backwards = {"hidden/kernel": {"params/hidden/kernel": lambda array: array[:, ::-1] + 1000}}
     state = js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES | backwards)
-    for (tree, other), constant in zip(
-        ((state.variables["params"], plain.variables["params"]), (state.opt_state.mu, plain.opt_state.mu)),
-        (1, 0),
-        strict=True,
+
+    def kernels(state):
+        return state.variables["params"]["hidden"]["kernel"], *(
+            tree["hidden"]["kernel"] for tree in state.opt_state[1:]
+        )
+
+    (weights, *slots), (plain_weights, *plain_slots) = kernels(state), kernels(plain)
+    np.testing.assert_allclose(weights, plain_weights[:, ::-1] + 1000)
+    assert np.abs(plain_slots[1]).min() < 1e-4
+    for slot, plain_slot in zip(slots, plain_slots, strict=True):
+        np.testing.assert_allclose(slot, plain_slot[:, ::-1], rtol=1e-6)
+
+
+def test_a_mean_of_rmsprop_is_not_taken_from_its_momentum():
+    centered = fresh_with(optax.rmsprop(0.01, initial_scale=1.0, momentum=0.5, centered=True))
+    with pytest.raises(
+        ValueError, match=r"has no slot hidden/bias/RMSProp_1 \(the mean\) for params/hidden/bias; it has"
     ):
-        np.testing.assert_allclose(tree["hidden"]["kernel"], other["hidden"]["kernel"][:, ::-1] + constant, atol=1e-6)
+        js.optim.from_tensorflow(centered, checkpoint_of("rmsprop_momentum"), NAMES)
+    js.optim.from_tensorflow(centered, checkpoint_of("rmsprop_centered"), NAMES)
+
+
+def as_stored(directory, rename):
+    """The prefix of a copy of the checkpoint of Adam, with other names in its index."""
+    source, prefix = checkpoint_of("adam"), directory / "model.ckpt-20"
+    entries = read_table(source.with_name(f"{source.name}.index").read_bytes())
+    (directory / f"{prefix.name}.index").write_bytes(table({rename(key): value for key, value in entries.items()}))
+    shutil.copy(f"{source}.data-00000-of-00001", directory)
+    return prefix
+
+
+@pytest.mark.parametrize(
+    ("rename", "arguments"),
+    [
+        (lambda key: b"training/" + key if b"Adam" in key else key, {}),
+        (lambda key: key.replace(b"Adam", b"My.Adam"), {"optimizer_names": {"My.Adam": "Adam"}}),
+    ],
+    ids=["an optimizer in a scope", "an optimizer with a name"],
+)
+def test_slots_have_the_names_that_tensorflow_gives_them(tmp_path, rename, arguments, caplog):
+    state = js.optim.from_tensorflow(fresh("adam"), as_stored(tmp_path, rename), NAMES, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, continued("adam").opt_state)
+    assert not caplog.records
+
+
+def test_a_name_of_an_optimizer_is_asked_for(tmp_path):
+    prefix = as_stored(tmp_path, lambda key: key.replace(b"Adam", b"Mine"))
+    with pytest.raises(
+        ValueError, match=r"it has \['hidden/bias/Mine', 'hidden/bias/Mine_1'\].*optimizer_names={'MyAdam': "
+    ):
+        js.optim.from_tensorflow(fresh("adam"), prefix, NAMES)
+
+
+def test_slots_of_another_variable_with_the_same_end_are_not_taken(tmp_path):
+    prefix = as_stored(tmp_path, lambda key: key.replace(b"logits/bias", b"other/hidden/bias"))
+    names = {name: target for name, target in NAMES.items() if name != "logits/bias"}
+    only = js.minimize(js.optim.adam(0.1), of="hidden")
+    state = js.create_train_state(
+        lambda variables, features, labels, mode: js.TPUEstimatorSpec(
+            mode, loss=jnp.mean((Net().apply(variables, features) - labels) ** 2), train_op=only
+        ),
+        *(Net(), jax.random.key(0), *BATCHES[0]),
+    )
+    state = js.optim.from_tensorflow(state, prefix, names)
+    (bias,) = (leaf for name, leaf in js.named_leaves(state.opt_state).items() if name.endswith("mu/hidden/bias"))
+    np.testing.assert_array_equal(bias, continued("adam").opt_state.mu["hidden"]["bias"])
+
+
+def test_averages_of_weights_are_variables(tmp_path, caplog):
+    """TensorFlow stores them beside the slots. They are named in the map, or a warning names them."""
+    prefix = as_stored(tmp_path, lambda key: key.replace(b"kernel/Adam_1", b"kernel/ExponentialMovingAverage"))
+    averages = js.ExponentialMovingAverage(0.99)
+    state = js.create_train_state(
+        model_fn, averages.init(Net()), jax.random.key(0), *BATCHES[0], {"optimizer": optax.sgd(0.1)}
+    )
+    caplog.clear()
+    js.optim.from_tensorflow(state, prefix, NAMES)
+    (record,) = caplog.records
+    assert "no place for the slots hidden/bias/Adam, hidden/bias/Adam_1, hidden/kernel/Adam, hidden/kernel/Exp" in (
+        record.getMessage()
+    )
+    caplog.clear()
+    mapped = {
+        f"{layer}/kernel/ExponentialMovingAverage": f"ema/params/{layer}/kernel" for layer in ("hidden", "logits")
+    }
+    state = js.optim.from_tensorflow(state, prefix, NAMES | mapped)
+    stored = tf.load_variable(checkpoint_of("adam"), "hidden/kernel/Adam_1")
+    np.testing.assert_array_equal(state.variables["ema"]["params"]["hidden"]["kernel"], stored)
+    assert "ExponentialMovingAverage, " not in caplog.messages[0]

@@ -23,6 +23,8 @@ Metrics: TypeAlias = dict[str, Any]
 
 AnyFunction: TypeAlias = Callable[..., Any]
 """A function whose arguments are known by name only."""
+PositionAt: TypeAlias = Callable[[], str | None]
+"""Gives the position of the input after a batch, as text, when it is needed. It keeps no batch and no input alive."""
 InputFn: TypeAlias = AnyFunction
 """Called by keyword with those of `params`, `mode`, `config` that it names; returns an iterable of batches."""
 HostFunction: TypeAlias = tuple[AnyFunction, list[PyTree] | tuple[PyTree, ...] | dict[str, PyTree]]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_array, fits, is_key, named_leaves
+from jaxspec._src.base.arrays import describe_array, fits, is_array, is_key, named_leaves
 from jaxspec._src.base.types import Array, Variables
 from jaxspec._src.checkpoint.parts import key_impl
 
@@ -35,14 +35,21 @@ def check_assignment_map(assignment_map: Mapping[str, Target]) -> None:
             f"{assignment_map!r}. {instead}"
         )
     for source, target in assignment_map.items():
-        if isinstance(target, str):
+        if isinstance(target, str) and isinstance(source, str):
             if source.endswith("/") != target.endswith("/"):
                 raise ValueError(
                     f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. A scope, with a slash at "
                     f"its end, goes to a scope, and a name to a name. {instead}"
                 )
-        elif not isinstance(target, Mapping) or not all(callable(convert) for convert in target.values()):
+        elif not (isinstance(source, str) and _are_converters(target)):
             raise TypeError(f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. {instead}")
+
+
+def _are_converters(target: object) -> bool:
+    """Whether an entry of a map has converters by name, one or more."""
+    if not isinstance(target, Mapping) or not target:
+        return False
+    return all(isinstance(name, str) and callable(convert) for name, convert in target.items())
 
 
 def assigned(
@@ -75,9 +82,9 @@ def assigned(
     stored = read({source for source, _ in sources.values()})
     values = {}
     for name, (source, convert) in sources.items():
-        array = stored[source]
-        value = array if convert is None else convert(array)
-        values[name] = fitted(value, leaves[name], f"init_from_checkpoint: {name} from {source!r} of {path}")
+        what = f"{name} from {source!r} of {path}"
+        value = stored[source] if convert is None else _converted(stored[source], convert, leaves[name], what)
+        values[name] = fitted(value, leaves[name], f"init_from_checkpoint: {what}")
     fresh = [name for name in leaves if name not in values]
     _logger.info(
         "%d variables take their values from %s. Those of init_fn stay in %s.",
@@ -100,7 +107,7 @@ def sources_of(
         unknown = next((name for name in pairs if name not in variables), None if pairs else str(target))
         if unknown is not None:
             raise ValueError(
-                f"init_from_checkpoint: the assignment map has {source!r}: {target!r}, and there is no variable "
+                f"init_from_checkpoint: the assignment map has {source!r}: {unknown!r}, and there is no variable "
                 f"{unknown!r}. Similar names: {_similar(unknown, variables)}. All names: {listed(variables)}."
             )
         for name, found in pairs.items():
@@ -120,7 +127,27 @@ def _pairs(source: str, target: Target, variables: Collection[str]) -> Mapping[s
     if not target.endswith("/"):
         return {target: (source, None)}
     prefix, scope = source.removeprefix("/"), target.removeprefix("/")  # "/" alone is everything
-    return {name: (prefix + name.removeprefix(scope), None) for name in variables if name.startswith(scope)}
+    below = {name: (prefix + name.removeprefix(scope), None) for name in variables if name.startswith(scope)}
+    return below or {
+        name: (f"{collection}/{prefix}{rest.removeprefix(scope)}", None)
+        for name in variables
+        for collection, _, rest in [name.partition("/")]
+        if rest.startswith(scope)
+    }
+
+
+def _converted(array: np.ndarray, convert: Converter, leaf: Array, what: str) -> np.ndarray:
+    try:
+        value = convert(array)
+    except Exception as error:
+        error.add_note(f"init_from_checkpoint: this is the error of the converter for {what}, {describe_array(array)}.")
+        raise
+    if not is_array(value):
+        raise ValueError(
+            f"init_from_checkpoint: {what}: its converter returned {value!r}, and not an array of the shape "
+            f"{list(leaf.shape)}."
+        )
+    return value
 
 
 def fitted(value: np.ndarray, leaf: Array, what: str) -> Array:

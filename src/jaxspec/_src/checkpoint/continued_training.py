@@ -1,5 +1,6 @@
 """A training state from a TensorFlow 1 checkpoint: variables, the slots of the optimizer, and the global step."""
 
+import itertools
 import logging
 import os
 from collections.abc import Hashable, Mapping
@@ -15,6 +16,7 @@ from jaxspec._src.base.types import PyTree
 from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
 from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
+from jaxspec._src.checkpoint.tensorflow.slots import MEAN, MOMENTUM, slots_of
 from jaxspec._src.optim.ftrl import FtrlState
 from jaxspec._src.step.state import TrainState
 
@@ -24,20 +26,23 @@ _SLOTS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     optax.ScaleByAdamState: {"mu": ("Adam", "adam_m"), "nu": ("Adam_1", "adam_v")},
     optax.ScaleByRssState: {"sum_of_squares": ("Adagrad",)},
     optax.ScaleByRmsState: {"nu": ("RMSProp",)},
-    optax.ScaleByRStdDevState: {"nu": ("RMSProp",), "mu": ("RMSProp_1",)},
+    optax.ScaleByRStdDevState: {"nu": ("RMSProp",), "mu": (MEAN,)},
     optax.ScaleByAdaDeltaState: {"e_g": ("Adadelta",), "e_x": ("Adadelta_1",)},
-    optax.TraceState: {"trace": ("Momentum", "-RMSProp_2", "-RMSProp_1")},
+    optax.TraceState: {"trace": ("Momentum", f"-{MOMENTUM}")},
     optax.ScaleByScheduleState: {},
     FtrlState: {"accumulators": ("Ftrl",), "linears": ("Ftrl_1",)},
 }
 """By the type of a state, for each of its fields but the count of updates, the slots that it may come from: the first
 of them that there is. A minus sign changes the sign: optax.rmsprop sums up what is added to the parameters, TensorFlow
 what is subtracted from them."""
-_SLOT_NAMES = {slot.removeprefix("-") for fields in _SLOTS.values() for slots in fields.values() for slot in slots}
+_SCALE = 2.0**64
 
 
 def from_tensorflow(
-    state: TrainState, path: str | os.PathLike[str], assignment_map: Mapping[str, Target]
+    state: TrainState,
+    path: str | os.PathLike[str],
+    assignment_map: Mapping[str, Target],
+    optimizer_names: Mapping[str, str] | None = None,
 ) -> TrainState:
     """The state of a training that TensorFlow 1 has begun, to be continued.
 
@@ -46,6 +51,8 @@ def from_tensorflow(
       path: of the TensorFlow checkpoint, as for `checkpoint.tf.load_checkpoint`.
       assignment_map: as for `init_from_checkpoint`. What it says of a variable is also how its slots are
         converted; a constant that a converter adds is left out there.
+      optimizer_names: for optimizers that were given another name than their own: `{"MyAdam": "Adam"}` after
+        `AdamOptimizer(rate, name="MyAdam")`.
 
     Returns:
       The state with the variables that the map names, the slots of the optimizer, and the step of the checkpoint. Its
@@ -60,7 +67,7 @@ def from_tensorflow(
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
     sources = sources_of(assignment_map, named_leaves(state.variables))
     step = jnp.asarray(reader.read("global_step"), jnp.int32)
-    slots = _Slots(reader, sources, step)
+    slots = _Slots(reader, sources, step, optimizer_names or {})
     opt_state = jax.tree_util.tree_map_with_path(slots.fill, state.opt_state, is_leaf=lambda node: type(node) in _SLOTS)
     slots.warn_of_those_left()
     return TrainState(step, jax.tree.map(jnp.asarray, variables), opt_state, state.rng)
@@ -70,10 +77,15 @@ class _Slots:
     """The slots of a checkpoint, and which of them the state has taken."""
 
     def __init__(
-        self, reader: CheckpointReader, sources: Mapping[str, tuple[str, Converter | None]], step: jax.Array
+        self,
+        reader: CheckpointReader,
+        sources: Mapping[str, tuple[str, Converter | None]],
+        step: jax.Array,
+        optimizer_names: Mapping[str, str],
     ) -> None:
         self._reader, self._sources, self._step = reader, sources, step
-        self._stored, self._taken = reader.names(), set[str]()
+        self._mapped, self._taken = {source for source, _ in sources.values()}, set[str]()
+        self._stored = slots_of(reader.names(), self._mapped, optimizer_names)
 
     def fill(self, path: KeyPath[Hashable], node: PyTree) -> PyTree:
         """A state of one transformation, with stored values."""
@@ -101,34 +113,38 @@ class _Slots:
                 "entry: {'NAME IN TENSORFLOW': 'params/" + name + "'}."
             )
         source, convert = self._sources[f"params/{name}"]
-        names = {f"{source}/{slot.removeprefix('-')}": slot.startswith("-") for slot in slots}
-        found = next((slot for slot in names if slot in self._stored), None)
-        if found is None:
-            have = sorted(other for other in self._stored if other.startswith(f"{source}/")) or "no slots"
+        stored = self._stored[source]
+        slot = next((slot for slot in slots if slot.removeprefix("-") in stored), None)
+        if slot is None:
+            expected = " or ".join(f"{source}/{slot.removeprefix('-')}" for slot in slots)
             raise ValueError(
-                f"from_tensorflow: the checkpoint {self._reader.path} has no slot {' or '.join(names)} for "
-                f"params/{name}; it has {have}. Create the state with the optimizer that TensorFlow trained with."
+                f"from_tensorflow: the checkpoint {self._reader.path} has no slot {expected} for params/{name}; it has "
+                f"{sorted(itertools.chain(*stored.values())) or 'no slots'}. Create the state with the optimizer that "
+                "TensorFlow trained with. If that was given a name of its own, say so: optimizer_names={'MyAdam': "
+                "'Adam'}."
             )
+        found = stored[slot.removeprefix("-")][0]
         self._taken.add(found)
         array = self._reader.read(found)
         if convert is not None:
-            array = convert(array) - convert(np.zeros_like(array))
+            # So large that a constant is below the rounding of each slot, however small that is, and goes with it.
+            large = array.astype(np.float64) * _SCALE
+            array = (convert(large) - convert(np.zeros_like(large))) / _SCALE
         if array.shape != leaf.shape:
             raise ValueError(
                 f"from_tensorflow: {found} has the shape {array.shape}, and params/{name} has {leaf.shape}."
             )
-        return jnp.asarray(-array if names[found] else array, leaf.dtype)
+        return jnp.asarray(-array if slot.startswith("-") else array, leaf.dtype)
 
     def warn_of_those_left(self) -> None:
-        """Warns if the optimizer has no place for a slot. The momentum of RMSProp is stored even where it is 0."""
-        left: set[str] = set()
-        for source, _ in self._sources.values():
-            momentum = f"{source}/RMSProp_2" if f"{source}/RMSProp_2" in self._stored else f"{source}/RMSProp_1"
-            slots = {f"{source}/{name}" for name in _SLOT_NAMES}
-            left |= (slots & self._stored.keys()) - self._taken - {momentum}
+        """Warns if something is stored for a variable, and has no place."""
+        # The momentum of RMSProp is stored even where it is 0.
+        stored = [names for slots in self._stored.values() for slot, names in slots.items() if slot != MOMENTUM]
+        left = set(itertools.chain(*stored)) - self._taken - self._mapped
         if left:
             _logger.warning(
-                "from_tensorflow: the optimizer has no place for the slots %s of %s, and goes on without them. Create "
-                "the state with the optimizer that TensorFlow trained with.",
+                "from_tensorflow: there is no place for the slots %s of %s, and training goes on without them. Create "
+                "the state with the optimizer that TensorFlow trained with. Averages are variables: give them entries "
+                "in the assignment map, such as {'dense/kernel/ExponentialMovingAverage': 'ema/params/dense/kernel'}.",
                 *(", ".join(sorted(left)), self._reader.path),
             )

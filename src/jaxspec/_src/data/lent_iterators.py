@@ -5,8 +5,10 @@ Such an iterator is *lent* to the library. Batches that were read from it and no
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import InputBatch
@@ -25,6 +27,8 @@ class InputMemory:
         """Whether a warning has said that the input begins again."""
         self.narrowed: set[str] = set()
         """The leaves of 64 bits that a warning has named."""
+        self.resident: Sequence[np.ndarray] = ()
+        """Host memory that held the arrays of the last training, if they were kept on CPU devices."""
         self._iterator: Callable[[], object] = lambda: None
         self._identity: Identity | None = None
         self._unused: list[InputBatch] = []

@@ -10,7 +10,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -74,6 +74,8 @@ class Infeed:
         """Those that many batches can be read from at a time; None: each batch is read on its own."""
         self.resident = False
         """Whether the input's arrays are kept on the devices."""
+        self._resident_memory: Sequence[np.ndarray] = ()
+        self._keeps_memory = False
         self.ended = False
         """Whether `count_ready` has come to the end of the input."""
         self._closed = False
@@ -165,6 +167,10 @@ class Infeed:
         self._taken += 1 if isinstance(item, InputBatch) else item.count
         return item
 
+    def keep_memory(self) -> None:
+        """Lets the next training write to the memory of resident arrays: all dispatches are done."""
+        self._keeps_memory = True
+
     def close(self, patience_secs: float = _JOIN_SECS) -> None:
         """Stops the thread, which closes the input. Batches that were not taken are lost, but for a lent iterator.
 
@@ -184,6 +190,8 @@ class Infeed:
             return
         if self._request.training:
             self._memory.used_up = self.ended
+            self._queue.wait_for_devices()  # they may still gather what was not taken
+            self._memory.resident = self._resident_memory if self._keeps_memory else ()
         if self._source.lent:
             self._source.remember(self._queue.left_over())
         if (error := self._close_error) is not None:
@@ -204,7 +212,9 @@ class Infeed:
                 "numpy_input_fn keeps its arrays on the devices for this training: %.1f MB on each of %d.",
                 *(_bytes(arrays) / 2**20, len(self._request.devices)),
             )
-            resident = ResidentArrays(arrays, self._queue.placement)
+            memory, self._memory.resident = self._memory.resident, ()
+            resident = ResidentArrays(arrays, self._queue.placement, memory)
+            self._resident_memory = resident.memory
         while not self._queue.stopped:
             room = self._queue.capacity if resident is not None else self._queue.room()
             rows, positions = self._source.next_rows(room)

@@ -11,7 +11,7 @@ import crc32c
 import numpy as np
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.base.types import InputFn, PyTree
+from jaxspec._src.base.types import InputFn, PositionAt, PyTree
 from jaxspec._src.data.batch import BatchChecker
 from jaxspec._src.data.input_request import InputRequest, warn_of_other_input
 from jaxspec._src.data.position import (
@@ -129,11 +129,11 @@ class Positions:
             raise
         if has_rows and self._leaves != (number := checker.num_signatures):
             self._leaves, self.identity["leaves"] = number, checker.leaves()
-        return self.text(state)
-
-    def text(self, state: PositionState) -> str:
-        """A position of the input as text."""
         return encode_position(state, self.identity, returned_by=self._methods.get_name)
+
+    def position_at(self, state: PositionState) -> PositionAt:
+        """Makes text of a position of the input, when it is needed."""
+        return functools.partial(encode_position, state, self.identity, returned_by=self._methods.get_name)
 
     def go_to(self, position: str, *, reversible: bool) -> bool:
         """Sets the position. False, with a warning, if it came from another input or the iterator refuses it.

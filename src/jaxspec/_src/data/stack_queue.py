@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxspec._src.base.types import Batch, PyTree
+from jaxspec._src.base.types import Batch, PositionAt, PyTree
 from jaxspec._src.data.batch import InputBatch
-from jaxspec._src.data.stacks import PositionAt, Slice, Stack, describe_data, position_after
+from jaxspec._src.data.stacks import Slice, Stack, describe_data, position_after
 from jaxspec._src.device.stack_buffers import StackBuffers
 from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
@@ -265,6 +265,10 @@ class StackQueue:
         with self._changed:
             self.stopped = True
             self._changed.notify_all()
+
+    def wait_for_devices(self) -> None:
+        """Waits until the stacks that were not taken are on the devices. For after the thread has ended."""
+        jax.block_until_ready([stack.data for stack in (self._current, *self._items) if isinstance(stack, Stack)])
 
     def left_over(self) -> list[InputBatch]:
         """The batches that were put and not taken, in order; the queue is empty then. For after the thread has

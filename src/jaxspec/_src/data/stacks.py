@@ -6,13 +6,10 @@ from collections.abc import Callable
 import jax
 
 from jaxspec._src.base.arrays import describe_leaves, named_leaves
-from jaxspec._src.base.types import Batch
+from jaxspec._src.base.types import Batch, PositionAt
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.device.shards import capacity_of
 from jaxspec._src.device.stack_buffers import StackBuffers
-
-PositionAt = Callable[[], str | None]
-"""Gives the position of the input after a batch, as text, when it is needed."""
 
 
 def position_after(batch: InputBatch) -> PositionAt:
@@ -91,15 +88,11 @@ class Slice:
     start: int
     count: int
     position_at: PositionAt = no_position
+    """After the last one."""
     signature: int = 0
     """That of the batches: 0 for those with the shapes of the first."""
     done: Callable[[], None] = _nothing
     """To be called once all devices have done the steps: the memory of the stack is used again."""
-
-    @property
-    def position(self) -> str | None:
-        """The position of the input after the last one."""
-        return self.position_at()
 
     @property
     def capacity(self) -> int:

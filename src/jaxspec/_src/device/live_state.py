@@ -22,6 +22,7 @@ import threading
 
 import jax
 
+from jaxspec._src.base.types import PositionAt
 from jaxspec._src.device.mapping import copied
 from jaxspec._src.step.state import TrainState
 
@@ -29,9 +30,13 @@ from jaxspec._src.step.state import TrainState
 class _Held:
     """A state with its step and position. While `readers` is not 0, its buffers may not be donated."""
 
-    def __init__(self, state: TrainState, step: int, position: str | None) -> None:
-        self.state, self.step, self.position = state, step, position
+    def __init__(self, state: TrainState, step: int, position_at: PositionAt | None) -> None:
+        self.state, self.step, self._position_at = state, step, position_at
         self.readers = 0
+
+    @property
+    def position(self) -> str | None:
+        return None if self._position_at is None else self._position_at()
 
 
 class Lease(contextlib.AbstractContextManager["Lease"]):
@@ -99,10 +104,10 @@ class LiveState:
         """Whether the thread with this identifier has ever asked for a lease."""
         return thread in self._readers
 
-    def put(self, state: TrainState, step: int, position: str | None = None) -> None:
+    def put(self, state: TrainState, step: int, position_at: PositionAt | None = None) -> None:
         """Makes `state`, behind `step` updates, the live one. Leases of the one before stay valid."""
         with self._lock:
-            self._held, self._taken = _Held(state, step, position), None
+            self._held, self._taken = _Held(state, step, position_at), None
             self._lock.notify_all()
 
     def take(self) -> TrainState:

@@ -89,7 +89,7 @@ class Program:
             return self._run_eagerly(state, batches, start, count)
         compiles = doing("compilation") if self._flops is None else contextlib.nullcontext()
         # The batch has to reach the devices, whatever the caller forbids elsewhere.
-        with compiles, jax.transfer_guard("allow"):
+        with compiles, jax.transfer_guard_host_to_device("allow"):
             new_state, loss, spec = self._program(state, batches, self._starts(start), self._count(count))
         return state if new_state is None else new_state, replaced(spec, loss=loss)
 

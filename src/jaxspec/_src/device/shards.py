@@ -149,6 +149,13 @@ def start_fetch(spec: TPUEstimatorSpec, devices: Sequence[jax.Device]) -> None:
                 leaf.copy_to_host_async()
 
 
+def fetch(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+    """The outputs of a dispatch on the host: `jax.device_get`, which would run the Python code of a spec twice."""
+    leaves, structure = jax.tree.flatten(spec)
+    host: TPUEstimatorSpec = jax.tree.unflatten(structure, jax.device_get(leaves))
+    return host
+
+
 def fetch_step(leaf: Array, *, index: int) -> np.ndarray:
     """One step of an output of a dispatch, fetched to the host, its shards concatenated."""
     return concatenate_shards(jax.device_get(leaf)[index])

@@ -76,11 +76,16 @@ class StackBuffers:
         ]
 
 
-def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """A copy that a CPU device reads in place."""
-    copy: np.ndarray = _aligned((1, *array.shape), array.dtype)[0]
-    copy[...] = array
-    return copy
+def aligned_copy(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
+    """A copy that a CPU device reads in place.
+
+    Args:
+      memory: an earlier copy, which nothing reads any more: it is overwritten if it has the same shape and dtype.
+    """
+    if memory is None or (memory.shape, memory.dtype) != (array.shape, array.dtype):
+        memory = _aligned((1, *array.shape), array.dtype)[0]
+    memory[...] = array
+    return memory
 
 
 def _flatten(batch: Batch) -> tuple[list[np.ndarray], jax.tree_util.PyTreeDef]:

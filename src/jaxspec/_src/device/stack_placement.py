@@ -4,6 +4,7 @@ The thread of the input calls these. None of it is a collective, so the order am
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -77,12 +78,20 @@ class ResidentArrays:
     Args:
       arrays: a tree of NumPy arrays `[examples, ...]`. They are copied.
       placement: of the stacks.
+      memory: the `memory` of earlier ones that nothing reads any more. It is used again if it fits.
     """
 
-    def __init__(self, arrays: PyTree, placement: StackPlacement) -> None:
+    def __init__(self, arrays: PyTree, placement: StackPlacement, memory: Sequence[np.ndarray] = ()) -> None:
         self._placement = placement
-        # A CPU device might read the arrays in place, and the user may write to them.
-        self._host = jax.tree.map(aligned_copy, arrays) if placement.devices[0].platform == "cpu" else arrays
+        leaves, structure = jax.tree.flatten(arrays)
+        self.memory: Sequence[np.ndarray] = ()
+        """The copies of a CPU device, which are in host memory."""
+        if placement.devices[0].platform == "cpu":
+            # The device reads them in place, and the user may write to the arrays.
+            self.memory = leaves = [
+                aligned_copy(*pair) for pair in itertools.zip_longest(leaves, memory[: len(leaves)])
+            ]
+        self._host = jax.tree.unflatten(structure, leaves)
 
     @jax.transfer_guard("allow")
     def stack(self, rows: np.ndarray, capacity: int) -> Batch:

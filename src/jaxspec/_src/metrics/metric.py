@@ -106,8 +106,8 @@ class Sums(Metric[Any]):
             raise self._refusal(other)
         # inf - inf is NaN, as it is in one batch, and no reason for a warning.
         with np.errstate(all="ignore"):
-            added = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
-        return type(self)(_frozen(added), self.name, self.finish, self.config)
+            added = [_read_only(a + b) for a, b in zip(self.sums, other.sums, strict=True)]
+        return type(self)(tuple(added), self.name, self.finish, self.config)
 
     def _can_merge(self, other: Self) -> bool:
         return (
@@ -206,8 +206,10 @@ def total_weight(values: np.ndarray, weights: np.ndarray | None) -> np.float64:
 
 def _frozen(sums: Iterable[ArrayLike | Tally]) -> tuple[Floats | Tally, ...]:
     # Always a copy: a float64 array of the caller must not become read-only, nor change the metric later.
-    copies = tuple(s if isinstance(s, Tally) else np.array(s, np.float64) for s in sums)
-    for copy in copies:
-        if isinstance(copy, np.ndarray):
-            copy.flags.writeable = False
-    return copies
+    return tuple(s if isinstance(s, Tally) else _read_only(np.array(s, np.float64)) for s in sums)
+
+
+def _read_only(sums: Floats | Tally) -> Floats | Tally:
+    if isinstance(sums, np.ndarray):
+        sums.flags.writeable = False
+    return sums

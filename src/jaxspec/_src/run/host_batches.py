@@ -14,7 +14,7 @@ from jaxspec._src.data.prefetch import Infeed
 from jaxspec._src.data.stacks import Slice
 from jaxspec._src.device.program import MAX_IN_FLIGHT
 from jaxspec._src.device.ragged_batches import Group
-from jaxspec._src.device.shards import join_groups, places_in_stack, specs_of_steps, start_fetch
+from jaxspec._src.device.shards import fetch, join_groups, places_in_stack, specs_of_steps, start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.evaluation_loss import EvaluationLoss
 from jaxspec._src.run.program_cache import ModePrograms
@@ -69,14 +69,14 @@ def run_batches(
     fetched: Iterator[HostBatch] = iter(())
 
     def fetch_slice(spec: TPUEstimatorSpec, item: Slice, began: float) -> Iterator[HostBatch]:
-        host = jax.device_get(spec)
+        host = fetch(spec)
         item.finish(spec)
         pace.done(item.count, began)
         rows = [infeed.rows_per_shard * num_shards]
         return (host_batch([one], rows) for one in specs_of_steps(host, item.count, infeed.rows_per_shard))
 
     def fetch_ragged(groups: list[Group]) -> Iterator[HostBatch]:
-        specs = [next(specs_of_steps(jax.device_get(one.spec), 1, one.rows // one.shards)) for one in groups]
+        specs = [next(specs_of_steps(fetch(one.spec), 1, one.rows // one.shards)) for one in groups]
         return iter([host_batch(specs, [one.rows for one in groups])])
 
     def dispatch() -> bool:

@@ -4,11 +4,11 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
-import jax
+import numpy as np
 
 from jaxspec._src.base.activities import doing
 from jaxspec._src.device.program import MAX_IN_FLIGHT
-from jaxspec._src.device.shards import start_fetch
+from jaxspec._src.device.shards import fetch, start_fetch
 from jaxspec._src.run.dispatch_length import DispatchLength
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_calls import HostCalls
@@ -96,13 +96,13 @@ class InFlight:
         first, count = dispatch.first_step, dispatch.count
         try:
             with doing("the devices"):
-                spec = jax.device_get(dispatch.spec)
+                spec = fetch(dispatch.spec)
         except Exception:
             self._live_state.discard()  # what went wrong on the device has gone into the state
             raise
-        dispatch.done(dispatch.spec)
+        dispatch.done(dispatch.spec.loss)
         self.pace.done(count, dispatch.began)
-        losses = self.losses.check(first, spec.loss[:count])
+        losses = self.losses.check(first, np.asarray(spec.loss)[:count])
         # Not earlier: an interrupt before this point must not let the losses go unseen.
         self._dispatches.popleft()
         self.host_calls.put(spec, first, losses, wait=wait)

@@ -126,7 +126,8 @@ def _train_on(
         exchange.gather("start", None)  # all come to what the devices do together, or none
         state = engine.initial_state.for_training(source, variables, trace)
         if source.live is None:
-            engine.live_state.put(state, source.step, None if source.path is None else infeed.position)
+            position = None if source.path is None else infeed.position
+            engine.live_state.put(state, source.step, lambda: position)
         else:
             engine.live_state.reinstate(source.live)
         source.close()
@@ -157,6 +158,8 @@ def _train_on(
             loops.train()
             jax.effects_barrier()  # callbacks of model_fn belong to their steps
             exchange.gather("end", None)
+            jax.block_until_ready(engine.live_state.state)
+            infeed.keep_memory()
         finally:
             # Where none could be written, the state in memory is all there is.
             has_checkpoint = bool(latest.checkpoint_steps(engine.model_dir))

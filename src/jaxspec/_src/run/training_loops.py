@@ -212,7 +212,7 @@ class TrainingLoops(RunningSession):
             self._in_flight.add(Dispatch(self._step, spec, item.count, began, item.finish))
             self._step_done(spec, functools.partial(fetch_step, index=item.count - 1))
             self._step += item.count
-            self._live_state.put(state, self._step, item.position)
+            self._live_state.put(state, self._step, item.position_at)
         except BaseException as error:
             del state
             self._live_state.give_back()

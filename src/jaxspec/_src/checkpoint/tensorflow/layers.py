@@ -15,13 +15,15 @@ Entries: TypeAlias = dict[str, Target]
 
 
 def dense(source: str, target: str, *, use_bias: bool = True) -> Entries:
-    """Dense to `nn.Dense`, and Conv1D, Conv2D, Conv3D to `nn.Conv`: names and layouts are the same."""
+    """Dense to `nn.Dense`, Conv1D, Conv2D, Conv3D to `nn.Conv`, and Conv2DTranspose to
+    `nn.ConvTranspose(transpose_kernel=True)`: names and layouts are the same."""
     return _named(source, target, {"kernel": "kernel"} | _bias(use_bias))
 
 
 def depthwise_conv(source: str, target: str, *, use_bias: bool = True) -> Entries:
-    """DepthwiseConv2D, `[height, width, in, multiplier]`, to `nn.Conv(in * multiplier, feature_group_count=in)`."""
-    kernel = {f"params/{target}/kernel": lambda array: array.reshape(*array.shape[:2], 1, -1)}
+    """DepthwiseConv2D, `[height, width, in, multiplier]`, to `nn.Conv(in * multiplier, feature_group_count=in)`, and
+    DepthwiseConv1D, which has no height."""
+    kernel = {f"params/{target}/kernel": lambda array: array.reshape(*array.shape[:-2], 1, -1)}
     return {f"{source}/depthwise_kernel": kernel, **_named(source, target, _bias(use_bias))}
 
 
