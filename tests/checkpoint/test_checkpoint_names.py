@@ -1,6 +1,7 @@
 """Leaves keep their names and values apart, whatever their keys are."""
 
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,14 @@ def test_variables_of_a_list_of_names_come_nested_in_one_pass(tmp_path, monkeypa
     for load_names in (load_variables, read_arrays):
         with pytest.raises(TypeError, match=r"expected a list of names, got the string 'params/a/c'. Write \["):
             load_names(path, "params/a/c")
+
+
+def test_a_checkpoint_of_tensorflow_in_place_of_ours_is_an_error_that_says_how_to_read_it(tmp_path):
+    stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "continued" / "adam" / "model.ckpt-20"
+    with pytest.raises(
+        ValueError, match=r"It is a checkpoint of TensorFlow: .*checkpoint\.tf.* warm_start_from='.*-20'"
+    ):
+        load_variables(str(stored))
 
 
 def test_a_model_dir_in_place_of_a_checkpoint_is_an_error_that_names_the_latest(tmp_path):

@@ -206,6 +206,14 @@ def test_the_end_of_keras_names_is_left_out(tmp_path):
     np.testing.assert_array_equal(it.train(input_fn, steps=1).get_variable_value("params/b"), weights)
 
 
+def test_a_relative_path_is_resolved_by_the_constructor(tmp_path, pretrained, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(pretrained.model_dir).parent)
+    it = estimator(tmp_path, pathlib.Path(pretrained.model_dir).name)
+    monkeypatch.chdir("/")
+    it.train(input_fn, steps=1)
+    assert it.warm_start_report.path == pretrained.latest_checkpoint()
+
+
 # Which variables take them.
 
 

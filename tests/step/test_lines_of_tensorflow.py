@@ -65,6 +65,12 @@ def test_a_piecewise_constant_rate_changes_after_the_boundary():
     np.testing.assert_allclose([schedule(step) for step in (0, 1000, 1001)], [0.1, 0.1, 0.01], rtol=1e-6)
 
 
+def test_the_l2_loss_of_all_parameters_but_those_of_batch_norm():
+    params = {"BatchNorm_0": {"scale": jnp.ones(3)}, "Dense_0": {"kernel": jnp.array([1.0, 2.0]), "bias": jnp.ones(1)}}
+    loss = sum(jnp.sum(v**2) / 2 for name, v in js.named_leaves(params).items() if "BatchNorm" not in name)
+    assert loss == (1 + 4 + 1) / 2
+
+
 def test_averages_of_parameters_and_statistics_follow_both_and_are_what_other_modes_use(tmp_path):
     averages = js.ExponentialMovingAverage(0.99, of=("params", "batch_stats"))
     init_fn = averages.init(lambda: {"params": {"w": jnp.float32(1)}, "batch_stats": {"mean": jnp.float32(0)}})

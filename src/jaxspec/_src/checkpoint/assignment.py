@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias
 
 import jax
@@ -19,7 +19,7 @@ Target: TypeAlias = str | Mapping[str, Converter]
 """A variable, a scope that ends with a slash, or several variables with what converts the array for each."""
 
 _logger = logging.getLogger("jaxspec")
-_MOST_NAMES = 8
+MOST_NAMES = 8
 """As many a message lists."""
 
 
@@ -74,10 +74,10 @@ def assigned(
     sources = sources_of(assignment_map, leaves)
     missing = {name: source for name, (source, _) in sources.items() if source not in names}
     if missing:
-        listed = _listed([f"{source!r} (for {name})" for name, source in missing.items()])
+        absent = listed([f"{source!r} (for {name})" for name, source in missing.items()])
         similar = _similar(next(iter(missing.values())), names)
         raise ValueError(
-            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}."
+            f"init_from_checkpoint: not found in the checkpoint {path}: {absent}. Similar names there: {similar}."
         )
     stored = read({source for source, _ in sources.values()})
     values = {}
@@ -90,7 +90,7 @@ def assigned(
         "%d variables take their values from %s. Those of init_fn stay in %s.",
         len(values),
         path,
-        _listed(fresh) or "none",
+        listed(fresh) or "none",
     )
     new = [values.get(name, leaf) for name, leaf in leaves.items()]
     replaced: Variables = jax.tree.unflatten(jax.tree.structure(variables), new)
@@ -108,7 +108,7 @@ def sources_of(
         if unknown is not None:
             raise ValueError(
                 f"init_from_checkpoint: the assignment map has {source!r}: {unknown!r}, and there is no variable "
-                f"{unknown!r}. Similar names: {_similar(unknown, variables)}. All names: {_listed(list(variables))}."
+                f"{unknown!r}. Similar names: {_similar(unknown, variables)}. All names: {listed(variables)}."
             )
         for name, found in pairs.items():
             if name in sources:
@@ -127,7 +127,13 @@ def _pairs(source: str, target: Target, variables: Collection[str]) -> Mapping[s
     if not target.endswith("/"):
         return {target: (source, None)}
     prefix, scope = source.removeprefix("/"), target.removeprefix("/")  # "/" alone is everything
-    return {name: (prefix + name.removeprefix(scope), None) for name in variables if name.startswith(scope)}
+    below = {name: (prefix + name.removeprefix(scope), None) for name in variables if name.startswith(scope)}
+    return below or {
+        name: (f"{collection}/{prefix}{rest.removeprefix(scope)}", None)
+        for name in variables
+        for collection, _, rest in [name.partition("/")]
+        if rest.startswith(scope)
+    }
 
 
 def _converted(array: np.ndarray, convert: Converter, leaf: Array, what: str) -> np.ndarray:
@@ -177,9 +183,11 @@ def fitted(value: np.ndarray, leaf: Array, what: str) -> Array:
 
 
 def _similar(name: str, names: Collection[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=_MOST_NAMES, cutoff=0.5)
+    return difflib.get_close_matches(name, names, n=MOST_NAMES, cutoff=0.5)
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """The names for a message: the first ones, and how many there are more."""
+    names = list(names)
+    more = len(names) - MOST_NAMES
+    return separator.join(names[:MOST_NAMES]) + (f"{separator}and {more} more" if more > 0 else "")

@@ -31,7 +31,9 @@ def array_names(path: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read_array(path: str, name: str) -> np.ndarray:
-    """One array of a checkpoint, on the host. No other array is read.
+    """One array of a checkpoint, on the host. No other array is kept in memory.
+
+    The first call of a process reads all files of the checkpoint, to compare their checksums.
 
     Args:
       path: of the checkpoint's directory.

@@ -3,22 +3,21 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.activities import doing
 from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import DType, Variables
-from jaxspec._src.checkpoint.assignment import fitted
+from jaxspec._src.checkpoint.assignment import MOST_NAMES, fitted, listed
 from jaxspec._src.checkpoint.parts import key_data
 from jaxspec._src.checkpoint.weights import Weights, open_weights
 from jaxspec._src.run.warm_start_settings import WarmStartReport, WarmStartSettings
 
 _logger = logging.getLogger("jaxspec")
-_MOST_NAMES = 8
-"""As many a message lists."""
 
 
 class WarmStart:
@@ -26,6 +25,7 @@ class WarmStart:
 
     def __init__(self, settings: WarmStartSettings) -> None:
         self._settings = settings
+        self._path = absolute_path(settings.ckpt_to_initialize_from)
         self.report: WarmStartReport | None = None
         """Of the last warm start, whether it succeeded or not."""
 
@@ -37,16 +37,16 @@ class WarmStart:
             stored value; if a pattern matches nothing, or the settings name what does not exist.
         """
         with doing("the weights to start from"):
-            weights = open_weights(self._settings.ckpt_to_initialize_from)
+            weights = open_weights(self._path)
             leaves = named_leaves(variables)
             self.report = report = _report(weights, named_leaves(key_data(variables)), _asked(self._settings, leaves))
             _raise_problems(report)
-            _log(self._settings, report)
             stored = weights.read(list(report.matched.values()))
             values = {
                 name: fitted(stored[prev], leaves[name], f"warm start: {name} from {prev!r} of {weights.path}")
                 for name, prev in report.matched.items()
             }
+        _log(self._settings, report)
         new = [jnp.asarray(values[name]) if name in values else leaf for name, leaf in leaves.items()]
         started: Variables = jax.tree.unflatten(jax.tree.structure(variables), new)
         return started
@@ -77,7 +77,7 @@ def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array]) -> dict
     for pattern, names in selected.items():
         if not names:
             raise ValueError(
-                f"vars_to_warm_start={pattern!r} matches none of the variables: {_listed(among)}. It is a regular "
+                f"vars_to_warm_start={pattern!r} matches none of the variables: {listed(among)}. It is a regular "
                 f"expression that the beginning of a name must match.{advice}"
             )
     asked = {name: renames.get(name, name) for name in among if name in set().union(*selected.values())}
@@ -86,7 +86,7 @@ def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array]) -> dict
         raise ValueError(
             f"You provided the following variables in var_name_to_prev_var_name that were not used: {unused}. Perhaps "
             "you misspelled them, or vars_to_warm_start does not select them. Here is the list of viable variable "
-            f"names: {_listed(asked) or 'none'}"
+            f"names: {listed(asked) or 'none'}"
         )
     by_source: dict[str, str] = {}
     for name, prev in asked.items():
@@ -152,11 +152,11 @@ def _raise_problems(report: WarmStartReport) -> None:
     if not problems:
         return
     names = [*report.differing, *report.missing]
-    left_out = "|".join(f"{re.escape(name)}$" for name in names[:_MOST_NAMES])
+    left_out = "|".join(f"{re.escape(name)}$" for name in names[:MOST_NAMES])
     raise ValueError(
-        f"warm start from {report.path}: {_listed(problems, '; ')}. Nothing was taken. For a variable that has another "
+        f"warm start from {report.path}: {listed(problems, '; ')}. Nothing was taken. For a variable that has another "
         f"name there, write WarmStartSettings(path, var_name_to_prev_var_name={{{names[0]!r}: NAME}}); the checkpoint "
-        f"also has {_listed(report.unused) or 'nothing else'}. To keep what init_fn makes, leave variables out: "
+        f"also has {listed(report.unused) or 'nothing else'}. To keep what init_fn makes, leave variables out: "
         f"vars_to_warm_start='(?!{left_out})'."
     )
 
@@ -170,8 +170,8 @@ def _log(settings: WarmStartSettings, report: WarmStartReport) -> None:
         len(report.matched),
         "".join(f"; {name}: {dtypes}" for name, dtypes in report.converted.items()),
         len(report.fresh),
-        _listed(report.fresh) or "none",
-        _listed(report.unused) or "none",
+        listed(report.fresh) or "none",
+        listed(report.unused) or "none",
     )
     if not report.matched:
         _logger.warning("vars_to_warm_start=%r selects nothing: the warm start left %s unused.", patterns, report.path)
@@ -180,11 +180,5 @@ def _log(settings: WarmStartSettings, report: WarmStartReport) -> None:
         _logger.warning(
             "The warm start leaves %s as init_fn made them: as in TensorFlow, vars_to_warm_start=%r selects among what "
             "is trained, the collection params. To take other collections, too, write it as a list: [%r].",
-            *(_listed(surprising), patterns, patterns),
+            *(listed(surprising), patterns, patterns),
         )
-
-
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    more = len(names) - _MOST_NAMES
-    return separator.join(names[:_MOST_NAMES]) + (f"{separator}and {more} more" if more > 0 else "")
