@@ -14,7 +14,7 @@ from jaxspec._src.base.types import PyTree, Variables
 from jaxspec._src.checkpoint.parts import key_data
 
 if TYPE_CHECKING:
-    from jaxspec._src.checkpoint.assignment import Target
+    from jaxspec._src.checkpoint.assignment_map import Target
 
 
 _EXAMPLE = (
