@@ -13,10 +13,10 @@ from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
+from jaxspec._src.checkpoint.assignment_map import Converter, Target, sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
 from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
-from jaxspec._src.checkpoint.tensorflow.slots import MEAN, MOMENTUM, OPTIMIZERS, slots_of
+from jaxspec._src.checkpoint.tensorflow.slots import MEAN, MOMENTUM, slots_of
 from jaxspec._src.optim.ftrl import FtrlState
 from jaxspec._src.step.state import TrainState
 
@@ -68,12 +68,6 @@ def from_tensorflow(
     """
     if not isinstance(state, TrainState):
         raise TypeError(f"from_tensorflow: state must be what create_train_state returns, got {type(state).__name__}.")
-    unknown = {usual for usual in (optimizer_names or {}).values() if usual not in OPTIMIZERS}
-    if unknown:
-        raise ValueError(
-            f"from_tensorflow: optimizer_names leads to {sorted(unknown)}, expected names from {OPTIMIZERS}: write "
-            "{'MyAdam': 'Adam'}."
-        )
     reader = load_checkpoint(path)
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
     sources = sources_of(assignment_map, named_leaves(state.variables))

@@ -13,7 +13,7 @@ from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, rea
 from jaxspec._src.base.types import PyTree, Variables
 
 if TYPE_CHECKING:
-    from jaxspec._src.checkpoint.assignment import Target
+    from jaxspec._src.checkpoint.assignment_map import Target
 
 
 _EXAMPLE = (

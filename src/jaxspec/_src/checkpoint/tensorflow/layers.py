@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxspec._src.checkpoint.assignment import Converter, Target
+from jaxspec._src.checkpoint.assignment_map import Converter, Target
 
 Entries: TypeAlias = dict[str, Target]
 
