@@ -41,11 +41,11 @@ def check_assignment_map(assignment_map: Mapping[str, Target]) -> None:
                     f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. A scope, with a slash at "
                     f"its end, goes to a scope, and a name to a name. {instead}"
                 )
-        elif not (isinstance(source, str) and _are_converters(target)):
+        elif not (isinstance(source, str) and are_converters(target)):
             raise TypeError(f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. {instead}")
 
 
-def _are_converters(target: object) -> bool:
+def are_converters(target: object) -> bool:
     """Whether an entry of a map has converters by name, one or more."""
     if not isinstance(target, Mapping) or not target:
         return False
