@@ -86,6 +86,7 @@ def test_a_function_renames(tmp_path):
         ),
         ({"a": np.ones(1)}, lambda name: None, "rename has None for a. Write {'params/Dense_0/kernel': 'fc.weight'}"),
         ({"a": np.ones(1)}, {"a": {"b": 3}}, "rename has {'b': 3} for a. Write {'params/Dense_0/kernel': "),
+        ({"a": np.ones(1)}, {"a": {}}, "rename has {} for a. Write {'params/Dense_0/kernel': "),
         ({"a": np.ones(1)}, 3, "rename must be a function of a name or a dict, got 3. Write {'params/Dense_0/kernel'"),
     ],
 )

@@ -211,6 +211,21 @@ def test_fetches_beside_a_host_call_are_copied_to_the_host_only_for_a_hook(tmp_p
     assert asking.values[0].shape == (4, 77)
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_numbers_are_fetched_without_jit_too(tmp_path, verb):
+    def model_fn(variables, features, mode):
+        loss = (features @ variables["params"]["w"]).mean()
+        host_call = js.fetches((lambda factor: None, [2.0]), rate=0.5)
+        return js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)), host_call=host_call)
+
+    init_fn = lambda: {"params": {"w": jnp.ones(4)}}  # noqa: E731
+    made = js.TPUEstimator(model_fn, init_fn, model_dir=tmp_path, use_tpu=False)
+    with jax.disable_jit():
+        getattr(made, verb)(lambda: [X], hooks=[asking := Asking("rate")])
+    assert asking.values == [np.float32(0.5)]
+    assert asking.values[0].dtype == np.float32
+
+
 def test_fetches_by_hand():
     calls = []
     pair = js.fetches((calls.append, [np.ones(2)]), x=np.zeros(2))

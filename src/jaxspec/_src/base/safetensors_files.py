@@ -98,7 +98,7 @@ def array_shapes(path: str) -> dict[str, jax.ShapeDtypeStruct]:
 def _opened(path: str) -> Iterator["safe_open"]:
     from safetensors import SafetensorError, safe_open
 
-    if is_directory(path):
+    if not in_bucket(path) and is_directory(path):
         raise IsADirectoryError(f"{path} is a directory; expected the path of a file of safetensors.")
     with _on_disk(path) as local:
         try:

@@ -2,19 +2,15 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxspec._src.base.arrays import key_data, named_leaves, put
 from jaxspec._src.base.files import write_file
+from jaxspec._src.base.name_maps import Target, are_converters
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, read_arrays
 from jaxspec._src.base.types import PyTree, Variables
-
-if TYPE_CHECKING:
-    from jaxspec._src.checkpoint.assignment_map import Target
-
 
 _EXAMPLE = (
     "Write {'params/Dense_0/kernel': 'fc.weight'}, or with a converter {'params/Dense_0/kernel': {'fc.weight': "
@@ -25,7 +21,7 @@ _EXAMPLE = (
 def save_safetensors(
     path: str | os.PathLike[str],
     variables: Variables,
-    rename: "Mapping[str, Target] | Callable[[str], str] | None" = None,
+    rename: Mapping[str, Target] | Callable[[str], str] | None = None,
 ) -> None:
     """Writes variables to a file, which any program that has the library safetensors can read.
 
@@ -75,7 +71,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, PyTree]:
 
 
 def _renamed(
-    named: Mapping[str, np.ndarray], rename: "Mapping[str, Target] | Callable[[str], str] | None"
+    named: Mapping[str, np.ndarray], rename: Mapping[str, Target] | Callable[[str], str] | None
 ) -> dict[str, np.ndarray]:
     if not callable(rename) and not isinstance(rename, Mapping | None):
         raise TypeError(f"save_safetensors: rename must be a function of a name or a dict, got {rename!r}. {_EXAMPLE}")
@@ -86,7 +82,7 @@ def _renamed(
     out: dict[str, np.ndarray] = {}
     for name, array in named.items():
         target = targets.get(name, name)
-        if not isinstance(target, str) and not (isinstance(target, Mapping) and all(map(callable, target.values()))):
+        if not isinstance(target, str) and not are_converters(target):
             raise TypeError(f"save_safetensors: rename has {target!r} for {name}. {_EXAMPLE}")
         if isinstance(target, str):
             new = {target: array}

@@ -63,7 +63,8 @@ class InFlight:
         """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
         is_due = self.host_calls.due_steps(dispatch.first_step, dispatch.count)
         host_call = without_fetches(dispatch.spec.host_call) if is_due else None
-        dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=host_call))
+        if host_call is not dispatch.spec.host_call:
+            dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=host_call))
         start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 
