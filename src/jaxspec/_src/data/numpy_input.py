@@ -170,9 +170,9 @@ class NumpyBatches(Iterator[PyTree]):
         """Goes back by one full batch."""
         self._next_row -= self._global_size
 
-    def state_before(self, batches: int) -> dict[str, int | None]:
-        """The position, as `get_state` gives it, so many batches ago."""
-        return {**self.get_state(), "rows": self._next_row - batches * self._global_size}
+    def rows_given(self, batches: int) -> range:
+        """How many rows all processes have given after each of the last `batches` batches, which were full."""
+        return range(self._next_row - (batches - 1) * self._global_size, self._next_row + 1, self._global_size)
 
     def __next__(self) -> PyTree:
         end = self._next_row + self._global_size

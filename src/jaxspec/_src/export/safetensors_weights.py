@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxspec._src.base.arrays import named_leaves, put
+from jaxspec._src.base.arrays import key_data, named_leaves, put
 from jaxspec._src.base.files import write_file
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, read_arrays
 from jaxspec._src.base.types import PyTree, Variables
-from jaxspec._src.checkpoint.parts import key_data
 
 if TYPE_CHECKING:
     from jaxspec._src.checkpoint.assignment_map import Target
