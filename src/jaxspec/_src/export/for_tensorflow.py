@@ -4,7 +4,7 @@ import os
 
 from jaxspec._src.base.paths import absolute_path, join
 from jaxspec._src.base.safetensors_files import read_arrays
-from jaxspec._src.export.loaded import read_program
+from jaxspec._src.export.loading import read_program
 from jaxspec._src.export.signature_file import WEIGHTS_FILE, SignatureEntry, read_signature_file
 
 
