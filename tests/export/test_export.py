@@ -246,6 +246,30 @@ def test_the_axis_of_shards_is_bound(tmp_path):
             np.testing.assert_allclose(got[name], want[name], atol=1e-6)
 
 
+def test_dropout_and_batch_norm_of_four_shards(tmp_path):
+    class Regular(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train, axis_name=js.SHARD_AXIS)(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    def model(variables, features, mode, rng):
+        if mode == js.ModeKeys.PREDICT:
+            return js.TPUEstimatorSpec(mode, predictions={"logits": Regular().apply(variables, features["x"])})
+        given = {"train": True, "rngs": {"dropout": rng}, "mutable": ["batch_stats"]}
+        logits, updates = Regular().apply(variables, features["x"], **given)
+        return js.TPUEstimatorSpec(mode, loss=logits.mean(), train_op=js.minimize(optax.sgd(0.1), updates=updates))
+
+    init = lambda rng, features: Regular().init(rng, features["x"])  # noqa: E731
+    estimator = trained(tmp_path / "model", model, init, input_fn=lambda: {"x": ROWS[:8]}, shards=4)
+    path = estimator.export_saved_model(tmp_path / "x", receiver_fn())
+    want = predicted(estimator, {"x": ROWS[:8]})
+    for devices in (1, 4):
+        loaded = load(path, devices=jax.devices()[:devices])
+        assert loaded.signatures["serving_default"].rowwise
+        np.testing.assert_allclose(loaded(x=ROWS[:8])["logits"], want["logits"], rtol=1e-5, atol=1e-6)
+
+
 NOT_ROWWISE = {
     "other rows": lambda x, rng: x - x.mean(0),
     "other rows, a little": lambda x, rng: x + 0.01 * x[0],
