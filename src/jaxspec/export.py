@@ -7,7 +7,7 @@ from jaxspec._src.export.batcher import Batcher as Batcher
 from jaxspec._src.export.for_tensorflow import write_tensorflow_saved_model as write_tensorflow_saved_model
 from jaxspec._src.export.loaded import LoadedExport as LoadedExport
 from jaxspec._src.export.loaded import LoadedSignature as LoadedSignature
-from jaxspec._src.export.loaded import load as load
+from jaxspec._src.export.loading import load as load
 from jaxspec._src.export.receiver import ServingInputReceiver as ServingInputReceiver
 from jaxspec._src.export.receiver import build_raw_serving_input_receiver_fn as build_raw_serving_input_receiver_fn
 from jaxspec._src.export.safetensors_weights import load_safetensors as load_safetensors

@@ -55,6 +55,9 @@ def test_digits_exports_what_the_readme_loads(tmp_path, capsys, few_rows):
     estimator = js.TPUEstimator(digits.model_fn, digits.INIT_FN, **sizes)
     want = [example["class"] for example in estimator.predict(js.inputs.numpy_input_fn(images))]
     np.testing.assert_array_equal(got, want)
+    for devices in (1, 4):
+        loaded = js.export.load(path, devices=jax.devices()[:devices])
+        np.testing.assert_array_equal(loaded(image=images)["class"], want)
 
 
 @pytest.mark.slow(reason="the example compiles a network for images, and trains it")

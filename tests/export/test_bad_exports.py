@@ -153,6 +153,21 @@ def test_random_keys_are_not_returned(tmp_path):
         trained(tmp_path / "model", outputs=outputs).export_saved_model(tmp_path / "x", receiver_fn())
 
 
+@pytest.mark.parametrize(
+    "double",
+    [
+        lambda x: (jax.debug.print("{}", x), 2 * x)[1],
+        lambda x: jax.lax.cond(x.sum() > 0, lambda x: (jax.debug.callback(print, x), x)[1], lambda x: x, x),
+        lambda x: jax.pure_callback(lambda x: 2 * x, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
+    ],
+    ids=["print", "within a function", "pure_callback"],
+)
+def test_functions_of_python(tmp_path, double):
+    outputs = lambda logits, features: {"a": PredictOutput(double(logits))}  # noqa: E731
+    with pytest.raises(ValueError, match=r"calls a Python function in PREDICT \(.*\), which an export .*Leave out"):
+        trained(tmp_path / "model", outputs=outputs).export_saved_model(tmp_path / "x", receiver_fn())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32", "complex64"])
 def test_a_program_that_differs_from_predict(tmp_path, dtype):
     calls = itertools.count()

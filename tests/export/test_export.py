@@ -246,6 +246,30 @@ def test_the_axis_of_shards_is_bound(tmp_path):
             np.testing.assert_allclose(got[name], want[name], atol=1e-6)
 
 
+def test_dropout_and_batch_norm_of_four_shards(tmp_path):
+    class Regular(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train, axis_name=js.SHARD_AXIS)(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    def model(variables, features, mode, rng):
+        if mode == js.ModeKeys.PREDICT:
+            return js.TPUEstimatorSpec(mode, predictions={"logits": Regular().apply(variables, features["x"])})
+        given = {"train": True, "rngs": {"dropout": rng}, "mutable": ["batch_stats"]}
+        logits, updates = Regular().apply(variables, features["x"], **given)
+        return js.TPUEstimatorSpec(mode, loss=logits.mean(), train_op=js.minimize(optax.sgd(0.1), updates=updates))
+
+    init = lambda rng, features: Regular().init(rng, features["x"])  # noqa: E731
+    estimator = trained(tmp_path / "model", model, init, input_fn=lambda: {"x": ROWS[:8]}, shards=4)
+    path = estimator.export_saved_model(tmp_path / "x", receiver_fn())
+    want = predicted(estimator, {"x": ROWS[:8]})
+    for devices in (1, 4):
+        loaded = load(path, devices=jax.devices()[:devices])
+        assert loaded.signatures["serving_default"].rowwise
+        np.testing.assert_allclose(loaded(x=ROWS[:8])["logits"], want["logits"], rtol=1e-5, atol=1e-6)
+
+
 NOT_ROWWISE = {
     "other rows": lambda x, rng: x - x.mean(0),
     "other rows, a little": lambda x, rng: x + 0.01 * x[0],
@@ -276,7 +300,9 @@ def test_a_batch_whose_rows_are_not_alone_is_computed_as_a_whole(tmp_path, caplo
         "serving_default": False,
     }
     (warning,) = [record.getMessage() for record in caplog.records if "more than that row" in record.getMessage()]
-    assert warning.startswith("What signature 'serving_default' returns for a row depends on more than that row: ")
+    assert warning.startswith(
+        "What the signatures ['serving_default'] return for a row depends on more than that row: "
+    )
 
 
 def test_a_recurrent_network_over_time(tmp_path):
@@ -427,6 +453,23 @@ def test_fixed_batch_sizes(tmp_path, sizes):
     assert len(loaded(x=ROWS[:8])["first"].devices()) == (4 if 2 in sizes else 1)  # two rows for each of four devices
     with pytest.raises(ValueError, match=r"exported for batches of \[.*\] rows alone, got 3. Pad the batch"):
         loaded(x=ROWS[:3])
+
+
+def test_a_first_dimension_that_is_the_batch_size_by_chance(tmp_path):
+    def named(logits, features):
+        return {"a": PredictOutput({"logits": logits, "names": jnp.arange(8)})}
+
+    any_size = trained(tmp_path / "any", outputs=named)
+    one_size = trained(tmp_path / "one", outputs=lambda logits, _: {"a": PredictOutput(logits.reshape(8, 3))})
+    loaded = load(any_size.export_saved_model(tmp_path / "x", receiver_fn(), batch_sizes=[8]))
+    assert {name: form["shape"] for name, form in loaded.signatures["a"].outputs.items()} == {
+        "names": [8],
+        "logits": ["batch", 3],
+    }
+    with pytest.raises(ValueError, match=r"for batches of \[8\] rows alone, got 32"):
+        loaded(x=np.resize(ROWS, (32, 4)))
+    loaded = load(one_size.export_saved_model(tmp_path / "x", receiver_fn(), batch_sizes=[8]))
+    assert loaded.signatures["a"].outputs["output"]["shape"] == ["batch", 3]
 
 
 @pytest.mark.parametrize(

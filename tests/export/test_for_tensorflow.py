@@ -47,3 +47,10 @@ def test_several_batch_sizes_are_refused(tmp_path):
     path = trained(tmp_path / "model").export_saved_model(tmp_path / "x", receiver_fn(), batch_sizes=[1, 8])
     with pytest.raises(ValueError, match=r"'serving_default' of .* has a program for each of the batch sizes \[1, 8\]"):
         js.export.write_tensorflow_saved_model(path, tmp_path / "saved")
+
+
+def test_names_that_tensorflow_cannot_give_are_refused(tmp_path):
+    receiver = receiver_fn(lambda tensors: {"x": tensors["x-1"]}, **{"x-1": shape(4)})
+    path = trained(tmp_path / "model").export_saved_model(tmp_path / "x", receiver)
+    with pytest.raises(ValueError, match=r"takes \['x-1'\], and arguments of TensorFlow have names of letters, digits"):
+        js.export.write_tensorflow_saved_model(path, tmp_path / "saved")

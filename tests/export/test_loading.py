@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from exports import ROWS, predicted, receiver_fn, shape
+from exports import ROWS, predicted, receiver_fn, shape, trained
 
 import jaxspec as js
 from jaxspec._src.base import buckets
@@ -122,6 +122,14 @@ def test_numbers_are_converted_within_their_kind(estimator, tmp_path):
 def test_wrong_devices(exported, devices):
     with pytest.raises(ValueError, match=r"devices must be devices of JAX, each of them once, got .*\[:1\]"):
         js.export.load(exported, devices=devices)
+
+
+def test_64_bits(tmp_path):
+    with jax.enable_x64(True):
+        path = trained(tmp_path / "model").export_saved_model(tmp_path / "x", receiver_fn(x=shape(4, dtype="float64")))
+        assert js.export.load(path)(x=ROWS.astype(np.float64))["probabilities"].dtype == np.float64
+    with pytest.raises(ValueError, match="made with jax_enable_x64, and takes or holds float64; here it is off. Write"):
+        js.export.load(path)
 
 
 def test_calls_from_many_threads(estimator, exported):

@@ -1,6 +1,6 @@
 """A model as functions of arrays by name: what an export computes, before it is traced."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -66,6 +66,19 @@ class ExportedModel:
             return step(TrainState(jnp.int32(self.step), variables, opt_state, rng), self._receiver.features_of(inputs))
 
         return run
+
+    def signature_function(self, name: str) -> Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]:
+        """What one signature computes of `(weights, inputs)`."""
+        run = self.function()
+
+        def one(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return run(weights, inputs)[name]
+
+        return one
+
+    def weight_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of the weights."""
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.weights.items()}
 
     def _taken_apart(self, leaves: list[Array]) -> tuple[Variables, PyTree]:
         """(variables, optimizer state) of arrays in the order of `weights`."""

@@ -4,7 +4,7 @@ import os
 
 from jaxspec._src.base.paths import absolute_path, join
 from jaxspec._src.base.safetensors_files import read_arrays
-from jaxspec._src.export.loaded import read_program
+from jaxspec._src.export.loading import read_program
 from jaxspec._src.export.signature_file import WEIGHTS_FILE, SignatureEntry, read_signature_file
 
 
@@ -20,7 +20,8 @@ def write_tensorflow_saved_model(path: str | os.PathLike[str], directory: str | 
 
     Raises:
       ImportError: without TensorFlow.
-      ValueError: if a signature has programs for several batch sizes; otherwise as `load`.
+      ValueError: if a signature has programs for several batch sizes, or inputs with names that TensorFlow cannot give
+        to arguments; otherwise as `load`.
     """
     try:
         import tensorflow as tf
@@ -36,6 +37,12 @@ def write_tensorflow_saved_model(path: str | os.PathLike[str], directory: str | 
             raise ValueError(
                 f"signature {name!r} of {source} has a program for each of the batch sizes {sizes}, and a SavedModel "
                 "one for each signature. Export it for all sizes, or for one: batch_sizes=[8]."
+            )
+        odd = [key for key in entry["inputs"] if not (key.isidentifier() and key.isascii())]
+        if odd:
+            raise ValueError(
+                f"signature {name!r} of {source} takes {odd}, and arguments of TensorFlow have names of letters, "
+                "digits and underscores. Give them such names in receiver_tensors."
             )
     from jax.experimental import jax2tf
 

@@ -1,7 +1,5 @@
 """Running an export: without the code of the model, and with no other package than JAX."""
 
-import functools
-import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -10,26 +8,20 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxspec._src.base.files import read_file
-from jaxspec._src.base.paths import absolute_path, join
-from jaxspec._src.base.safetensors_files import read_arrays
 from jaxspec._src.base.types import Array
 from jaxspec._src.export.arguments import checked_arguments, describe_forms
-from jaxspec._src.export.platforms import platform_of
 from jaxspec._src.export.signature_file import (
     BATCH,
-    WEIGHTS_FILE,
     ArrayForm,
     SignatureEntry,
     SignatureFile,
-    read_signature_file,
 )
 from jaxspec._src.spec.export_outputs import DEFAULT_SERVING_SIGNATURE
 
 _Program: TypeAlias = Callable[[Mapping[str, jax.Array], Mapping[str, Array]], dict[str, jax.Array]]
 
 
-class _Weights:
+class Weights:
     """The weights of an export on all of its devices, and the copy on the first one alone."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> None:
@@ -61,7 +53,7 @@ class LoadedSignature:
     """
 
     def __init__(
-        self, name: str, entry: SignatureEntry, exported: Mapping[int | None, jax.export.Exported], weights: _Weights
+        self, name: str, entry: SignatureEntry, exported: Mapping[int | None, jax.export.Exported], weights: Weights
     ) -> None:
         self.name = name
         self.inputs: Mapping[str, ArrayForm] = types.MappingProxyType(entry["inputs"])
@@ -133,42 +125,6 @@ class LoadedExport:
         return f"LoadedExport({', '.join(map(repr, self.signatures.values()))})"
 
 
-def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | jax.Device | None = None) -> LoadedExport:
-    """Loads an export. The code of the model is not needed, nor are Flax and Optax.
-
-    Args:
-      path: what `export_saved_model` returned; local or in a bucket.
-      devices: those that calls run on, or one; None: all of this process.
-
-    Raises:
-      FileNotFoundError: if there is no export at the path.
-      ValueError: if it is damaged; if it was made by a version of JAX, or for a platform, that does not fit.
-    """
-    directory = absolute_path(path)
-    content = read_signature_file(directory)
-    chosen = tuple(jax.local_devices()) if devices is None else _checked_devices(devices)
-    _check_platform(directory, content, chosen)
-    read = functools.cache(lambda file: read_program(directory, file, content))
-    programs = {
-        name: {program["rows"]: read(program["file"]) for program in entry["programs"]}
-        for name, entry in content["signatures"].items()
-    }
-    weights = _Weights(read_arrays(join(directory, WEIGHTS_FILE)), chosen)
-    return LoadedExport(
-        content,
-        {name: LoadedSignature(name, entry, programs[name], weights) for name, entry in content["signatures"].items()},
-    )
-
-
-def _checked_devices(devices: Sequence[jax.Device] | jax.Device) -> tuple[jax.Device, ...]:
-    given = (devices,) if isinstance(devices, jax.Device) else tuple(devices)
-    if not given or not all(isinstance(one, jax.Device) for one in given) or len({*given}) < len(given):
-        raise ValueError(
-            f"devices must be devices of JAX, each of them once, got {devices!r}. Write jax.devices()[:1]."
-        )
-    return given
-
-
 def _placed(arrays: Mapping[str, Array], place: jax.Device | jax.sharding.Sharding) -> dict[str, Array]:
     """The arrays at their place. Those of NumPy may stay where they are: a program itself moves them, and faster."""
     alone = jax.process_count() == 1  # otherwise a program does not
@@ -177,35 +133,3 @@ def _placed(arrays: Mapping[str, Array], place: jax.Device | jax.sharding.Shardi
 
 def _for_rows(programs: Mapping[int | None, _Program], rows: int) -> _Program | None:
     return programs.get(rows) or programs.get(None)
-
-
-def _check_platform(directory: str, content: SignatureFile, devices: Sequence[jax.Device]) -> None:
-    platform = platform_of(devices[0])
-    if platform not in content["platforms"]:
-        raise ValueError(
-            f"the export {directory} is for {content['platforms']}, and here is {platform!r}. Export it with "
-            f"platforms=(..., {platform!r}), or pass devices= of another platform."
-        )
-
-
-def read_program(directory: str, file: str, content: SignatureFile) -> jax.export.Exported:
-    """One program of an export; a ValueError if this version of JAX cannot read it."""
-    versions = (
-        jax.export.minimum_supported_calling_convention_version,
-        jax.export.maximum_supported_calling_convention_version,
-    )
-    written = content["calling_convention"]
-    made_by = content["written_by"].get("jax", "unknown")
-    error: Exception | None = None
-    if versions[0] <= written <= versions[1]:
-        try:
-            return jax.export.deserialize(bytearray(read_file(join(directory, file))))
-        except Exception as caught:
-            error = caught
-    raise ValueError(
-        f"this JAX ({jax.__version__}) cannot read the program {file} of the export {directory}, which JAX {made_by} "
-        f"wrote with version {written} of jax.export's calling convention; here versions {versions[0]} to "
-        f"{versions[1]} are supported. JAX reads exports that are up to six months old, and three weeks newer than "
-        f"itself. Export the checkpoint again with this JAX, or install jax=={made_by}."
-        + (f" ({type(error).__name__}: {error})" if error else "")
-    ) from error

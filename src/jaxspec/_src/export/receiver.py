@@ -41,8 +41,8 @@ class ServingInputReceiver:
                 f"receiver_tensors must be defined, got {self.receiver_tensors!r}. Write "
                 "{'x': export.TensorSpec((None, 28, 28), jnp.float32)}."
             )
-        shapes = {name: _checked(name, shape) for name, shape in _by_name(self.receiver_tensors).items()}
-        if not callable(self.features) and _shapes_of(self.features) != shapes:
+        specs = _specs_of(self.receiver_tensors)
+        if not callable(self.features) and not _describes(self.features, specs):
             raise ValueError(
                 f"features must be receiver_tensors themselves, or a function that computes them, got "
                 f"{self.features!r} with receiver_tensors {self.receiver_tensors!r}. Write "
@@ -51,7 +51,7 @@ class ServingInputReceiver:
 
     def specs(self) -> dict[str, TensorSpec]:
         """The shape and dtype of each array that is passed, by name."""
-        return {name: _checked(name, shape) for name, shape in _by_name(self.receiver_tensors).items()}
+        return _specs_of(self.receiver_tensors)
 
     def features_of(self, arrays: Mapping[str, Array]) -> Batch:
         """The features for arrays by name."""
@@ -93,11 +93,15 @@ def _by_name(tensors: PyTree) -> dict[str, object]:
     return dict(tensors)
 
 
-def _shapes_of(features: PyTree) -> dict[str, TensorSpec] | None:
+def _specs_of(tensors: PyTree) -> dict[str, TensorSpec]:
+    return {name: _checked(name, shape) for name, shape in _by_name(tensors).items()}
+
+
+def _describes(features: PyTree, specs: Mapping[str, TensorSpec]) -> bool:
     try:
-        return {name: _checked(name, shape) for name, shape in _by_name(features).items()}
+        return _specs_of(features) == specs
     except (TypeError, ValueError):
-        return None
+        return False
 
 
 def _described(name: str, shape: PyTree) -> TensorSpec:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from jaxspec._src.base.arrays import describe_leaves, is_key
 from jaxspec._src.base.types import PyTree
@@ -68,13 +68,14 @@ def run_on_sample(model: ExportedModel, rows: int | None) -> SampleRun:
 
     Raises:
       TypeError: if it returns random keys.
-      ValueError: if it does not use one of the inputs.
+      ValueError: if it calls Python functions, or does not use one of the inputs.
     """
     first, second = (sample(model.inputs, rows, seed) for seed in (0, 1))
     arguments = model.weights, first, model.rng_data
     with noted_sample("model_fn", first):
         program = jax.jit(model.function()).trace(*arguments)
         _refuse_keys(program.out_info)
+        _refuse_callbacks(program.jaxpr.jaxpr)
         compiled = program.lower().compile()
         outputs: dict[str, dict[str, np.ndarray]] = jax.device_get(compiled(*arguments))
     size = len(next(iter(first.values())))
@@ -94,6 +95,18 @@ def _refuse_keys(outputs: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]) -> N
                     f"signature {signature!r} returns random keys as {name!r}: {array.dtype}. Return their numbers: "
                     "jax.random.key_data(keys)."
                 )
+
+
+def _refuse_callbacks(jaxpr: Jaxpr) -> None:
+    for equation in jaxpr.eqns:
+        if "callback" in equation.primitive.name or equation.primitive.name == "debug_print":
+            raise ValueError(
+                f"model_fn calls a Python function in PREDICT ({equation.primitive.name}), which an export cannot "
+                "hold. Leave out jax.debug.print, jax.debug.callback and jax.pure_callback there: if mode != "
+                "js.ModeKeys.PREDICT."
+            )
+        for inner in jaxprs_in_params(equation.params):
+            _refuse_callbacks(inner)
 
 
 def _check_use(

@@ -1,5 +1,6 @@
 """Writes an export: one program for each signature, verified on a sample, the weights, and what describes them."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
@@ -69,26 +70,26 @@ def write_saved_model(
     convention = 0
     for name in next(iter(samples.values())).outputs:
         rowwise = all(sample.rowwise[name] for sample in samples.values())
-        if not rowwise:
-            _logger.warning(
-                "What signature %r returns for a row depends on more than that row: on others of the batch, as with "
-                "batch norm in training mode; on its place; or on random numbers. One device computes such a batch as "
-                "a whole.",
-                name,
-            )
         entry: SignatureEntry = {"inputs": inputs, "outputs": {}, "rowwise": rowwise, "programs": []}
         for rows, sample in samples.items():
-            exported = _exported(model, name, rows, platforms)
+            shapes = programs.open_shapes(model.inputs, rows)
+            exported = programs.export_program(
+                model.signature_function(name), model.weight_shapes(), shapes, platforms, name
+            )
             convention = exported.calling_convention_version
             data = bytes(exported.serialize())
             verify(data, model, sample.inputs, sample.outputs[name], name, platforms)
-            for output, form in _output_forms(exported, rows).items():
-                # Of one size alone a first dimension may be equal to it by chance.
-                if output not in entry["outputs"] or form["shape"][:1] != [BATCH]:
-                    entry["outputs"][output] = form
+            entry["outputs"] = _output_forms(model, name, exported, rows)
             file = made.setdefault(data, f"{PROGRAMS}/{len(made)}.jax")
             entry["programs"].append({"file": file, "rows": rows})
         signatures[name] = entry
+    if several := [name for name, entry in signatures.items() if not entry["rowwise"]]:
+        _logger.warning(
+            "What the signatures %s return for a row depends on more than that row: on others of the batch, as with "
+            "batch norm in training mode; on its place; or on random numbers. One device computes such a batch as a "
+            "whole.",
+            several,
+        )
     content: SignatureFile = {
         "format": FORMAT,
         "written_by": {
@@ -117,16 +118,6 @@ def write_saved_model(
     return path
 
 
-def _exported(model: ExportedModel, name: str, rows: int | None, platforms: Sequence[str]) -> jax.export.Exported:
-    run = model.function()
-
-    def one(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return run(weights, inputs)[name]
-
-    weights = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in model.weights.items()}
-    return programs.export_program(one, weights, programs.open_shapes(model.inputs, rows), platforms, name)
-
-
 def _own_version() -> str:
     try:
         return importlib.metadata.version("jaxspec")
@@ -138,11 +129,21 @@ def _forms(arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> dict[str, Arra
     return {name: {"shape": _dimensions(x.shape), "dtype": str(x.dtype)} for name, x in arrays.items()}
 
 
-def _output_forms(exported: jax.export.Exported, rows: int | None) -> dict[str, ArrayForm]:
+def _output_forms(
+    model: ExportedModel, name: str, exported: jax.export.Exported, rows: int | None
+) -> dict[str, ArrayForm]:
     forms = _forms(jax.tree.unflatten(exported.out_tree, exported.out_avals))
-    for form in forms.values():
-        if rows is not None and form["shape"][:1] == [rows]:
-            form["shape"][0] = BATCH
+    if rows is None:
+        return forms
+    # A first dimension may be equal to the number of rows by chance: then it does not grow with it.
+    fixed: set[str] = set()
+    with contextlib.suppress(Exception):  # of a model that has the number in its code
+        shapes = programs.open_shapes(model.inputs, rows + 1)
+        larger = jax.eval_shape(model.signature_function(name), model.weight_shapes(), shapes)
+        fixed = {key for key, x in larger.items() if x.shape[:1] == (rows,)}
+    for key in forms.keys() - fixed:
+        if forms[key]["shape"][:1] == [rows]:
+            forms[key]["shape"][0] = BATCH
     return forms
 
 
