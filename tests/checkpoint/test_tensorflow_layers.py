@@ -57,6 +57,33 @@ def test_a_layer_computes_what_it_computed_in_tensorflow(source):
     np.testing.assert_allclose(outputs, right, rtol=1e-5, atol=1e-5)
 
 
+def test_a_layer_may_be_the_whole_model():
+    saved, module = expected("layers"), norm()
+    variables = module.init(jax.random.key(0), saved["image"])
+    variables = tf.init_from_checkpoint(DATA / "layers", tf.batch_norm("batch_norm", ""))(variables)
+    np.testing.assert_allclose(module.apply(variables, saved["image"]), saved["batch_norm"], rtol=1e-5, atol=1e-5)
+    assert tf.embedding("", "words") == {"embeddings": "params/words/embedding"}
+    assert "params/hf/bias" in tf.keras_lstm("cell", "")["cell/bias"]
+
+
+ATTENTION = {"query": "query", "key": "key", "value": "value", "attention_output": "out"}
+
+
+def test_attention_is_four_dense_layers():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(2, qkv_features=6, name="attention")(x, x)
+
+    saved, assignment_map = expected("layers"), {}
+    for theirs, ours in ATTENTION.items():
+        assignment_map |= tf.dense(f"attention/{theirs}", f"attention/{ours}")
+    variables = Attention().init(jax.random.key(0), saved["row"])
+    variables = tf.init_from_checkpoint(DATA / "layers", assignment_map)(variables)
+    outputs = Attention().apply(variables, saved["row"])
+    np.testing.assert_allclose(outputs, saved["attention"], rtol=1e-5, atol=1e-5)
+
+
 def test_every_layer_that_was_saved_is_compared():
     stored = {name.rpartition("/")[0] for name, _ in tf.list_variables(DATA / "layers")}
-    assert stored == set(CASES)
+    assert stored == set(CASES) | {f"attention/{name}" for name in ATTENTION}

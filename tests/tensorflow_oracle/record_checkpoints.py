@@ -285,6 +285,7 @@ def layers(directory):
     for name, (layer, x) in made.items():
         layer._name = name  # The name alone, not counted up in the process.
         outputs[name] = layer(x)
+    outputs["attention"] = keras.MultiHeadAttention(2, 3, name="attention")(row, row)
     # Positive, for the variances.
     change = [variable.assign_add(np.abs(noise(*variable.shape))) for variable in v1.global_variables()]
     save_graph(directory, outputs, change, **inputs)

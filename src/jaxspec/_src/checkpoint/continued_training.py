@@ -13,7 +13,7 @@ from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.assignment import Converter, Target, sources_of
+from jaxspec._src.checkpoint.assignment_map import Converter, Target, sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
 from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
 from jaxspec._src.checkpoint.tensorflow.slots import MEAN, MOMENTUM, slots_of
@@ -36,6 +36,8 @@ _SLOTS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
 of them that there is. A minus sign changes the sign: optax.rmsprop sums up what is added to the parameters, TensorFlow
 what is subtracted from them."""
 _SCALE = 2.0**64
+"""Slots are so much larger while they are converted. Beside a constant that a converter adds, and that is subtracted
+again, the small averages of Adam would lose their digits."""
 
 
 def from_tensorflow(
@@ -60,9 +62,12 @@ def from_tensorflow(
       `adadelta`, `rmsprop`, `sgd` and `adam`, in chains, too. Every count of updates becomes the global step.
 
     Raises:
+      TypeError: if `state` is no training state.
       ValueError: if the optimizer has a state of another kind; if the checkpoint has no slot, or one of another shape,
         for a parameter that is trained. Otherwise as `init_from_checkpoint`.
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"from_tensorflow: state must be what create_train_state returns, got {type(state).__name__}.")
     reader = load_checkpoint(path)
     variables = init_from_checkpoint(path, assignment_map)(state.variables)
     sources = sources_of(assignment_map, named_leaves(state.variables))
@@ -114,27 +119,27 @@ class _Slots:
             )
         source, convert = self._sources[f"params/{name}"]
         stored = self._stored[source]
-        slot = next((slot for slot in slots if slot.removeprefix("-") in stored), None)
+        signs = {slot.removeprefix("-"): -1 if slot.startswith("-") else 1 for slot in slots}
+        slot = next((slot for slot in signs if slot in stored), None)
         if slot is None:
-            expected = " or ".join(f"{source}/{slot.removeprefix('-')}" for slot in slots)
+            expected = " or ".join(f"{source}/{slot}" for slot in signs)
             raise ValueError(
                 f"from_tensorflow: the checkpoint {self._reader.path} has no slot {expected} for params/{name}; it has "
                 f"{sorted(itertools.chain(*stored.values())) or 'no slots'}. Create the state with the optimizer that "
                 "TensorFlow trained with. If that was given a name of its own, say so: optimizer_names={'MyAdam': "
                 "'Adam'}."
             )
-        found = stored[slot.removeprefix("-")][0]
+        found = stored[slot][0]
         self._taken.add(found)
         array = self._reader.read(found)
         if convert is not None:
-            # So large that a constant is below the rounding of each slot, however small that is, and goes with it.
             large = array.astype(np.float64) * _SCALE
             array = (convert(large) - convert(np.zeros_like(large))) / _SCALE
         if array.shape != leaf.shape:
             raise ValueError(
                 f"from_tensorflow: {found} has the shape {array.shape}, and params/{name} has {leaf.shape}."
             )
-        return jnp.asarray(-array if slot.startswith("-") else array, leaf.dtype)
+        return jnp.asarray(signs[slot] * array, leaf.dtype)
 
     def warn_of_those_left(self) -> None:
         """Warns if something is stored for a variable, and has no place."""

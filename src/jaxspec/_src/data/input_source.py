@@ -4,8 +4,9 @@ The input's thread runs everything but the constructor. An iterator that the cal
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jaxspec._src.data.elements import call_input_fn, elements, narrowed, split_
 from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
 from jaxspec._src.data.numpy_input import NumpyBatches
+from jaxspec._src.data.position import PositionState
 from jaxspec._src.data.position_methods import position_methods
 from jaxspec._src.data.resume import Positions, input_identity
 from jaxspec._src.data.stacks import no_position
@@ -24,6 +26,11 @@ from jaxspec._src.spec.mode import ModeKeys
 
 _NARROWED_BYTES = 64 << 20
 """Arrays of a whole data set are copied for the sake of a dtype only if they are smaller together."""
+
+
+def _position(encode: Callable[[PositionState], str], state: dict[str, int | None], rows: int) -> str:
+    """The position of `numpy_input_fn` after so many rows. Made when it is needed: there is one for each batch."""
+    return encode({**state, "rows": rows})
 
 
 def _is_narrow(array: np.ndarray) -> bool:
@@ -168,7 +175,8 @@ class InputSource:
         self.checker.passed(count)
         positions: list[PositionAt] = [no_position] * count
         if self._positions is not None:
-            positions = [self._positions.position_at(batches.state_before(i)) for i in reversed(range(count))]
+            encode, state = self._positions.encode, batches.get_state()
+            positions = [functools.partial(_position, encode, state, given) for given in batches.rows_given(count)]
         return rows, positions
 
     def close(self) -> BaseException | None:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxspec._src.base.arrays import named_leaves, put
+from jaxspec._src.base.arrays import key_data, named_leaves, put
 from jaxspec._src.base.files import write_file
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, read_arrays
 from jaxspec._src.base.types import PyTree, Variables
-from jaxspec._src.checkpoint.assignment import Target, are_converters
-from jaxspec._src.checkpoint.parts import key_data
+from jaxspec._src.checkpoint.assignment_map import Target, are_converters
 
 _EXAMPLE = (
     "Write {'params/Dense_0/kernel': 'fc.weight'}, or with a converter {'params/Dense_0/kernel': {'fc.weight': "

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec._src.base.activities import doing
-from jaxspec._src.base.arrays import describe_array, named_leaves
+from jaxspec._src.base.arrays import describe_array, key_data, named_leaves
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import DType, Variables
-from jaxspec._src.checkpoint.assignment import MOST_NAMES, fitted, listed
-from jaxspec._src.checkpoint.parts import key_data
+from jaxspec._src.checkpoint.fitted import fitted
+from jaxspec._src.checkpoint.names_in_messages import MOST_NAMES, listed
 from jaxspec._src.checkpoint.weights import Weights, open_weights
 from jaxspec._src.run.warm_start_settings import WarmStartReport, WarmStartSettings
 

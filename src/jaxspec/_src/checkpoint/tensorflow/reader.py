@@ -1,7 +1,6 @@
 """A TensorFlow checkpoint, open for reading: an `.index` of names and places, and the data files that it is about."""
 
 import contextlib
-import difflib
 import math
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.base.files import find_file, read_file, read_range
+from jaxspec._src.checkpoint.names_in_messages import similar_names
 from jaxspec._src.checkpoint.tensorflow.damage import DamageError
 from jaxspec._src.checkpoint.tensorflow.dtypes import is_known, numpy_dtype
 from jaxspec._src.checkpoint.tensorflow.entries import Entry, Extent, read_entry, read_header
@@ -82,7 +82,7 @@ class CheckpointReader:
         if name not in self._names:
             listed = f"the names are {sorted(self._names)}"
             if len(self._names) > _MOST_NAMES:
-                similar = difflib.get_close_matches(str(name), self._names, n=10, cutoff=0.5)
+                similar = similar_names(str(name), self._names)
                 listed = f"of its {len(self._names)} names these are similar: {similar}"
             raise ValueError(f"the TensorFlow checkpoint {self.path} has no variable {name!r}; {listed}.")
         entry = self._names[name]

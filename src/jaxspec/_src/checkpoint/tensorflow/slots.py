@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Mapping
 
+_OPTIMIZERS = ("Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "RMSProp")
+"""The names that optimizers have, unless they are given others. Slots are named after them."""
 MEAN, MOMENTUM = "RMSProp_1 (the mean)", "RMSProp_1 or RMSProp_2 (the momentum)"
 """The names that `slots_of` gives to two slots of RMSProp. TensorFlow numbers the slots, and has a mean only if RMSProp
 is centered; it stores the momentum last, even where it is 0."""
@@ -19,7 +21,14 @@ def slots_of(
       stored: all names in the checkpoint.
       variables: the names of some variables.
       optimizer_names: TensorFlow's own name of an optimizer, such as Adam, by the name that it was given.
+
+    Raises:
+      ValueError: for an optimizer that TensorFlow does not have.
     """
+    if unknown := sorted(set(optimizer_names.values()).difference(_OPTIMIZERS)):
+        raise ValueError(
+            f"optimizer_names leads to {unknown}, expected names from {_OPTIMIZERS}: write {{'MyAdam': 'Adam'}}."
+        )
     slots: dict[str, dict[str, list[str]]] = {variable: {} for variable in variables}
     for name in sorted(stored, key=len):
         place, _, slot = name.rpartition("/")
@@ -37,7 +46,7 @@ def slots_of(
 
 def _variable_of(place: str, stored: Collection[str], variables: Collection[str]) -> str | None:
     """The variable that an array below `place` belongs to; None if it is none of them."""
-    if place in variables or place in stored:
+    if place in stored:
         return place if place in variables else None
     parts = place.split("/")
     ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
