@@ -82,6 +82,7 @@ HOOKS = {
     "stop_if_no_increase_hook",
 }
 EXPORT = {
+    "Batcher",
     "ClassificationOutput",
     "ExportOutput",
     "LoadedExport",

@@ -3,6 +3,7 @@
 Importing this module, and `load`, need no Flax, no Optax and none of the estimator.
 """
 
+from jaxspec._src.export.batcher import Batcher as Batcher
 from jaxspec._src.export.for_tensorflow import write_tensorflow_saved_model as write_tensorflow_saved_model
 from jaxspec._src.export.loaded import LoadedExport as LoadedExport
 from jaxspec._src.export.loaded import LoadedSignature as LoadedSignature

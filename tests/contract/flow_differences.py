@@ -5,11 +5,11 @@ it makes of them what is expected here, so that the rest of the transcript is he
 """
 
 import math
+import os
 
 LEFT_OUT = {
     "hooks/session_recovery": "There are no sessions to lose: an error comes out of train, and a restart goes on from the "
     "latest checkpoint.",
-    "exporters/real": "An export of ours has other files; tests/export/test_bad_exports.py has its errors.",
 }
 """Cases that are not replayed, with the reason."""
 
@@ -256,6 +256,21 @@ def best_is_kept(events, **_):
                 event["returned"] = str(1_000_000_000 + count)
                 folders.append(event["returned"])
         events[stop - 1]["data"] = folders[-KEPT:]
+
+
+@changed("exporters/real", "An export has other files, and its path is text.")
+def other_files(events, **_):
+    files = labelled(events, "export files")
+    names = ("programs/0.jax", "signature.json", "weights.safetensors")
+    files["data"] = [f"{os.path.dirname(files['data'][0])}/{name}" for name in names]
+    labelled(events, "export_saved_model(receiver)")["returned"] = "str"
+
+
+@changed("exporters/real", "An export is for the platforms that its argument names; export_to_* have no effect.")
+def platforms_are_named(events, **_):
+    event = labelled(events, "export_to_cpu=False, export_to_tpu=False: export_saved_model")
+    del event["raised"]
+    event["returned"] = "str"
 
 
 @changed("contract/params", "params['batch_size'] of model_fn is always there and true: the rows at hand.")

@@ -1,7 +1,9 @@
 """Scenarios of train_and_evaluate, early stopping and exporters."""
 
 import os
+import re
 
+import contract_models
 import jax.numpy as jnp
 import numpy as np
 from flow_registry import scenario
@@ -268,3 +270,38 @@ def best_after_restart(run, **_):
     estimator = Exporting(run)
     ask(run, "first process, no pattern", best(event_file_pattern=None), estimator)
     ask(run, "after restart, no pattern", best(event_file_pattern=None), estimator)
+
+
+@scenario("exporters/real")
+def real(run, save):
+    def receiver_fn():
+        tensors = {"x": js.export.TensorSpec((None,), jnp.float32)}
+        return js.export.ServingInputReceiver(tensors, tensors)
+
+    def export(label, estimator, receiver_fn=receiver_fn):
+        path = os.path.join(estimator.model_dir, "by_hand")
+        run.call(label, lambda: estimator.export_saved_model(path, receiver_fn), lambda path: type(path).__name__)
+
+    estimator, batches = run.estimator(save_checkpoints_steps=save), run.recorded.batches_evaluated()
+    exporter = js.FinalExporter("final", receiver_fn)
+    evaluated = js.EvalSpec(run.input(name="eval input_fn"), steps=batches, exporters=exporter, throttle_secs=0)
+    run.call(
+        "train_and_evaluate(max_steps=save), FinalExporter",
+        lambda: js.train_and_evaluate(
+            estimator, js.TrainSpec(run.input(name="train input_fn"), max_steps=save), evaluated
+        ),
+        lambda returned: returned[0],
+    )
+    base = os.path.join(estimator.model_dir, "export")
+    files = sorted(
+        os.path.relpath(os.path.join(folder, name), base) for folder, _, names in os.walk(base) for name in names
+    )
+    run.data("export files", [re.sub(r"\b\d{10}\b", "<TIMESTAMP>", f"export/{file}") for file in files])
+    export("export_saved_model(receiver)", estimator)
+    export("export_saved_model(None)", estimator, None)
+    export("export_saved_model before training", run.estimator(run.folder("fresh")))
+    settings = {"model_dir": estimator.model_dir, "params": {}, "use_tpu": run.setup.use_tpu}
+    neither = js.TPUEstimator(
+        run.model(), contract_models.init_fn, **settings, export_to_cpu=False, export_to_tpu=False
+    )
+    export("export_to_cpu=False, export_to_tpu=False: export_saved_model", neither)

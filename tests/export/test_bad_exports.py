@@ -29,7 +29,7 @@ from jaxspec.export import PredictOutput, ServingInputReceiver, build_raw_servin
         (
             lambda: receiver_fn(x=js.export.TensorSpec((784,), jnp.float32))(),
             ValueError,
-            r"has no batch dimension: its shape is \(784,\). Expected None first, as in \(None, 784\).*batch_sizes=",
+            r"its shape is \(784,\). Expected None first, as in \(None, 784\), or \(None,\) if the first .*batch_sizes=",
         ),
         (
             lambda: build_raw_serving_input_receiver_fn(np.float32(1)),
@@ -45,6 +45,16 @@ from jaxspec.export import PredictOutput, ServingInputReceiver, build_raw_servin
             lambda: receiver_fn(x=shape(dtype=str))(),
             TypeError,
             r"has dtype <class 'str'>: strings or objects. An export",
+        ),
+        (
+            lambda: receiver_fn(x=js.export.TensorSpec(4, jnp.float32))(),
+            TypeError,
+            r"\['x'\] has the shape 4. Expected a tuple, with None first for the batch: export.TensorSpec",
+        ),
+        (
+            lambda: receiver_fn(x=shape(4, dtype="floaty"))(),
+            TypeError,
+            r"\['x'\] has dtype 'floaty', which JAX does not know. Expected one such as jnp.float32",
         ),
         (lambda: receiver_fn(x=str)(), TypeError, "a string. An export holds no strings, and decodes no images: parse"),
         (lambda: receiver_fn(x="jpeg")(), TypeError, "An export holds no strings, and decodes no images: parse"),
@@ -86,6 +96,12 @@ def test_receivers(make, error, message):
     [
         (None, ValueError, "An input_receiver_fn must be defined. Write export.build_raw_serving_input_receiver_fn"),
         (3, TypeError, "serving_input_receiver_fn must be callable, given: 3. Write"),
+        (lambda x: None, ValueError, r"serving_input_receiver_fn \(.*\) has following not expected args: \['x'\]"),
+        (
+            receiver_fn(lambda tensors: {"x": tensors["x"], "text": "abc"}),
+            TypeError,
+            "the features function of the receiver returned 'abc' as 'text'. An export holds no strings",
+        ),
         (lambda: {"x": shape(4)}, TypeError, r"\(.*lambda.*\) must return an export.ServingInputReceiver, got {'x'"),
         (
             receiver_fn(x=shape(4), y=shape(2)),
@@ -106,6 +122,13 @@ def test_a_sample_that_the_model_refuses(estimator, tmp_path):
     assert "on a sample of what serving_input_receiver_fn describes: x: float32[7,5]" in caught.value.__notes__[-1]
 
 
+def test_a_sample_that_the_features_function_refuses(estimator, tmp_path):
+    with pytest.raises(KeyError) as caught:
+        estimator.export_saved_model(tmp_path, receiver_fn(lambda tensors: tensors["y"]))
+    assert "ran the features of the receiver on a sample of what" in caught.value.__notes__[-1]
+    assert "describes: x: float32[7,4]" in caught.value.__notes__[-1]
+
+
 # Models.
 
 
@@ -122,6 +145,12 @@ def test_a_signature_without_a_string_for_its_name(tmp_path):
         TypeError, match="`export_outputs` must have strings for keys, the names of signatures, received: 1"
     ):
         estimator.export_saved_model(tmp_path / "x", receiver_fn())
+
+
+def test_random_keys_are_not_returned(tmp_path):
+    outputs = lambda logits, features: {"a": PredictOutput({"key": jax.random.key(0)})}  # noqa: E731
+    with pytest.raises(TypeError, match=r"signature 'a' returns random keys as 'key': .* jax.random.key_data\(keys\)"):
+        trained(tmp_path / "model", outputs=outputs).export_saved_model(tmp_path / "x", receiver_fn())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "complex64"])
@@ -176,6 +205,7 @@ def test_the_line_that_has_no_symbolic_form(tmp_path, body, line):
         ),
         ([], r"platforms=\[\]: expected one or more of"),
         ("quantum", "got 'quantum'"),
+        (None, "got None. Write platforms="),
     ],
 )
 def test_platforms(estimator, tmp_path, platforms, message):
@@ -193,6 +223,7 @@ def test_platforms(estimator, tmp_path, platforms, message):
         ({"../a": __file__}, ValueError, r"has the name '../a'. Expected a relative path within the export"),
         ({"/a": __file__}, ValueError, "has the name '/a'"),
         ({3: __file__}, ValueError, "has the name 3"),
+        ({"a": __file__, "a/b": __file__}, ValueError, "has the name 'a', and others below it. A file is no directory"),
         ({"a": "/no/such/file"}, FileNotFoundError, r"assets_extra\['a'\] is '/no/such/file': there is no such file"),
     ],
 )

@@ -42,8 +42,8 @@ def test_it_equals_predict(estimator, exported, rows, devices):
 
 def test_all_devices_are_used_unless_some_are_named(exported):
     assert len(load(exported)(x=ROWS)["class"].devices()) == 4
-    (device,) = load(exported, devices=jax.devices()[2:3])(x=ROWS)["class"].devices()
-    assert device == jax.devices()[2]
+    for named in (jax.devices()[2:3], jax.devices()[2]):
+        assert load(exported, devices=named)(x=ROWS)["class"].devices() == {jax.devices()[2]}
 
 
 @pytest.mark.parametrize("options", [{"shards": 4}, {"use_tpu": False}], ids=["four shards", "the CPU fallback"])
@@ -238,10 +238,66 @@ def test_the_axis_of_shards_is_bound(tmp_path):
 
     init = lambda rng, features: Normed().init(rng, features["x"])  # noqa: E731
     estimator = trained(tmp_path / "model", normed, init, input_fn=lambda: {"x": ROWS[:8]})
-    loaded = load(estimator.export_saved_model(tmp_path / "x", receiver_fn()), devices=jax.devices()[:1])
-    got, want = loaded(x=ROWS[:8]), predicted(estimator, {"x": ROWS[:8]})
-    for name in want:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+    want = predicted(estimator, {"x": ROWS[:8]})
+    path = estimator.export_saved_model(tmp_path / "x", receiver_fn())
+    for devices in (1, 4):
+        got = load(path, devices=jax.devices()[:devices])(x=ROWS[:8])
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], atol=1e-6)
+
+
+NOT_ROWWISE = {
+    "other rows": lambda x, rng: x - x.mean(0),
+    "other rows, a little": lambda x, rng: x + 0.01 * x[0],
+    "all shards": lambda x, rng: x - jax.lax.pmean(x.mean(), js.SHARD_AXIS),
+    "its place": lambda x, rng: x + jnp.arange(x.shape[0])[:, None],
+    "random numbers": lambda x, rng: x + jax.random.normal(rng, x.shape),
+    "whole": lambda x, rng: x.sum(),
+    "twice as many rows": lambda x, rng: jnp.concatenate([x, x]),
+}
+
+
+@pytest.mark.parametrize("outputs", NOT_ROWWISE.values(), ids=NOT_ROWWISE)
+def test_a_batch_whose_rows_are_not_alone_is_computed_as_a_whole(tmp_path, caplog, outputs):
+    def model(variables, features, labels, mode, params, rng):
+        if mode == js.ModeKeys.PREDICT:
+            exports = {
+                "serving_default": PredictOutput(outputs(features["x"], rng)),
+                "alone": PredictOutput({"x": features["x"] * 2, "as many as rows": jnp.arange(7)}),
+            }
+            return js.TPUEstimatorSpec(mode, predictions=features["x"], export_outputs=exports)
+        return model_fn(variables, features, labels, mode, params)
+
+    path = trained(tmp_path / "model", model).export_saved_model(tmp_path / "x", receiver_fn())
+    one, four = (load(path, devices=jax.devices()[:n]) for n in (1, 4))
+    np.testing.assert_allclose(four(x=ROWS)["output"], one(x=ROWS)["output"], rtol=1e-6)
+    assert {name: signature.rowwise for name, signature in four.signatures.items()} == {
+        "alone": True,
+        "serving_default": False,
+    }
+    (warning,) = [record.getMessage() for record in caplog.records if "more than that row" in record.getMessage()]
+    assert warning.startswith("What signature 'serving_default' returns for a row depends on more than that row: ")
+
+
+def test_a_recurrent_network_over_time(tmp_path):
+    class Recurrent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.RNN(nn.LSTMCell(8))(x)[:, -1])
+
+    def model(variables, features, mode):
+        logits = Recurrent().apply(variables, features["x"])
+        return js.TPUEstimatorSpec(
+            mode, loss=logits.mean(), predictions={"logits": logits}, train_op=js.minimize(optax.sgd(0.1))
+        )
+
+    init = lambda rng, features: Recurrent().init(rng, features["x"])  # noqa: E731
+    x = np.random.default_rng(2).normal(size=(8, 5, 4)).astype(np.float32)
+    estimator = trained(tmp_path / "model", model, init, input_fn=lambda: {"x": x})
+    loaded = load(estimator.export_saved_model(tmp_path / "x", receiver_fn(x=shape(None, 4))))
+    for length in (5, 2):
+        want = predicted(estimator, {"x": x[:, :length]})
+        np.testing.assert_allclose(loaded(x=x[:, :length])["logits"], want["logits"], rtol=1e-5)
 
 
 def test_weights_of_all_kinds(tmp_path):
@@ -358,13 +414,13 @@ def test_a_model_without_a_symbolic_form_is_refused_with_its_line(tmp_path):
     assert not (tmp_path / "x").exists() or os.listdir(tmp_path / "x") == []
 
 
-@pytest.mark.parametrize("sizes", [[2, 8], [8]])
+@pytest.mark.parametrize("sizes", [[2, 8], [8], np.array([8, 2, 8])])
 def test_fixed_batch_sizes(tmp_path, sizes):
     estimator = trained(tmp_path / "model", halves)
     path = estimator.export_saved_model(tmp_path / "x", receiver_fn(), batch_sizes=sizes)
     loaded = load(path)
     signature = loaded.signatures["serving_default"]
-    assert signature.batch_sizes == sizes
+    assert signature.batch_sizes == sorted({*map(int, sizes)})
     assert signature.inputs["x"]["shape"] == ["batch", 4]
     assert signature.outputs["first"]["shape"] == ["batch"]
     np.testing.assert_array_equal(loaded(x=ROWS[:8])["first"], ROWS[:8, 0])
@@ -374,7 +430,15 @@ def test_fixed_batch_sizes(tmp_path, sizes):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "error"), [([], ValueError), ([0], ValueError), (["8"], TypeError), (8.5, TypeError)]
+    ("sizes", "error"),
+    [
+        ([], ValueError),
+        ([0], ValueError),
+        (["8"], TypeError),
+        (8.5, TypeError),
+        ([[8]], TypeError),
+        ([None], TypeError),
+    ],
 )
 def test_wrong_batch_sizes(estimator, tmp_path, sizes, error):
     with pytest.raises(error, match=r"each of batch_sizes should be .* Write batch_sizes=\[1, 8, 64\]"):

@@ -1,5 +1,6 @@
 """An export runs without the code of the model; what does not fit is refused."""
 
+import concurrent.futures
 import json
 import pathlib
 import shutil
@@ -114,6 +115,25 @@ def test_numbers_are_converted_within_their_kind(estimator, tmp_path):
             loaded(x=x)
 
 
+# Where it runs.
+
+
+@pytest.mark.parametrize("devices", [[], jax.devices()[:1] * 2, ["cpu"], "cpu"])
+def test_wrong_devices(exported, devices):
+    with pytest.raises(ValueError, match=r"devices must be devices of JAX, each of them once, got .*\[:1\]"):
+        js.export.load(exported, devices=devices)
+
+
+def test_calls_from_many_threads(estimator, exported):
+    loaded = js.export.load(exported)
+    rows = [np.roll(ROWS, i, axis=0)[: 1 + i % 9] for i in range(48)]
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda x: loaded(x=x)["probabilities"], rows))
+    want = predicted(estimator, {"x": ROWS})["probabilities"]
+    for i, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, np.roll(want, i, axis=0)[: 1 + i % 9], rtol=1e-5)
+
+
 # What is there.
 
 
@@ -137,7 +157,9 @@ def test_a_damaged_file(copy, name, damage):
         js.export.load(copy)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 1}', '{"format": 1, "signatures": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"format": 1}', '{"format": 1, "signatures": []}', '{"format": 1, "signatures": {}}']
+)
 def test_a_damaged_description(copy, text):
     (copy / "signature.json").write_text(text)
     with pytest.raises(ValueError, match="signature.json is damaged: .* Export the model again"):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from jaxspec._src.base.arrays import describe_array, is_array, named_leaves
+from jaxspec._src.base.name_maps import Converter, Target
 from jaxspec._src.base.types import Array, Variables
-from jaxspec._src.checkpoint.assignment_map import Converter, Target, sources_of
+from jaxspec._src.checkpoint.assignment_map import sources_of
 from jaxspec._src.checkpoint.fitted import fitted
 from jaxspec._src.checkpoint.names_in_messages import listed, similar_names
 

@@ -1,16 +1,9 @@
 """What an assignment map says: which stored array each variable takes, and what converts it."""
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeAlias
+from collections.abc import Collection, Mapping
 
-import numpy as np
-
+from jaxspec._src.base.name_maps import Converter, Target, are_converters
 from jaxspec._src.checkpoint.names_in_messages import listed, similar_names
-
-Converter: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""From the array of a checkpoint to the value of a variable."""
-Target: TypeAlias = str | Mapping[str, Converter]
-"""A variable, a scope that ends with a slash, or several variables with what converts the array for each."""
 
 
 def check_assignment_map(assignment_map: Mapping[str, Target]) -> None:
@@ -33,13 +26,6 @@ def check_assignment_map(assignment_map: Mapping[str, Target]) -> None:
                 )
         elif not (isinstance(source, str) and are_converters(target)):
             raise TypeError(f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. {instead}")
-
-
-def are_converters(target: object) -> bool:
-    """Whether an entry of a map has converters by name, one or more."""
-    if not isinstance(target, Mapping) or not target:
-        return False
-    return all(isinstance(name, str) and callable(convert) for name, convert in target.items())
 
 
 def sources_of(

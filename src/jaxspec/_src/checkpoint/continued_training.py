@@ -12,8 +12,9 @@ import optax
 from jax.tree_util import KeyPath
 
 from jaxspec._src.base.arrays import describe_array, named_leaves, path_name
+from jaxspec._src.base.name_maps import Converter, Target
 from jaxspec._src.base.types import PyTree
-from jaxspec._src.checkpoint.assignment_map import Converter, Target, sources_of
+from jaxspec._src.checkpoint.assignment_map import sources_of
 from jaxspec._src.checkpoint.init_from_checkpoint import init_from_checkpoint
 from jaxspec._src.checkpoint.tensorflow.reader import CheckpointReader, load_checkpoint
 from jaxspec._src.checkpoint.tensorflow.slots import MEAN, MOMENTUM, slots_of

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable, Mapping
 
+from jaxspec._src.base.name_maps import Target
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Variables
 from jaxspec._src.checkpoint.assignment import assigned
-from jaxspec._src.checkpoint.assignment_map import Target, check_assignment_map
+from jaxspec._src.checkpoint.assignment_map import check_assignment_map
 from jaxspec._src.checkpoint.weights import OBJECT_SUFFIX, open_weights
 
 

@@ -54,6 +54,8 @@ def check_assets(assets_extra: Mapping[str, str] | None) -> dict[str, str]:
                 f"assets_extra has the name {name!r}. Expected a relative path within the export, such as 'vocab.txt': "
                 "the file becomes assets.extra/vocab.txt."
             )
+        if any(other != name and str(other).startswith(f"{name}/") for other in assets_extra):
+            raise ValueError(f"assets_extra has the name {name!r}, and others below it. A file is no directory.")
         sources[name] = absolute_path(source)
         if find_file(sources[name]) is None:
             raise FileNotFoundError(f"assets_extra[{name!r}] is {source!r}: there is no such file.")

@@ -56,6 +56,7 @@ class LoadedSignature:
       name: of the signature.
       inputs: the shape and dtype of each array that it takes, by name.
       outputs: the same of what it returns.
+      rowwise: whether what it returns for a row depends on nothing but that row.
       batch_sizes: the only ones that it takes; None: it takes all.
     """
 
@@ -65,12 +66,14 @@ class LoadedSignature:
         self.name = name
         self.inputs: Mapping[str, ArrayForm] = types.MappingProxyType(entry["inputs"])
         self.outputs: Mapping[str, ArrayForm] = types.MappingProxyType(entry["outputs"])
+        self.rowwise = entry["rowwise"]
         self.batch_sizes = sorted(rows for rows in exported if rows is not None) or None
         self._weights = weights
         self._whole: dict[int | None, _Program] = {rows: jax.jit(one.call) for rows, one in exported.items()}
         self._sharded: dict[int | None, _Program] = {}
         # What is not of the batch cannot be put together from its parts.
-        if weights.mesh.size > 1 and all(form["shape"][:1] == [BATCH] for form in self.outputs.values()):
+        of_rows = self.rowwise and all(form["shape"][:1] == [BATCH] for form in self.outputs.values())
+        if weights.mesh.size > 1 and of_rows:
             self._sharded = {rows: weights.sharded(one) for rows, one in exported.items()}
 
     def check(self, /, **arrays: object) -> dict[str, Array]:
@@ -80,8 +83,8 @@ class LoadedSignature:
     def __call__(self, /, **arrays: object) -> dict[str, jax.Array]:
         """Runs the signature on one batch.
 
-        If the rows of the batch divide among the devices of the export, each computes its part of them, as in
-        `predict`; otherwise the first device computes all.
+        If the rows of the batch divide among the devices of the export, and the signature is `rowwise`, each computes
+        its part of them, as in `predict`; otherwise the first device computes all.
 
         Args:
           **arrays: by name, `[batch, ...]`, of NumPy or JAX or nested lists, of any batch size. Numbers of the same
@@ -130,12 +133,12 @@ class LoadedExport:
         return f"LoadedExport({', '.join(map(repr, self.signatures.values()))})"
 
 
-def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = None) -> LoadedExport:
+def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | jax.Device | None = None) -> LoadedExport:
     """Loads an export. The code of the model is not needed, nor are Flax and Optax.
 
     Args:
       path: what `export_saved_model` returned; local or in a bucket.
-      devices: those that calls run on; None: all of this process.
+      devices: those that calls run on, or one; None: all of this process.
 
     Raises:
       FileNotFoundError: if there is no export at the path.
@@ -143,7 +146,7 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
     """
     directory = absolute_path(path)
     content = read_signature_file(directory)
-    chosen = tuple(jax.local_devices() if devices is None else devices)
+    chosen = tuple(jax.local_devices()) if devices is None else _checked_devices(devices)
     _check_platform(directory, content, chosen)
     read = functools.cache(lambda file: read_program(directory, file, content))
     programs = {
@@ -155,6 +158,15 @@ def load(path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = No
         content,
         {name: LoadedSignature(name, entry, programs[name], weights) for name, entry in content["signatures"].items()},
     )
+
+
+def _checked_devices(devices: Sequence[jax.Device] | jax.Device) -> tuple[jax.Device, ...]:
+    given = (devices,) if isinstance(devices, jax.Device) else tuple(devices)
+    if not given or not all(isinstance(one, jax.Device) for one in given) or len({*given}) < len(given):
+        raise ValueError(
+            f"devices must be devices of JAX, each of them once, got {devices!r}. Write jax.devices()[:1]."
+        )
+    return given
 
 
 def _placed(arrays: Mapping[str, Array], place: jax.Device | jax.sharding.Sharding) -> dict[str, Array]:

@@ -9,7 +9,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def check_platforms(platforms: Collection[str]) -> tuple[str, ...]:
     """The platforms as a tuple; ValueError for one that jax.export does not know."""
-    given = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    given = tuple(platforms) if isinstance(platforms, Collection) and not isinstance(platforms, str) else (platforms,)
     unknown = [name for name in given if name not in PLATFORMS]
     if unknown or not given:
         raise ValueError(

@@ -1,13 +1,13 @@
 """What a server passes to an export, and how features are made of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import is_key
+from jaxspec._src.base.arrays import is_key, named_leaves
 from jaxspec._src.base.types import Array, Batch, DType, PyTree
 from jaxspec._src.export.tensor_spec import TensorSpec
 
@@ -56,7 +56,11 @@ class ServingInputReceiver:
     def features_of(self, arrays: Mapping[str, Array]) -> Batch:
         """The features for arrays by name."""
         tensors = dict(arrays) if isinstance(self.receiver_tensors, Mapping) else arrays["input"]
-        return self.features(tensors) if callable(self.features) else tensors
+        features = self.features(tensors) if callable(self.features) else tensors
+        for name, leaf in named_leaves(features).items():
+            if _kind(getattr(leaf, "dtype", type(leaf))) in ("S", "U", "O", "T"):
+                raise TypeError(f"the features function of the receiver returned {leaf!r} as {name!r}. {_IN_FRONT}")
+        return features
 
 
 def build_raw_serving_input_receiver_fn(features: PyTree) -> Callable[[], ServingInputReceiver]:
@@ -107,10 +111,22 @@ def _described(name: str, shape: PyTree) -> TensorSpec:
         )
     if _kind(shape.dtype) in ("S", "U", "O", "T") or "string" in str(shape.dtype):
         raise TypeError(f"receiver_tensors[{name!r}] has dtype {shape.dtype}: strings or objects. {_IN_FRONT}")
-    if is_key(shape):
+    try:
+        holds_keys = is_key(shape)
+    except TypeError as error:
+        raise TypeError(
+            f"receiver_tensors[{name!r}] has dtype {shape.dtype!r}, which JAX does not know. Expected one such as "
+            "jnp.float32 or 'int32'."
+        ) from error
+    if holds_keys:
         raise TypeError(
             f"receiver_tensors[{name!r}] has dtype {shape.dtype}: random keys. Pass a seed, and write "
             "jax.random.key(seed[0]) in model_fn."
+        )
+    if not isinstance(shape.shape, Iterable) or isinstance(shape.shape, str):
+        raise TypeError(
+            f"receiver_tensors[{name!r}] has the shape {shape.shape!r}. Expected a tuple, with None first for the "
+            "batch: export.TensorSpec((None, 28, 28), jnp.float32)."
         )
     return TensorSpec(tuple(shape.shape), jax.dtypes.canonicalize_dtype(shape.dtype))
 
@@ -137,7 +153,9 @@ def _checked(name: str, shape: object) -> TensorSpec:
 
 
 def _no_batch(name: str, described: TensorSpec) -> str:
+    or_first = f", or {(None, *described.shape[1:])} if the first one is the batch" if described.shape else ""
     return (
         f"receiver_tensors[{name!r}] has no batch dimension: its shape is {described.shape}. Expected None first, as "
-        f"in {(None, *described.shape)}. (For fixed numbers of rows write export_saved_model(..., batch_sizes=[...]).)"
+        f"in {(None, *described.shape)}{or_first}. (For fixed numbers of rows write export_saved_model(..., "
+        "batch_sizes=[...]).)"
     )

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxspec._src.base.arrays import key_data, named_leaves, put
 from jaxspec._src.base.files import write_file
+from jaxspec._src.base.name_maps import Target, are_converters
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.safetensors_files import check_dtypes, encode_arrays, read_arrays
 from jaxspec._src.base.types import PyTree, Variables
-from jaxspec._src.checkpoint.assignment_map import Target, are_converters
 
 _EXAMPLE = (
     "Write {'params/Dense_0/kernel': 'fc.weight'}, or with a converter {'params/Dense_0/kernel': {'fc.weight': "

@@ -18,6 +18,7 @@ from jaxspec._src.base.validate import check_number
 from jaxspec._src.export import programs
 from jaxspec._src.export.directory import write_directory
 from jaxspec._src.export.exported_model import ExportedModel
+from jaxspec._src.export.sample_run import run_on_sample
 from jaxspec._src.export.signature_file import (
     BATCH,
     FORMAT,
@@ -28,7 +29,7 @@ from jaxspec._src.export.signature_file import (
     SignatureFile,
     write_signature_file,
 )
-from jaxspec._src.export.verification import run_on_sample, verify
+from jaxspec._src.export.verification import verify
 
 _logger = logging.getLogger("jaxspec")
 
@@ -37,10 +38,12 @@ def check_batch_sizes(batch_sizes: Collection[int] | None) -> list[int | None]:
     """The sizes of batches to export for, in order; one None: for all."""
     if batch_sizes is None:
         return [None]
-    sizes = sorted({*batch_sizes} if isinstance(batch_sizes, Collection) else {batch_sizes})
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Collection) else [batch_sizes]
     for size in sizes or [0]:
-        check_number("each of batch_sizes", size, whole=True, above=0, instead="Write batch_sizes=[1, 8, 64].")
-    return list(sizes)
+        check_number(
+            "each of batch_sizes", size, whole=True, above=0, required=True, instead="Write batch_sizes=[1, 8, 64]."
+        )
+    return [*sorted({int(size) for size in sizes})]
 
 
 def write_saved_model(
@@ -59,18 +62,26 @@ def write_saved_model(
       checkpoint: what the weights are of, for `signature.json`.
     """
     check_dtypes(model.weights)
-    wanted = {rows: run_on_sample(model, rows) for rows in batch_sizes}
+    samples = {rows: run_on_sample(model, rows) for rows in batch_sizes}
     made: dict[bytes, str] = {}  # a signature that has two names has one program
     signatures: dict[str, SignatureEntry] = {}
     inputs = _forms(programs.open_shapes(model.inputs, None))
     convention = 0
-    for name in next(iter(wanted.values())):
-        entry: SignatureEntry = {"inputs": inputs, "outputs": {}, "programs": []}
-        for rows, want in wanted.items():
+    for name in next(iter(samples.values())).outputs:
+        rowwise = all(sample.rowwise[name] for sample in samples.values())
+        if not rowwise:
+            _logger.warning(
+                "What signature %r returns for a row depends on more than that row: on others of the batch, as with "
+                "batch norm in training mode; on its place; or on random numbers. One device computes such a batch as "
+                "a whole.",
+                name,
+            )
+        entry: SignatureEntry = {"inputs": inputs, "outputs": {}, "rowwise": rowwise, "programs": []}
+        for rows, sample in samples.items():
             exported = _exported(model, name, rows, platforms)
             convention = exported.calling_convention_version
             data = bytes(exported.serialize())
-            verify(data, model, rows, want[name], name, platforms)
+            verify(data, model, sample.inputs, sample.outputs[name], name, platforms)
             for output, form in _output_forms(exported, rows).items():
                 # Of one size alone a first dimension may be equal to it by chance.
                 if output not in entry["outputs"] or form["shape"][:1] != [BATCH]:

@@ -36,6 +36,8 @@ class SignatureEntry(TypedDict):
 
     inputs: dict[str, ArrayForm]
     outputs: dict[str, ArrayForm]
+    rowwise: bool
+    """Whether what it returns for a row depends on nothing but that row."""
     programs: list[ProgramEntry]
 
 
@@ -84,7 +86,7 @@ def read_signature_file(directory: str) -> SignatureFile:
             damaged = [
                 name for name in (WEIGHTS_FILE, *_program_files(content)) if not _is_whole(directory, name, content)
             ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}. Export the model again.") from error
     if newest > FORMAT:
         raise ValueError(

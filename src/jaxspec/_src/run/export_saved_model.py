@@ -10,14 +10,14 @@ import jax
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Batch
-from jaxspec._src.base.validate import check_callable
+from jaxspec._src.base.validate import check_arguments
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.export.directory import check_assets, check_base
 from jaxspec._src.export.exported_model import ExportedModel
 from jaxspec._src.export.platforms import check_platforms
 from jaxspec._src.export.receiver import ServingInputReceiver
+from jaxspec._src.export.sample_run import noted_sample, sample
 from jaxspec._src.export.saved_model import check_batch_sizes, write_saved_model
-from jaxspec._src.export.verification import sample
 from jaxspec._src.run.engine import Engine
 from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.step.inference_step import placed_step
@@ -57,7 +57,9 @@ def export_saved_model(
                 f"Couldn't find trained model at {engine.model_dir}. Train first, or name a checkpoint: "
                 "export_saved_model(..., checkpoint_path=...)."
             )
-        features = jax.jit(receiver.features_of)(sample(receiver.specs(), sizes[0]))
+        inputs = sample(receiver.specs(), sizes[0])
+        with noted_sample("the features of the receiver", inputs):
+            features = jax.jit(receiver.features_of)(inputs)
         state = engine.initial_state.for_inference(source, _Sample(features))
         if source.fresh:
             spec, _ = trace_spec(placed_step(ModeKeys.PREDICT, engine.model), state, features, None)
@@ -75,7 +77,7 @@ def export_saved_model(
 def _receiver(serving_input_receiver_fn: Callable[[], ServingInputReceiver] | None) -> ServingInputReceiver:
     if serving_input_receiver_fn is None:
         raise ValueError(f"An input_receiver_fn must be defined. {_WRITE}")
-    check_callable("serving_input_receiver_fn", serving_input_receiver_fn, _WRITE)
+    check_arguments(serving_input_receiver_fn, role="serving_input_receiver_fn", allowed=(), instead=_WRITE)
     receiver = serving_input_receiver_fn()
     if not isinstance(receiver, ServingInputReceiver):
         raise TypeError(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxspec._src.checkpoint.assignment_map import Converter, Target
+from jaxspec._src.base.name_maps import Converter, Target
 
 Entries: TypeAlias = dict[str, Target]
 
