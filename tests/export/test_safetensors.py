@@ -1,5 +1,6 @@
 """Weights in files of safetensors: names are paths, and other programs read and write them."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -101,6 +102,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(IsADirectoryError):
         save_safetensors(tmp_path / "weights", VARIABLES)
     assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_writers_of_one_file_at_the_same_time_leave_a_whole_one(tmp_path):
+    def write(value):
+        for _ in range(20):
+            save_safetensors(tmp_path / "a.safetensors", {"w": np.full(100_000, value)})
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [1, 2]))
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert len(np.unique(load_safetensors(tmp_path / "a.safetensors")["w"])) == 1
 
 
 def test_a_converter_may_make_what_the_file_can_hold(tmp_path):

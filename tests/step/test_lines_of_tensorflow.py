@@ -80,7 +80,7 @@ def test_averages_of_parameters_and_statistics_follow_both_and_are_what_other_mo
             variables = averages.apply(variables)
         w, mean = variables["params"]["w"], variables["batch_stats"]["mean"]
         updates = {"batch_stats": {"mean": 0.5 * mean + 0.5 * features.mean()}}
-        train_op = js.minimize(optax.sgd(0.1), updates=updates, after=averages.update(step))
+        train_op = js.minimize(optax.sgd(0.1), updates=updates, after=averages.update(step + 1))
         predictions = {"w": jnp.full(len(features), w), "mean": jnp.full(len(features), mean)}
         return js.TPUEstimatorSpec(mode, loss=w * features.mean(), train_op=train_op, predictions=predictions)
 
@@ -90,7 +90,7 @@ def test_averages_of_parameters_and_statistics_follow_both_and_are_what_other_mo
     estimator.train(lambda: [X] * 3)
     values = np.array([1, 0], np.float32)  # w, mean
     expected = values
-    for step in range(3):
+    for step in (1, 2, 3):
         values = np.array([values[0] - 0.1 * X.mean(), 0.5 * values[1] + 0.5 * X.mean()])
         decay = min(0.99, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * values

@@ -124,7 +124,7 @@ def write_file(path: str, data: bytes) -> None:
         buckets.write(path, data)
         return
     make_directory(os.path.dirname(path))
-    new = f"{path}.tmp"
+    new = f"{path}.{uuid.uuid4().hex[:8]}.tmp"  # another process may be writing the same file
     try:
         with open(new, "wb") as file:
             file.write(data)

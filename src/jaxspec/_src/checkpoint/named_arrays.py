@@ -1,5 +1,6 @@
 """The arrays of a state, or of a checkpoint, by name: `params/Dense_0/kernel`, `opt_state/0/count`, `global_step`."""
 
+import os
 from collections.abc import Collection, Mapping
 
 import jax
@@ -13,7 +14,7 @@ from jaxspec._src.checkpoint.restore import StoredCheckpoint
 from jaxspec._src.step.state import TrainState
 
 
-def array_names(path: str) -> dict[str, jax.ShapeDtypeStruct]:
+def array_names(path: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]:
     """Names of all arrays of a checkpoint, with their shapes and dtypes.
 
     The names are paths: `params/...` and other collections of the variables, `opt_state/...`, `global_step`. Random
@@ -30,7 +31,7 @@ def array_names(path: str) -> dict[str, jax.ShapeDtypeStruct]:
     return _by_name(StoredCheckpoint(path).parts)
 
 
-def read_array(path: str, name: str) -> np.ndarray:
+def read_array(path: str | os.PathLike[str], name: str) -> np.ndarray:
     """One array of a checkpoint, on the host. No other array is kept in memory.
 
     The first call of a process reads all files of the checkpoint, to compare their checksums.
@@ -45,7 +46,7 @@ def read_array(path: str, name: str) -> np.ndarray:
     return read_arrays(path, [name])[name]
 
 
-def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, np.ndarray]:
     """Several arrays of a checkpoint, by name, on the host, in one pass over its files. Otherwise as `read_array`.
 
     Raises:
@@ -57,7 +58,7 @@ def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
     return dict(zip(names, stored.load_on_host([arrays[name] for name in names]), strict=True))
 
 
-def load_variables(path: str, names: Collection[str] | None = None) -> dict[str, PyTree]:
+def load_variables(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, PyTree]:
     """The variables of a checkpoint, on the host, in one pass over its files.
 
     Args:
@@ -83,7 +84,7 @@ def load_variables(path: str, names: Collection[str] | None = None) -> dict[str,
     return loaded
 
 
-def _check_names(path: str, names: Collection[str], arrays: Collection[str]) -> None:
+def _check_names(path: str | os.PathLike[str], names: Collection[str], arrays: Collection[str]) -> None:
     if isinstance(names, str):
         raise TypeError(f"expected a list of names, got the string {names!r}. Write [{names!r}].")
     for name in names:

@@ -57,7 +57,7 @@ def as_warm_start(warm_start_from: str | os.PathLike[str] | WarmStartSettings | 
     if warm_start_from is None:
         return None
     if isinstance(warm_start_from, str | os.PathLike):
-        warm_start_from = WarmStartSettings(os.fspath(warm_start_from))
+        warm_start_from = WarmStartSettings(warm_start_from)
     if not isinstance(warm_start_from, WarmStartSettings):
         raise ValueError(
             f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}. Write the "

@@ -17,7 +17,7 @@ class WarmStartSettings(NamedTuple):
       TypeError: for names that are no strings.
     """
 
-    ckpt_to_initialize_from: str
+    ckpt_to_initialize_from: str | os.PathLike[str]
     """A checkpoint, a model_dir (its latest checkpoint is taken), an export, a `.safetensors` file, or a checkpoint of
     TensorFlow."""
     vars_to_warm_start: str | Sequence[str] | None = ".*"
