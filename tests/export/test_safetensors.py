@@ -3,6 +3,7 @@
 import os
 import re
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -83,6 +84,33 @@ def test_what_cannot_be_written(tmp_path, variables, rename, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         save_safetensors(tmp_path / "a.safetensors", variables, rename)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (3, "rename must be a dict or a function, got 3. Write {'params/w': 'weight'}, or"),
+        ({"a": 3}, "rename gives 'a' the name 3. Write"),
+        ({"a": {"b": 3}}, "rename gives 'a' the name {'b': 3}. Write"),
+        (lambda name: None, "rename gives 'a' the name None. Write"),
+    ],
+)
+def test_what_renames_nothing(tmp_path, rename, message):
+    with pytest.raises(TypeError, match=re.escape(f"save_safetensors: {message}")):
+        save_safetensors(tmp_path / "a.safetensors", {"a": np.ones(1)}, rename)
+
+
+def test_what_a_converter_returns(tmp_path):
+    path, weights = tmp_path / "a.safetensors", {"a": np.ones((1, 2))}
+    save_safetensors(path, weights, {"a": {"b": lambda a: jnp.asarray(a).T, "c": np.ndarray.tolist}})
+    assert {name: array.shape for name, array in load_file(path).items()} == {"b": (2, 1), "c": (1, 2)}
+    with pytest.raises(ValueError, match="b has dtype str96, which a file of safetensors cannot hold"):
+        save_safetensors(path, weights, {"a": {"b": lambda a: "abc"}})
+
+
+def test_random_keys_are_their_data(tmp_path):
+    save_safetensors(tmp_path / "a.safetensors", {"key": jax.random.key(7)})
+    np.testing.assert_array_equal(load_safetensors(tmp_path / "a.safetensors")["key"], [0, 7])
 
 
 def test_what_cannot_be_read(tmp_path):
