@@ -15,3 +15,9 @@ def test_a_directory_among_the_objects_is_none(monkeypatch):
 
     monkeypatch.setattr(buckets, "_store", lambda path: types.SimpleNamespace(find=find))
     assert list(buckets.objects_under("s3://b/run")) == ["a"]
+
+
+def test_an_object_is_no_directory(monkeypatch):
+    store = types.SimpleNamespace(find=lambda *args, **kwargs: {"b/run": {"type": "file", "size": 1, "ETag": "x"}})
+    monkeypatch.setattr(buckets, "_store", lambda path: store)
+    assert not buckets.objects_under("s3://b/run")

@@ -1,6 +1,7 @@
 """Leaves keep their names and values apart, whatever their keys are."""
 
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,41 @@ def test_many_arrays_are_read_in_one_pass(tmp_path, monkeypatch):
     assert read_arrays(path, []) == {}
     with pytest.raises(ValueError, match=r"model.ckpt-1 has no array 'params/c'; the names are"):
         read_arrays(path, ["params/b", "params/c"])
+
+
+def test_variables_of_a_list_of_names_come_nested_in_one_pass(tmp_path, monkeypatch):
+    params = {"a/b": jnp.ones(()), "a": {"b": jnp.zeros(2), "c": jnp.ones(3)}, "layers": [jnp.ones(1), jnp.zeros(1)]}
+    path = saved(tmp_path, state_of(params, batch_stats={"mean": jnp.ones(4)}))
+    names = ["batch_stats/mean", "params/layers/1", "params/a%2Fb"]
+    expected = {"params": {"a/b": jnp.ones(()), "layers": {"1": jnp.zeros(1)}}, "batch_stats": {"mean": jnp.ones(4)}}
+    read = []
+    load = backend.load
+    monkeypatch.setattr(backend, "load", lambda path, parts: read.append(parts) or load(path, parts))
+    assert_trees_equal(load_variables(path, names), expected)
+    leaves = [leaf for parts in read[1:] for leaf in jax.tree.leaves(parts)]
+    assert sum(leaf is not backend.NOT_READ for leaf in leaves) == len(names)
+    assert load_variables(path, []) == {}
+    with pytest.raises(ValueError, match=r"model.ckpt-1 has no array 'params/a'; the names are .'batch_stats/mean'"):
+        load_variables(path, ["params/a"])
+    for load_names in (load_variables, read_arrays):
+        with pytest.raises(TypeError, match=r"expected a list of names, got the string 'params/a/c'. Write \["):
+            load_names(path, "params/a/c")
+
+
+def test_a_checkpoint_of_tensorflow_in_place_of_ours_is_an_error_that_says_how_to_read_it(tmp_path):
+    stored = pathlib.Path(__file__).parents[1] / "tensorflow_oracle" / "data" / "continued" / "adam" / "model.ckpt-20"
+    with pytest.raises(
+        ValueError, match=r"It is a checkpoint of TensorFlow: .*checkpoint\.tf.* warm_start_from='.*-20'"
+    ):
+        load_variables(str(stored))
+
+
+def test_a_model_dir_in_place_of_a_checkpoint_is_an_error_that_names_the_latest(tmp_path):
+    path = saved(tmp_path, state_of({"w": jnp.ones(())}))
+    with pytest.raises(
+        ValueError, match=f"Expected a directory named .* a model_dir, whose latest checkpoint is {path}"
+    ):
+        load_variables(str(tmp_path))
 
 
 class _Same:

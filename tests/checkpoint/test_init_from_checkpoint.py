@@ -1,12 +1,14 @@
 """init_from_checkpoint on weights of our own: scopes, names, converters. Those of TensorFlow have their tests in
 test_tensorflow_models.py."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from checkpoint_states import state_of
 from safetensors.numpy import save_file
+from tiny_models import assert_trees_equal
 
 import jaxspec as js
 
@@ -34,6 +36,32 @@ def test_a_scope_of_a_checkpoint(tmp_path, given):
     variables = init_fn(FRESH)
     np.testing.assert_array_equal(kernel_of(variables), STORED["resnet"]["conv"]["kernel"])
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], 0)
+
+
+def test_a_scope_without_a_collection_is_taken_in_each_collection(tmp_path):
+    path = js.checkpoint.save(
+        tmp_path, state_of({"backbone": {"w": jnp.ones(())}}, batch_stats={"backbone": {"mean": jnp.ones(3)}})
+    )
+    fresh = {
+        "params": {"resnet50": {"w": jnp.zeros(())}, "head": {"w": jnp.zeros(())}},
+        "batch_stats": {"resnet50": {"mean": jnp.zeros(3)}},
+    }
+    expected = {
+        "params": {"resnet50": {"w": jnp.ones(())}, "head": {"w": jnp.zeros(())}},
+        "batch_stats": {"resnet50": {"mean": jnp.ones(3)}},
+    }
+    assert_trees_equal(js.init_from_checkpoint(path, {"backbone/": "resnet50/"})(fresh), expected)
+    with pytest.raises(ValueError, match="not found in the checkpoint .* 'params/spine/w' .for params/resnet50/w"):
+        js.init_from_checkpoint(path, {"spine/": "resnet50/"})(fresh)
+    with pytest.raises(ValueError, match="there is no variable 'resnet/'"):
+        js.init_from_checkpoint(path, {"backbone/": "resnet/"})(fresh)
+
+
+def test_typed_random_keys_are_made_of_their_data(tmp_path):
+    path = js.checkpoint.save(tmp_path, state_of({"w": jnp.ones(())}, rngs={"key": jax.random.key(3)}))
+    fresh = {"params": {"w": jnp.zeros(())}, "rngs": {"key": jax.random.key(0)}}
+    variables = js.init_from_checkpoint(path, {"/": "/"})(fresh)
+    assert variables["rngs"]["key"] == jax.random.key(3)
 
 
 def test_arrays_of_pytorch_are_converted(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from tensorflow_checkpoints import DATA, as_tensorflow_reads
 from tensorflow_tables import block, entry, field, header, joined, sealed, table, varint
 
+from jaxspec._src.checkpoint.tensorflow import snappy
 from jaxspec._src.checkpoint.tensorflow.damage import DamageError
 from jaxspec._src.checkpoint.tensorflow.slice_keys import slice_key
 from jaxspec._src.checkpoint.tensorflow.snappy import decompress
@@ -257,6 +258,39 @@ def test_random_changes_under_right_checksums_give_values_or_errors(name, tmp_pa
         tracemalloc.stop()
     assert refused > 150
     assert peak < 10 * size + 1_000_000
+
+
+def test_keys_that_share_a_long_one_take_no_more_memory_than_such_a_file_may_need():
+    long = b"k" * 20_000
+    entries = b"\0" + varint(len(long)) + b"\0" + long
+    for number in range(20_000):
+        entries += varint(len(long) + number) + b"\1\0k"
+    data = joined([a_block(entries + b"\0\0\0\0\1\0\0\0")], [long])
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamageError, match="its keys share more than TensorFlow lets them share"):
+            read_table(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * len(data)
+
+
+def test_copies_from_far_back_take_no_more_than_their_own_bytes(monkeypatch):
+    copied_bytes = []
+
+    class Counting(bytearray):
+        def __getitem__(self, place):
+            got = super().__getitem__(place)
+            copied_bytes.append(len(got))
+            return got
+
+    monkeypatch.setattr(snappy, "bytearray", Counting, raising=False)
+    literal = bytes(100_000)
+    stream = b"\xf8" + (len(literal) - 1).to_bytes(3, "little") + literal
+    stream += (b"\x03" + len(literal).to_bytes(4, "little")) * 100
+    assert len(decompress(varint(len(literal) + 100) + stream)) == len(literal) + 100
+    assert sum(copied_bytes) == 100
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,14 @@ _MISTAKES = {
         {"strings": {"count": lambda array: np.repeat(array.ravel(), 7)[:7]}},
         r"object\[7\], which does not fit",
     ),
+    "several variables, one not there": (
+        {"float32": {"count": np.asarray, "params/a/kernal": np.asarray}},
+        r"has 'float32': 'params/a/kernal', and there is no variable 'params/a/kernal'\. Similar names: \['params/a/kernel'",
+    ),
+    "a converter that returns no array": (
+        {"float32": {"count": lambda array: None}},
+        r"count from 'float32' of .*model: its converter returned None, and not an array of the shape \[7\]",
+    ),
     "a key": ({"scope/scalar": "key"}, r"int64\[\], which does not fit key<fry>\[\]"),
 }
 
@@ -178,12 +186,23 @@ def test_a_map_that_cannot_be_right_is_refused(assignment_map, message):
         tf.init_from_checkpoint(DATA / "dtypes" / "model", assignment_map)(_VARIABLES)
 
 
+def test_an_error_of_a_converter_says_which():
+    init_fn = tf.init_from_checkpoint(DATA / "dtypes" / "model", {"float32": {"count": lambda array: array.reshape(5)}})
+    with pytest.raises(ValueError, match="cannot reshape array of size 7") as raised:
+        init_fn(_VARIABLES)
+    (note,) = raised.value.__notes__
+    assert note.startswith("init_from_checkpoint: this is the error of the converter for count from 'float32' of ")
+
+
 @pytest.mark.parametrize(
     ("assignment_map", "error", "message"),
     [
         ({}, TypeError, r"must be a dict of names .* got {}\. Write {'dense/kernel'"),
         ("a", TypeError, "got 'a'"),
         ({"a": 3}, TypeError, "the assignment map has 'a': 3. Write"),
+        ({"a": {}}, TypeError, "the assignment map has 'a': {}. Write"),
+        ({1: "a"}, TypeError, "the assignment map has 1: 'a'. Write"),
+        ({"a": {1: np.asarray}}, TypeError, "the assignment map has 'a': {1: "),
         ({"a": {"b": 3}}, TypeError, "the assignment map has 'a': {'b': 3}. Write"),
         (
             {"a/": "b"},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorflow_checkpoints import DATA, as_tensorflow_reads
-from tensorflow_tables import block, entry, field, header, joined, table
+from tensorflow_tables import block, entry, field, header, joined, table, varint
 
 from jaxspec._src.base import buckets
 from jaxspec._src.checkpoint.tensorflow import reader as reader_module
@@ -176,6 +176,7 @@ _MISSING = {
     "a directory": ("empty", r"a directory with a file `checkpoint` that names the latest\. Those near it: \[\]\."),
     "a SavedModel": ("saved_model", r"Those near it: \['.*saved_model/variables/variables'\]"),
     "a directory that was moved": ("moved", r"the file .*moved/checkpoint names the checkpoint /gone/x, and /gone/x.index does not exist\. Give .* Those near it: \['.*/moved/x'\]"),
+    "a directory of the format V1": ("old", r"/old/v1 is a checkpoint in TensorFlow's format V1, which this reader does not know"),
     "the format V1": ("v1", r"v1 is a checkpoint in TensorFlow's format V1, which this reader does not know\. Restore it .* tf.compat.v1.train.Saver"),
     "a file": ("model.h5", r"there is no TensorFlow checkpoint at .*model.h5"),
 }  # fmt: skip
@@ -191,6 +192,9 @@ def test_what_is_no_checkpoint_is_said(name, message, tmp_path):
     (tmp_path / "moved" / "x.index").write_bytes(b"")
     (tmp_path / "moved" / "checkpoint").write_text('model_checkpoint_path: "/gone/x"\n')
     (tmp_path / "v1").write_bytes(table({b"a": b"b"}))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "v1").write_bytes(table({b"a": b"b"}))
+    (tmp_path / "old" / "checkpoint").write_text('model_checkpoint_path: "v1"\n')
     (tmp_path / "model.h5").write_bytes(b"\x89HDF")
     with pytest.raises(ValueError, match=message):
         tf.load_checkpoint(tmp_path / name)
@@ -210,9 +214,19 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are():
         tf.load_variable(DATA / "text", "dense")
 
 
+def test_of_very_many_names_only_similar_ones_are_listed(tmp_path):
+    path = write(tmp_path, {f"layer_{number}/kernel".encode(): entry((), b"abcd") for number in range(3000)})
+    with pytest.raises(
+        ValueError, match=r"'layer_77/kernal'; of its 3000 names these are similar: .*'layer_77/kernel'"
+    ) as raised:
+        tf.load_variable(path, "layer_77/kernal")
+    assert len(str(raised.value)) < 1000
+
+
 _FOREIGN = {
     "a newer version": (header(version=field(1, 9) + field(2, 2)), "a.index is of a newer version .* need version 2.* knows version 1"),
     "a version for others": (header(version=field(1, 1) + field(3, 1)), "a.index is of a newer version of TensorFlow's format"),
+    "a version for others, packed": (header(version=field(1, 1) + field(3, varint(300) + b"\1")), "a.index is of a newer version of TensorFlow's format"),
     "big-endian numbers": (header(endianness=1), "a.index says that the numbers are big-endian, which this reader does not know"),
 }  # fmt: skip
 

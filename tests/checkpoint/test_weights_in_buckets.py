@@ -1,6 +1,7 @@
 """Weights to start from, in a bucket: a model_dir, a checkpoint, a file of safetensors."""
 
 import numpy as np
+import optax
 import pytest
 from checkpoint_states import state_of
 
@@ -25,6 +26,26 @@ def test_every_kind_of_weights_is_read(bucket):
         assert weights.path == read
         np.testing.assert_array_equal(weights.read(["params/w"])["params/w"], PARAMS["params"]["w"])
     assert list(js.export.load_safetensors(file)["params"]) == ["w"]
+    np.testing.assert_equal(js.checkpoint.load_variables(checkpoint, ["params/w"]), PARAMS)
+
+
+def test_an_estimator_saves_and_starts_warm_in_a_bucket(bucket):
+    def model_fn(variables, features, mode):
+        return js.TPUEstimatorSpec(mode, loss=variables["params"]["w"].sum(), train_op=js.minimize(optax.sgd(0.0)))
+
+    def estimator(name, w, **kwargs):
+        init_fn = lambda: {"params": {"w": w}}  # noqa: E731
+        return js.TPUEstimator(model_fn, init_fn, model_dir=f"{bucket.directory}/{name}", use_tpu=False, **kwargs)
+
+    def input_fn():
+        return [np.ones(2, np.float32)]
+
+    first = estimator("first", PARAMS["params"]["w"])
+    assert first.save(input_fn) == f"{bucket.directory}/first/model.ckpt-0"
+    second = estimator("second", np.zeros(3, np.float32), warm_start_from=first.model_dir)
+    second.save(input_fn)
+    np.testing.assert_equal(second.variables(), PARAMS)
+    assert second.warm_start_report.path == first.latest_checkpoint()
 
 
 def test_a_path_with_nothing(bucket):

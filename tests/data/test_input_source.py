@@ -13,6 +13,8 @@ from take import take
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
 
 import jaxspec as js
+from jaxspec._src.data import batch as batch_module
+from jaxspec._src.data import elements, input_source
 from jaxspec._src.data.input_request import InputRequest
 from jaxspec._src.data.lent_iterators import InputMemory
 from jaxspec._src.data.prefetch import Infeed
@@ -415,3 +417,20 @@ def test_an_evaluation_of_a_minute_says_once_that_it_goes_on(caplog):
     evaluated(6)
     evaluated(None, mode="infer")
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(("steps", "whole"), [(1, False), (None, True)])
+def test_64_bit_arrays_are_converted_as_a_whole_only_if_all_of_them_are_read(tmp_path, monkeypatch, steps, whole):
+    sizes, narrowed = [], elements.narrowed
+
+    def noting(array, *args):
+        sizes.append(len(array))
+        return narrowed(array, *args)
+
+    made = estimator(tmp_path).train(counting_input(4), steps=1)
+    monkeypatch.setattr(batch_module, "narrowed", noting)
+    monkeypatch.setattr(input_source, "narrowed", noting)
+    x = np.arange(100 * ROWS, dtype=np.float64)
+    made.evaluate(js.inputs.numpy_input_fn({"x": x}), steps=steps)
+    assert (len(x) in sizes) == whole
+    assert ROWS in sizes  # the first batch is converted by itself

@@ -1,6 +1,8 @@
 """The optimizers of jaxspec.optim as optax transformations. What they compute is held to TensorFlow's recordings in
 tests/tensorflow_oracle."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,15 @@ def test_a_schedule_sees_the_number_of_updates_so_far(make):
     jax.tree.map(np.testing.assert_allclose, *updates)
 
 
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_arguments_may_be_arrays_of_a_program(make):
+    updates = []
+    for optimizer in (make(0.1), optax.inject_hyperparams(make)(learning_rate=0.1)):
+        state = optimizer.init(PARAMS)
+        updates.append(jax.jit(optimizer.update)(GRADIENTS, state, PARAMS)[0])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), *updates)
+
+
 def test_weights_decay_unless_their_path_matches():
     optimizer = optim.adam_weight_decay(0.1, weight_decay_rate=0.5, exclude_from_weight_decay=["bias", "^scale"])
     none = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -84,3 +95,19 @@ def test_the_parameters_are_needed(name):
     optimizer = OPTIMIZERS[name](0.1)
     with pytest.raises(ValueError, match=rf"{name}: write update\(gradients, state, params\): it needs the parameters"):
         optimizer.update(GRADIENTS, optimizer.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate_power": 0.5}, "ftrl: -learning_rate_power must be 0 or more, got -0.5"),
+        ({"initial_accumulator_value": -1.0}, "ftrl: initial_accumulator_value must be 0 or more, got -1.0"),
+        ({"l1_regularization_strength": -0.1}, "ftrl: l1_regularization_strength must be 0 or more, got -0.1"),
+        ({"l2_regularization_strength": -0.1}, "ftrl: l2_regularization_strength must be"),
+        ({"l2_shrinkage_regularization_strength": -0.1}, "ftrl: l2_shrinkage_regularization_strength must be"),
+        ({"beta": float("nan")}, "ftrl: beta must be 0 or more, got nan"),
+    ],
+)
+def test_arguments_that_tensorflow_refuses_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optim.ftrl(0.1, **arguments)

@@ -38,6 +38,7 @@ def test_training_gives_the_losses_and_weights_of_one_process(alone, together):
     results, weights, _ = together[0]
     for result in results:
         np.testing.assert_allclose(result["losses"], alone["result"]["losses"], **TOLERANCE)
+        assert result["columns"] == alone["result"]["columns"]  # a named array, in each process of the whole batch
     assert weights[0].keys() == alone["weights"].keys()
     for name, value in alone["weights"].items():
         np.testing.assert_allclose(weights[0][name], value, **TOLERANCE, err_msg=name)

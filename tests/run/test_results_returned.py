@@ -87,6 +87,19 @@ def test_a_dict_that_the_function_of_collect_returns_becomes_metrics(tmp_path):
     assert read_eval_metrics(estimator.eval_dir())[0].items() >= {"rouge/L": 1.0, "rouge/1": 2.0}.items()
 
 
+def test_dicts_in_such_a_dict_become_metrics_too(tmp_path):
+    report = {"accuracy": 0.5, "class 0": {"precision": 0.25, "recall": 1.0}}  # as scikit-learn's classification_report
+    results = make_estimator(tmp_path, {"report": lambda x: report}).evaluate(counting_input(2))
+    del results["mean_x"], results["loss"], results["global_step"]
+    assert results == {"report/accuracy": 0.5, "report/class 0/precision": 0.25, "report/class 0/recall": 1.0}
+
+
+def test_a_dict_with_two_keys_of_one_name_stays_one_result(tmp_path, caplog):
+    results = make_estimator(tmp_path, {"a": lambda x: {1: 2.0, "1": 3.0}}).evaluate(counting_input(2))
+    assert results["a"] == {1: 2.0, "1": 3.0}
+    assert any("which stays one result: metric_fn has another metric named a/1" in line for line in warnings_of(caplog))
+
+
 def test_a_dict_with_the_key_of_another_metric_stays_one_result(tmp_path, caplog):
     estimator = make_estimator(tmp_path, {"a": lambda x: {"b": 1, "c": 2}, "a/b": lambda x: 3})
     results = estimator.evaluate(counting_input(2))

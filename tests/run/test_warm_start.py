@@ -206,6 +206,14 @@ def test_the_end_of_keras_names_is_left_out(tmp_path):
     np.testing.assert_array_equal(it.train(input_fn, steps=1).get_variable_value("params/b"), weights)
 
 
+def test_a_relative_path_is_resolved_by_the_constructor(tmp_path, pretrained, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(pretrained.model_dir).parent)
+    it = estimator(tmp_path, pathlib.Path(pretrained.model_dir).name)
+    monkeypatch.chdir("/")
+    it.train(input_fn, steps=1)
+    assert it.warm_start_report.path == pretrained.latest_checkpoint()
+
+
 # Which variables take them.
 
 
@@ -227,6 +235,68 @@ def test_regular_expressions_select(tmp_path, pretrained, patterns, taken):
             started(tmp_path, settings)
     else:
         check(started(tmp_path, settings), taken)
+
+
+def test_each_pattern_of_a_list_must_match_something(tmp_path, pretrained):
+    refused(
+        tmp_path,
+        SETTINGS(pretrained.model_dir, ["params/body", "batch_stat/"]),
+        "vars_to_warm_start='batch_stat/' matches none of the variables: batch_stats",
+    )
+
+
+def test_a_string_that_would_match_another_collection_alone_says_how_to_take_it(tmp_path, pretrained):
+    settings = SETTINGS(pretrained.model_dir, "batch_stats/.*")
+    refused(tmp_path, settings, "A list selects among all collections: ['batch_stats/.*'].")
+
+
+def with_key(seed):
+    """An init_fn of VALUES and a typed random key."""
+    return lambda: nested(VALUES) | {"rngs": {"key": jax.random.key(seed)}}
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_list_takes_typed_random_keys_too(tmp_path, as_file):
+    source = estimator(tmp_path / "source", init_fn=with_key(3)).train(input_fn, steps=1)
+    path = source.model_dir
+    if as_file:
+        path = tmp_path / "weights.safetensors"
+        js.export.save_safetensors(path, source.variables())
+    it = estimator(tmp_path / "run", SETTINGS(path, ["rngs/"]), init_fn=with_key(4)).train(input_fn, steps=1)
+    np.testing.assert_array_equal(it.variables()["rngs"]["key"], source.variables()["rngs"]["key"])
+    assert it.warm_start_report.matched == {"rngs/key": "rngs/key"}
+
+
+def test_keys_of_another_kind_are_refused(tmp_path):
+    source = estimator(tmp_path / "source", init_fn=with_key(3)).train(input_fn, steps=1)
+    refused(
+        tmp_path,
+        SETTINGS(source.model_dir, ["rngs/"]),
+        "rngs/key is uint32[2] in the checkpoint, uint32[4] in the model",
+        init_fn=lambda: nested(VALUES) | {"rngs": {"key": jax.random.key(4, impl="rbg")}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [(np.array([1.0, 1e30], np.float32), np.float16), (np.array([1, 2**40]), np.int32)]
+)
+def test_values_that_the_variable_cannot_hold_are_refused(tmp_path, safetensors, stored, dtype):
+    path = safetensors({"params/body/w": VALUES["params/body/w"], "counts/n": stored})
+    init_fn = lambda: nested(VALUES) | {"counts": {"n": jnp.zeros(2, dtype)}}  # noqa: E731
+    refused(
+        tmp_path,
+        SETTINGS(path, ["counts"]),
+        f"warm start: counts/n from 'counts/n' of {path} is {stored.dtype}[2], which does not fit {np.dtype(dtype)}[2]",
+        init_fn=init_fn,
+    )
+
+
+def test_wide_integers_are_taken_if_their_values_fit(tmp_path, safetensors):
+    init_fn = lambda: nested(VALUES) | {"counts": {"n": jnp.zeros(2, jnp.int32)}}  # noqa: E731
+    path = safetensors({"counts/n": np.array([1, 2**31 - 1])})
+    it = estimator(tmp_path / "run", SETTINGS(path, ["counts"]), init_fn=init_fn).train(input_fn, steps=1)
+    np.testing.assert_array_equal(it.get_variable_value("counts/n"), [1, 2**31 - 1])
+    assert it.warm_start_report.converted == {"counts/n": "int64 to int32"}
 
 
 def test_none_takes_nothing_with_a_warning(tmp_path, pretrained, caplog):
@@ -401,6 +471,7 @@ def test_a_path_with_nothing_or_something_else(tmp_path, safetensors):
         (lambda: SETTINGS("a", 3), ValueError, "must be a regular expression, a list of them, or None; got 3"),
         (lambda: SETTINGS("a", [3]), ValueError, "must be a regular expression, a list of them, or None; got [3]"),
         (lambda: SETTINGS("a", ".*", {"x": 3}), TypeError, "must be a dict of names in the model to names in the"),
+        (lambda: SETTINGS("a", ".*", {"x": 3}), TypeError, "there is no var_name_to_vocab_info before it"),
         (
             lambda: estimator("unused", 3),
             ValueError,

@@ -1,5 +1,6 @@
 """A fetch name stands for one array."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,7 +21,7 @@ def estimator(tmp_path, edit):
         spec = js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)), predictions={"out": out})
         return spec._replace(**edit(dict(loss=loss, labels=labels, out=out, step=step)))
 
-    sizes = dict(train_batch_size=4, eval_batch_size=4)
+    sizes = dict(train_batch_size=4, eval_batch_size=4, predict_batch_size=4)
     return js.TPUEstimator(
         model_fn, lambda: {"params": {"w": jnp.ones(4)}}, model_dir=tmp_path, config=run_config(num_shards=2), **sizes
     )
@@ -189,6 +190,42 @@ def test_fetches_alone_are_nothing_to_call_at_each_step(tmp_path, monkeypatch):
     assert len(asking.values) == 1
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_fetches_beside_a_host_call_are_copied_to_the_host_only_for_a_hook(tmp_path, monkeypatch, verb):
+    copied, device_get = [], jax.device_get
+
+    def counting(tree):
+        copied.extend(leaf.shape[-1:] for leaf in jax.tree.leaves(tree))
+        return device_get(tree)
+
+    def edit(v):
+        return dict(host_call=js.fetches((lambda labels: None, [v["labels"]]), wide=jnp.ones((2, 77)) * v["loss"]))
+
+    made = estimator(tmp_path, edit)
+    monkeypatch.setattr(jax, "device_get", counting)
+    getattr(made, verb)(lambda: batches(X, Y, size=4))
+    assert (2,) in copied  # labels of a shard
+    assert (77,) not in copied
+    getattr(made, verb)(lambda: batches(X, Y, size=4), hooks=[asking := Asking("wide")])
+    assert (77,) in copied
+    assert asking.values[0].shape == (4, 77)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_numbers_are_fetched_without_jit_too(tmp_path, verb):
+    def model_fn(variables, features, mode):
+        loss = (features @ variables["params"]["w"]).mean()
+        host_call = js.fetches((lambda factor: None, [2.0]), rate=0.5)
+        return js.TPUEstimatorSpec(mode, loss=loss, train_op=js.minimize(optax.sgd(0.1)), host_call=host_call)
+
+    init_fn = lambda: {"params": {"w": jnp.ones(4)}}  # noqa: E731
+    made = js.TPUEstimator(model_fn, init_fn, model_dir=tmp_path, use_tpu=False)
+    with jax.disable_jit():
+        getattr(made, verb)(lambda: [X], hooks=[asking := Asking("rate")])
+    assert asking.values == [np.float32(0.5)]
+    assert asking.values[0].dtype == np.float32
+
+
 def test_fetches_by_hand():
     calls = []
     pair = js.fetches((calls.append, [np.ones(2)]), x=np.zeros(2))
@@ -197,9 +234,35 @@ def test_fetches_by_hand():
     assert [call.tolist() for call in calls] == [[1, 1]]
 
 
+def test_fetches_of_fetches_have_the_names_of_both(tmp_path):
+    calls, asking = [], Asking(["out", "twice"])
+
+    def edit(v):
+        named = js.fetches((lambda labels: calls.append(labels), [v["labels"]]), out=v["out"])
+        return dict(host_call=js.fetches(named, twice=2 * v["out"]))
+
+    estimator(tmp_path, edit).train(lambda: batches(X, Y, size=4), steps=1, hooks=[asking])
+    np.testing.assert_array_equal(calls, [Y[:4]])
+    ((out, twice),) = asking.values
+    np.testing.assert_array_equal(twice, 2 * out)
+    with pytest.raises(ValueError, match=r"fetches: \['a'\] are names in the fetches that are passed, too"):
+        js.fetches(js.fetches(a=1.0, b=2.0), a=3.0)
+
+
+def test_in_predict_an_unknown_name_is_to_be_put_among_the_predictions(tmp_path):
+    made = estimator(tmp_path, lambda v: dict(host_call=js.fetches(out=v["out"])))
+    predictions = made.predict(lambda: batches(X, Y, size=4), hooks=[Asking("out")])
+    with pytest.raises(ValueError, match=r"unknown fetch 'out'.*Give a tensor a name: predictions=\{'name': tensor\}"):
+        next(predictions)
+
+
 def test_bad_fetches_are_refused():
     with pytest.raises(TypeError, match=r"fetches: a is a list; expected an array or a number.*fetches\(name=array\)"):
         js.fetches(a=[1, 2])
+    with pytest.raises(TypeError, match=r"fetches: key is key<fry>\[\]: typed random keys cannot.*key_data\(key\)"):
+        js.fetches(key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"host_call\[1\]\['key'\] is key<fry>\[\]: typed random keys cannot"):
+        js.fetches((lambda key: None, {"key": jax.random.key(0)}))
     with pytest.raises(ValueError, match=r"host_call should have two elements, given 1"):
         js.fetches((print,))
     with pytest.raises(TypeError, match=r"host_call: the tensors do not match the function's arguments"):

@@ -60,7 +60,9 @@ def net(model_dir, host_call=None, **kwargs):
             loss=optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(),
             train_op=js.minimize(optax.adam(1e-2), updates=updates),
             eval_metrics=(accuracy_fn, [labels, logits]),
-            host_call=host_call and (host_call, {"step": step, "row": features[:, 0]}),
+            host_call=js.fetches(
+                host_call and (host_call, {"step": step, "row": features[:, 0]}), column=features[:, 1]
+            ),
         )
 
     sizes = dict.fromkeys(("train_batch_size", "eval_batch_size", "predict_batch_size"), BATCH)
@@ -77,17 +79,17 @@ def weights(estimator):
     return {name: np.asarray(estimator.get_variable_value(name)) for name in estimator.get_variable_names()}
 
 
-class Losses(js.hooks.SessionRunHook):
-    """Keeps the loss of the last step of each loop."""
+class Kept(js.hooks.SessionRunHook):
+    """Keeps an array of the last step of each loop, as a list or a number."""
 
-    def __init__(self):
-        self.losses = []
+    def __init__(self, name):
+        self.name, self.values = name, []
 
     def before_run(self, run_context):
-        return js.hooks.SessionRunArgs("loss")
+        return js.hooks.SessionRunArgs(self.name)
 
     def after_run(self, run_context, run_values):
-        self.losses.append(float(run_values.results))
+        self.values.append(run_values.results.tolist())
 
 
 # What succeeds.
@@ -96,20 +98,21 @@ class Losses(js.hooks.SessionRunHook):
 def everything(model_dir, every=5, save=6):
     """Trains, evaluates ragged and nearly empty sets, and predicts; leaves the results of this process."""
     logging.basicConfig(level=logging.INFO)
-    losses, host_calls = Losses(), []
+    losses, columns, host_calls = Kept("loss"), Kept("column"), []
 
     def host_call(step, row):
         host_calls.append([step.tolist(), row.tolist()])
 
     estimator = net(model_dir, host_call, save=save, every=every)
-    estimator.train(train_input(), max_steps=12, hooks=[losses])
+    estimator.train(train_input(), max_steps=12, hooks=[losses, columns])
     in_training = len(host_calls)
     x, y = data(rows=EXAMPLES, seed=1)
     whole = estimator.evaluate(js.inputs.numpy_input_fn(x, y))
     nearly_empty = estimator.evaluate(js.inputs.numpy_input_fn(x[:3], y[:3]))
     part = list(estimator.predict(js.inputs.numpy_input_fn(x)))
     result = {
-        "losses": losses.losses,
+        "losses": losses.values,
+        "columns": columns.values,
         "whole": numbers(whole),
         "nearly_empty": numbers(nearly_empty),
         "predicted": [[float(example["row"]), *map(float, example["logits"])] for example in part],

@@ -24,11 +24,11 @@ DATA = pathlib.Path(__file__).parent / "data" / "checkpoints"
 def main():
     """Writes everything."""
     shutil.rmtree(DATA, ignore_errors=True)
-    for write in (dtypes, saver, slices, snappy, bert, resnet, rnn_cell, text):
+    for write in (dtypes, saver, slices, snappy, bert, resnet, rnn_cell, layers, text):
         directory = DATA / write.__name__
         directory.mkdir(parents=True)
         tf.keras.utils.set_random_seed(7)
-        with tf.Graph().as_default() if write in (saver, bert, rnn_cell) else tf.init_scope():
+        with tf.Graph().as_default() if write in (saver, bert, rnn_cell, layers) else tf.init_scope():
             write(directory)
         for file in directory.glob("*.meta"):
             file.unlink()
@@ -250,6 +250,45 @@ def rnn_cell(directory):
     outputs, _ = nn.dynamic_rnn(cell, tf.constant(x), dtype=tf.float32)
     change = [variable.assign_add(noise(*variable.shape)) for variable in v1.global_variables()]
     save_graph(directory, {"outputs": outputs}, change, x=x)
+
+
+def layers(directory):
+    """Layers of tf.layers, in a scope of that name, and of Keras, each with the name that its output has."""
+    old, keras = v1.layers, tf.keras.layers
+    inputs = {"row": noise(3, 5, 6), "line": noise(2, 9, 4), "image": noise(2, 7, 8, 3), "volume": noise(2, 5, 4, 6, 2)}
+    inputs |= {"ids": np.random.randint(0, 13, (3, 4))}
+    row, line, image, volume, ids = map(tf.constant, inputs.values())
+    with v1.variable_scope("tf_layers"):
+        outputs = {
+            "tf_layers/dense": old.dense(row, 4, name="dense"),
+            "tf_layers/conv1d": old.conv1d(line, 5, 3, strides=2, padding="same", name="conv1d"),
+            "tf_layers/conv2d": old.conv2d(image, 5, (3, 2), strides=(2, 1), padding="same", name="conv2d"),
+            "tf_layers/conv3d": old.conv3d(volume, 3, 2, name="conv3d"),
+            "tf_layers/batch_norm": old.batch_normalization(image, name="batch_norm"),
+        }
+    made = {
+        "dense": (keras.Dense(4), row),
+        "conv1d": (keras.Conv1D(5, 3, padding="causal", dilation_rate=2), line),
+        "conv2d": (keras.Conv2D(6, 3, groups=3), image),
+        "conv2d_transpose": (keras.Conv2DTranspose(5, (3, 2), strides=2, padding="same"), image),
+        "conv3d": (keras.Conv3D(3, 2, use_bias=False), volume),
+        "depthwise_conv1d": (keras.DepthwiseConv1D(3, depth_multiplier=2), line),
+        "depthwise_conv2d": (keras.DepthwiseConv2D(3, strides=2, depth_multiplier=2, padding="same"), image),
+        "batch_norm": (keras.BatchNormalization(), image),
+        "batch_norm_without_scale": (keras.BatchNormalization(scale=False), row),
+        "batch_norm_without_bias": (keras.BatchNormalization(center=False), row),
+        "layer_norm": (keras.LayerNormalization(), row),
+        "embedding": (keras.Embedding(13, 5), ids),
+        "lstm": (keras.LSTM(4, return_sequences=True), line),
+        "lstm_without_bias": (keras.LSTM(4, return_sequences=True, use_bias=False), line),
+    }
+    for name, (layer, x) in made.items():
+        layer._name = name  # The name alone, not counted up in the process.
+        outputs[name] = layer(x)
+    outputs["attention"] = keras.MultiHeadAttention(2, 3, name="attention")(row, row)
+    # Positive, for the variances.
+    change = [variable.assign_add(np.abs(noise(*variable.shape))) for variable in v1.global_variables()]
+    save_graph(directory, outputs, change, **inputs)
 
 
 def save_graph(directory, outputs, change=(), **inputs):

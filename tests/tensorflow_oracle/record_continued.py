@@ -5,7 +5,8 @@ It needs TensorFlow 2.15 and nothing of this project::
     pip install tensorflow-cpu==2.15.1 && python record_continued.py [directory]
 
 Each case is a checkpoint of step 20 with the slots of its optimizer, and ``expected.npz``: the gradients of the next
-step and the weights after it, the losses of the next 20 steps, and the weights after the last.
+step and the weights after it, the losses of the next 20 steps, and the weights after the last. ``averaged`` is that of
+Adam with moving averages of the weights.
 """
 
 import json
@@ -41,6 +42,8 @@ CASES = {
     "adam_weight_decay": ("AdamWeightDecay", 0.02, {"weight_decay_rate": 0.1, "exclude_from_weight_decay": ["bias"]}),
 }
 """By name: the optimizer, its learning rate (which decays), its other arguments."""
+AVERAGE_DECAY = 0.9
+AVERAGES = [f"{name}/ExponentialMovingAverage" for name in NAMES]
 
 
 class AdamWeightDecayOptimizer(v1_train.Optimizer):
@@ -80,7 +83,11 @@ def model_fn(features, labels, mode, params):
     pairs = optimizer.compute_gradients(loss)
     for gradient, variable in pairs:
         tf.identity(gradient, f"gradient/{variable.op.name}")
-    return v1_estimator.tpu.TPUEstimatorSpec(mode, loss=loss, train_op=optimizer.apply_gradients(pairs, step))
+    train_op = optimizer.apply_gradients(pairs, step)
+    if params["averaged"]:
+        with tf.control_dependencies([train_op]):
+            train_op = v1_train.ExponentialMovingAverage(AVERAGE_DECAY, step).apply(v1.trainable_variables())
+    return v1_estimator.tpu.TPUEstimatorSpec(mode, loss=loss, train_op=train_op)
 
 
 class Recorder(v1_train.SessionRunHook):
@@ -107,14 +114,16 @@ def data():
     return x, y.astype(np.float32)
 
 
-def record(directory, case):
+def record(directory, case, averaged=False):
     """Trains to step 20, keeps that checkpoint, and goes on to step 40."""
     x, y = data()
     model_dir = pathlib.Path(tempfile.mkdtemp())
     config = v1_estimator.tpu.RunConfig(model_dir=str(model_dir), tf_random_seed=1)
+    params = {"case": case, "averaged": averaged}
     estimator = v1_estimator.tpu.TPUEstimator(
-        model_fn, config=config, params={"case": case}, use_tpu=False, train_batch_size=ROWS
+        model_fn, config=config, params=params, use_tpu=False, train_batch_size=ROWS
     )
+    names = NAMES + AVERAGES if averaged else NAMES
 
     def train(first, last):
         recorder = Recorder()
@@ -124,7 +133,7 @@ def record(directory, case):
             hooks=[recorder],
             max_steps=last,
         )
-        return recorder, {name: estimator.get_variable_value(name) for name in NAMES}
+        return recorder, {name: estimator.get_variable_value(name) for name in names}
 
     train(0, STEPS)
     directory.mkdir(parents=True)
@@ -148,9 +157,11 @@ def main(directory):
     shutil.rmtree(directory, ignore_errors=True)
     for name, case in CASES.items():
         record(directory / name, case)
+    record(directory / "averaged", CASES["adam"], averaged=True)
     x, y = data()
     np.savez_compressed(directory / "data.npz", x=x, y=y)
-    document = {"tensorflow": tf.__version__, "steps": STEPS, "decaying": DECAYING, "cases": CASES}
+    document = {"tensorflow": tf.__version__, "steps": STEPS, "decaying": DECAYING, "average_decay": AVERAGE_DECAY}
+    document["cases"] = CASES
     (directory / "cases.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@
 import functools
 import os
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -14,10 +15,12 @@ import numpy as np
 import optax
 import pytest
 from oracle_read import load, load_arrays
+from tensorflow_tables import table
 from tf_optimizers import make_optimizer
 from tf_schedules import exponential_decay
 
 import jaxspec as js
+from jaxspec._src.checkpoint.tensorflow.table import read_table
 from jaxspec.checkpoint import tf
 
 DATA = pathlib.Path(os.environ.get("JAXSPEC_CONTINUED") or pathlib.Path(__file__).parent / "data" / "continued")
@@ -124,6 +127,29 @@ def test_an_estimator_goes_on_with_it(tmp_path):
     )
 
 
+def test_averages_of_weights_go_on_as_in_tensorflow():
+    averages, expected = (
+        js.ExponentialMovingAverage(DOCUMENT["average_decay"]),
+        load_arrays(DATA / "averaged/expected.npz"),
+    )
+
+    def averaged_model_fn(variables, features, labels, mode, step):
+        loss = jnp.mean((Net().apply(variables, features) - labels) ** 2)
+        train_op = js.minimize(optimizer_of("adam"), after=averages.update(step + 1))
+        return js.TPUEstimatorSpec(mode, loss=loss, train_op=train_op)
+
+    state = js.create_train_state(averaged_model_fn, averages.init(Net()), jax.random.key(0), *BATCHES[0])
+    names = {f"{layer}/{name}" for layer in ("hidden", "logits") for name in ("kernel", "bias")}
+    of_averages = {f"{name}/ExponentialMovingAverage": f"ema/params/{name}" for name in names}
+    state = js.optim.from_tensorflow(state, checkpoint_of("averaged"), NAMES | of_averages)
+    step = jax.jit(js.make_train_step(averaged_model_fn))
+    for features, labels in BATCHES[STEPS:]:
+        state, _ = step(state, features, labels)
+    for name, average in by_name(state.variables["ema"]["params"]).items():
+        right = expected[f"last/{name}/ExponentialMovingAverage"]
+        np.testing.assert_allclose(average, right, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_adam_of_optax_would_go_another_way():
     """The tests above can fail."""
     own = optax.adam(0.02, b1=0.8, b2=0.99, eps=0.1)
@@ -177,12 +203,89 @@ def test_parts_that_are_trained_alone_and_chains_are_filled():
 
 
 def test_a_converter_changes_slots_as_it_changes_weights_but_for_a_constant():
-    plain = js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES)
-    backwards = {"hidden/kernel": {"params/hidden/kernel": lambda array: array[:, ::-1] + 1}}
+    """The averages of Adam may be far smaller than what float32 has beside a constant."""
+    plain = continued("adam")
+    backwards = {"hidden/kernel": {"params/hidden/kernel": lambda array: array[:, ::-1] + 1000}}
     state = js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES | backwards)
-    for (tree, other), constant in zip(
-        ((state.variables["params"], plain.variables["params"]), (state.opt_state.mu, plain.opt_state.mu)),
-        (1, 0),
-        strict=True,
+
+    def kernels(state):
+        return state.variables["params"]["hidden"]["kernel"], *(
+            tree["hidden"]["kernel"] for tree in state.opt_state[1:]
+        )
+
+    (weights, *slots), (plain_weights, *plain_slots) = kernels(state), kernels(plain)
+    np.testing.assert_allclose(weights, plain_weights[:, ::-1] + 1000)
+    assert np.abs(plain_slots[1]).min() < 1e-3
+    for slot, plain_slot in zip(slots, plain_slots, strict=True):
+        np.testing.assert_allclose(slot, plain_slot[:, ::-1], rtol=1e-6)
+
+
+def test_a_mean_of_rmsprop_is_not_taken_from_its_momentum():
+    centered = fresh_with(optax.rmsprop(0.01, initial_scale=1.0, momentum=0.5, centered=True))
+    with pytest.raises(
+        ValueError, match=r"has no slot hidden/bias/RMSProp_1 \(the mean\) for params/hidden/bias; it has"
     ):
-        np.testing.assert_allclose(tree["hidden"]["kernel"], other["hidden"]["kernel"][:, ::-1] + constant, atol=1e-6)
+        js.optim.from_tensorflow(centered, checkpoint_of("rmsprop_momentum"), NAMES)
+    js.optim.from_tensorflow(centered, checkpoint_of("rmsprop_centered"), NAMES)
+
+
+def as_stored(directory, rename):
+    """The prefix of a copy of the checkpoint of Adam, with other names in its index."""
+    source, prefix = checkpoint_of("adam"), directory / "model.ckpt-20"
+    entries = read_table(source.with_name(f"{source.name}.index").read_bytes())
+    (directory / f"{prefix.name}.index").write_bytes(table({rename(key): value for key, value in entries.items()}))
+    shutil.copy(f"{source}.data-00000-of-00001", directory)
+    return prefix
+
+
+@pytest.mark.parametrize(
+    ("rename", "arguments"),
+    [
+        (lambda key: b"training/" + key if b"Adam" in key else key, {}),
+        (lambda key: key.replace(b"Adam", b"My.Adam"), {"optimizer_names": {"My.Adam": "Adam"}}),
+    ],
+    ids=["an optimizer in a scope", "an optimizer with a name"],
+)
+def test_slots_have_the_names_that_tensorflow_gives_them(tmp_path, rename, arguments, caplog):
+    state = js.optim.from_tensorflow(fresh("adam"), as_stored(tmp_path, rename), NAMES, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, continued("adam").opt_state)
+    assert not caplog.records
+
+
+def test_a_name_of_an_optimizer_is_asked_for(tmp_path):
+    prefix = as_stored(tmp_path, lambda key: key.replace(b"Adam", b"Mine"))
+    with pytest.raises(
+        ValueError, match=r"it has \['hidden/bias/Mine', 'hidden/bias/Mine_1'\].*optimizer_names={'MyAdam': "
+    ):
+        js.optim.from_tensorflow(fresh("adam"), prefix, NAMES)
+
+
+def test_arguments_that_cannot_be_right():
+    with pytest.raises(TypeError, match="state must be what create_train_state returns, got dict"):
+        js.optim.from_tensorflow({}, checkpoint_of("adam"), NAMES)
+    with pytest.raises(
+        ValueError, match=r"leads to \['MyAdam'\], expected names from \('Adadelta', .*{'MyAdam': 'Adam'}"
+    ):
+        js.optim.from_tensorflow(fresh("adam"), checkpoint_of("adam"), NAMES, {"Adam": "MyAdam"})
+
+
+def test_slots_of_another_variable_with_the_same_end_are_not_taken(tmp_path):
+    prefix = as_stored(tmp_path, lambda key: key.replace(b"logits/bias", b"other/hidden/bias"))
+    names = {name: target for name, target in NAMES.items() if name != "logits/bias"}
+    only = js.minimize(js.optim.adam(0.1), of="hidden")
+    state = js.create_train_state(
+        lambda variables, features, labels, mode: js.TPUEstimatorSpec(
+            mode, loss=jnp.mean((Net().apply(variables, features) - labels) ** 2), train_op=only
+        ),
+        *(Net(), jax.random.key(0), *BATCHES[0]),
+    )
+    state = js.optim.from_tensorflow(state, prefix, names)
+    (bias,) = (leaf for name, leaf in js.named_leaves(state.opt_state).items() if name.endswith("mu/hidden/bias"))
+    np.testing.assert_array_equal(bias, continued("adam").opt_state.mu["hidden"]["bias"])
+
+
+def test_averages_that_the_map_does_not_name_are_a_warning(caplog):
+    js.optim.from_tensorflow(fresh("adam"), checkpoint_of("averaged"), NAMES)
+    (record,) = caplog.records
+    assert "no place for the slots hidden/bias/ExponentialMovingAverage, hidden/kernel/Exp" in record.getMessage()
+    assert "give them entries in the assignment map, such as {'dense/kernel/Exp" in record.getMessage()

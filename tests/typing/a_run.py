@@ -1,6 +1,7 @@
 """An estimator with all its verbs, hooks, a RunConfig, and inputs."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
@@ -113,3 +114,12 @@ if results is not None:
 for path in js.checkpoints_iterator("runs/here", timeout=10):
     assert_type(path, str)
 assert_type(js.load_global_step("runs/here"), int)
+
+weights = js.checkpoint.load_variables(Path("runs/here/model.ckpt-3"), ["params/Dense_0/kernel"])
+js.export.save_safetensors(Path("weights.safetensors"), weights, {"params/Dense_0/kernel": {"fc.weight": np.transpose}})
+settings = js.WarmStartSettings(
+    Path("weights.safetensors"), ["params/Dense_0/"], {"params/Dense_0/kernel": "fc.weight"}
+)
+warm = js.TPUEstimator(model_fn, Net(), warm_start_from=settings)
+assert_type(warm.warm_start_report, js.WarmStartReport | None)
+js.Scaffold(js.init_from_checkpoint(Path("runs/here"), {"params/Dense_0/": "params/Dense_1/"}))

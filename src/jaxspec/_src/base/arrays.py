@@ -25,6 +25,20 @@ def is_key(value: Array | jax.ShapeDtypeStruct) -> bool:
     return bool(jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
+def key_data(tree: PyTree) -> PyTree:
+    """The tree with the data of its random keys in their place."""
+
+    def data(leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        if not hasattr(leaf, "dtype") or not is_key(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            shape: jax.ShapeDtypeStruct = jax.eval_shape(jax.random.key_data, leaf)
+            return shape
+        return jax.random.key_data(leaf)
+
+    return jax.tree.map(data, tree)
+
+
 def key_name(key: Hashable) -> str:
     """One key of a key path as a string."""
     return jax.tree_util.keystr((key,), simple=True)

@@ -38,12 +38,12 @@ def objects_under(directory: str, prefix: str = "") -> Mapping[str, StoredFile]:
     with _errors_named(directory):
         found = _store(directory).find(directory, detail=True, prefix=prefix)
     start = len(directory.partition("://")[2]) + 1
-    # Some programs write an empty object to stand for a directory. And s3fs gives the directory itself where it found
-    # nothing, if something has been written below it meanwhile.
+    # Some programs write an empty object to stand for a directory. An object of the directory's name is not in it. And
+    # s3fs gives the directory itself where it found nothing, if something has been written below it meanwhile.
     return {
         name[start:]: _stored(info)
         for name, info in found.items()
-        if not name.endswith("/") and info["type"] != "directory"
+        if name[start:] and not name.endswith("/") and info["type"] != "directory"
     }
 
 

@@ -4,6 +4,7 @@ A bucket holds objects by their whole names. It has no directories: one exists a
 with it. Nothing can be renamed there.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -123,11 +124,17 @@ def write_file(path: str, data: bytes) -> None:
         buckets.write(path, data)
         return
     make_directory(os.path.dirname(path))
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
+    new = f"{path}.{uuid.uuid4().hex[:8]}.tmp"  # another process may be writing the same file
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(new)
+        raise
 
 
 def copy_file(source: str, path: str) -> None:

@@ -57,6 +57,7 @@ REMOVED: Mapping[str, Mapping[str, str]] = {
 """By the name of the function or class: the argument, and what to write instead."""
 
 CALLS = {
+    "WarmStartSettings": "Write WarmStartSettings(path, vars_to_warm_start=..., var_name_to_prev_var_name=...).",
     "TPUEstimator": "Write TPUEstimator(model_fn, init_fn, model_dir=..., config=..., params=...).",
     "RunConfig": "Write RunConfig(TPUConfig(...), model_dir=...).",
     "minimize": "Write jaxspec.minimize(optimizer), which differentiates the spec's own loss; "

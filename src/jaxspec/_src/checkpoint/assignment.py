@@ -1,47 +1,19 @@
 """Stored arrays as the values of fresh variables, by a map of names as TensorFlow's `init_from_checkpoint` has it."""
 
-import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxspec._src.base.arrays import describe_array, fits, is_key, named_leaves
+from jaxspec._src.base.arrays import describe_array, is_array, named_leaves
+from jaxspec._src.base.name_maps import Converter, Target
 from jaxspec._src.base.types import Array, Variables
-
-Converter: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""From the array of a checkpoint to the value of a variable."""
-Target: TypeAlias = str | Mapping[str, Converter]
-"""A variable, a scope that ends with a slash, or several variables with what converts the array for each."""
+from jaxspec._src.checkpoint.assignment_map import sources_of
+from jaxspec._src.checkpoint.fitted import fitted
+from jaxspec._src.checkpoint.names_in_messages import listed, similar_names
 
 _logger = logging.getLogger("jaxspec")
-_MOST_NAMES = 8
-"""As many a message lists."""
-
-
-def check_assignment_map(assignment_map: Mapping[str, Target]) -> None:
-    """Raises unless the map is one of names to names, or to converters by name."""
-    instead = (
-        "Write {'dense/kernel': 'params/Dense_0/kernel'}, {'scope/': 'params/scope/'}, or "
-        "{'dense/kernel': {'params/Dense_0/kernel': converter}}."
-    )
-    if not isinstance(assignment_map, Mapping) or not assignment_map:
-        raise TypeError(
-            "init_from_checkpoint: assignment_map must be a dict of names in the checkpoint to names of variables, got "
-            f"{assignment_map!r}. {instead}"
-        )
-    for source, target in assignment_map.items():
-        if isinstance(target, str):
-            if source.endswith("/") != target.endswith("/"):
-                raise ValueError(
-                    f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. A scope, with a slash at "
-                    f"its end, goes to a scope, and a name to a name. {instead}"
-                )
-        elif not isinstance(target, Mapping) or not all(callable(convert) for convert in target.values()):
-            raise TypeError(f"init_from_checkpoint: the assignment map has {source!r}: {target!r}. {instead}")
 
 
 def assigned(
@@ -66,89 +38,38 @@ def assigned(
     sources = sources_of(assignment_map, leaves)
     missing = {name: source for name, (source, _) in sources.items() if source not in names}
     if missing:
-        listed = _listed([f"{source!r} (for {name})" for name, source in missing.items()])
-        similar = _similar(next(iter(missing.values())), names)
+        absent = listed([f"{source!r} (for {name})" for name, source in missing.items()])
+        similar = similar_names(next(iter(missing.values())), names)
         raise ValueError(
-            f"init_from_checkpoint: not found in the checkpoint {path}: {listed}. Similar names there: {similar}."
+            f"init_from_checkpoint: not found in the checkpoint {path}: {absent}. Similar names there: {similar}."
         )
     stored = read({source for source, _ in sources.values()})
     values = {}
     for name, (source, convert) in sources.items():
-        array = stored[source]
-        value = array if convert is None else convert(array)
-        values[name] = _fitted(value, leaves[name], f"{name} from {source!r} of {path}")
+        what = f"{name} from {source!r} of {path}"
+        value = stored[source] if convert is None else _converted(stored[source], convert, leaves[name], what)
+        values[name] = fitted(value, leaves[name], f"init_from_checkpoint: {what}")
     fresh = [name for name in leaves if name not in values]
     _logger.info(
         "%d variables take their values from %s. Those of init_fn stay in %s.",
         len(values),
         path,
-        _listed(fresh) or "none",
+        listed(fresh) or "none",
     )
     new = [values.get(name, leaf) for name, leaf in leaves.items()]
     replaced: Variables = jax.tree.unflatten(jax.tree.structure(variables), new)
     return replaced
 
 
-def sources_of(
-    assignment_map: Mapping[str, Target], variables: Collection[str]
-) -> dict[str, tuple[str, Converter | None]]:
-    """By the name of each variable that the map names, the name of its source and what converts it."""
-    sources: dict[str, tuple[str, Converter | None]] = {}
-    for source, target in assignment_map.items():
-        pairs = _pairs(source, target, variables)
-        unknown = next((name for name in pairs if name not in variables), None if pairs else str(target))
-        if unknown is not None:
-            raise ValueError(
-                f"init_from_checkpoint: the assignment map has {source!r}: {target!r}, and there is no variable "
-                f"{unknown!r}. Similar names: {_similar(unknown, variables)}. All names: {_listed(list(variables))}."
-            )
-        for name, found in pairs.items():
-            if name in sources:
-                raise ValueError(
-                    f"init_from_checkpoint: {name} would get its value from {sources[name][0]!r} and from "
-                    f"{found[0]!r}. Let one entry of the assignment map name it."
-                )
-            sources[name] = found
-    return sources
-
-
-def _pairs(source: str, target: Target, variables: Collection[str]) -> Mapping[str, tuple[str, Converter | None]]:
-    """What one entry of the map says, for each variable."""
-    if not isinstance(target, str):
-        return {name: (source, convert) for name, convert in target.items()}
-    if not target.endswith("/"):
-        return {target: (source, None)}
-    prefix, scope = source.removeprefix("/"), target.removeprefix("/")  # "/" alone is everything
-    return {name: (prefix + name.removeprefix(scope), None) for name in variables if name.startswith(scope)}
-
-
-def _fitted(value: np.ndarray, leaf: Array, what: str) -> np.ndarray:
-    """The value in the variable's dtype."""
-    if np.shape(value) != leaf.shape:
+def _converted(array: np.ndarray, convert: Converter, leaf: Array, what: str) -> np.ndarray:
+    try:
+        value = convert(array)
+    except Exception as error:
+        error.add_note(f"init_from_checkpoint: this is the error of the converter for {what}, {describe_array(array)}.")
+        raise
+    if not is_array(value):
         raise ValueError(
-            f"init_from_checkpoint: {what} has the shape {list(np.shape(value))}, and the variable has "
-            f"{list(leaf.shape)}. Map it to another variable, or give a converter: "
-            "{'NAME': {'VARIABLE': lambda array: array.reshape(...)}}."
+            f"init_from_checkpoint: {what}: its converter returned {value!r}, and not an array of the shape "
+            f"{list(leaf.shape)}."
         )
-    if not is_key(leaf) and fits(value, leaf.dtype, exactly=False):
-        with np.errstate(over="ignore"):
-            stored: np.ndarray = np.asarray(value).astype(leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            is_same = np.isfinite(stored) == np.isfinite(value)
-        else:
-            is_same = stored == value
-        if np.all(is_same):
-            return stored
-    raise ValueError(
-        f"init_from_checkpoint: {what} is {describe_array(value)}, which does not fit {describe_array(leaf)}. Give the "
-        "variable another dtype, or a converter: {'NAME': {'VARIABLE': lambda array: ...}}."
-    )
-
-
-def _similar(name: str, names: Collection[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=_MOST_NAMES, cutoff=0.5)
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return value

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Mapping
 
+from jaxspec._src.base.name_maps import Target
 from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import Variables
-from jaxspec._src.checkpoint.assignment import Target, assigned, check_assignment_map
+from jaxspec._src.checkpoint.assignment import assigned
+from jaxspec._src.checkpoint.assignment_map import check_assignment_map
 from jaxspec._src.checkpoint.weights import OBJECT_SUFFIX, open_weights
 
 
@@ -19,8 +21,10 @@ def init_from_checkpoint(
         TensorFlow checkpoint. It is opened when the function is called: not where training is resumed.
       assignment_map: by name in the checkpoint, the path of the variable, such as `params/Dense_0/kernel`; or a dict
         of paths and converters of the array. `{"old/": "params/new/"}` is about all variables below `params/new/`,
-        each of which must be there; `"/"` stands for everything. `/.ATTRIBUTES/VARIABLE_VALUE` may be left out at the
-        end of a name. The functions of `jaxspec.checkpoint.tf` that are named after layers make parts of such a map.
+        each of which must be there. `{"old/": "new/"}` is about those below `new/` in all collections, with values
+        from below `old/` in the same collections. `"/"` stands for everything. `/.ATTRIBUTES/VARIABLE_VALUE` may be
+        left out at the end of a name. The functions of `jaxspec.checkpoint.tf` that are named after layers make parts
+        of such a map.
 
     Returns:
       A function of the variables that returns them, with NumPy arrays for those that the map names. Floats are rounded

@@ -117,10 +117,17 @@ def checkpoint_step(path: str) -> int:
     match = _NAME.fullmatch(name)
     if match is None or not checksums.exists(join(directory, name)):
         found = checkpoint_steps(directory)
+        latest = latest_checkpoint(join(directory, name))
         problem = (
             f"The passed save_path is not a valid checkpoint: {path}. Expected a directory named model.ckpt-STEP"
             + (f"; the steps there are {found}." if found else ".")
+            + (f" It is a model_dir, whose latest checkpoint is {latest}." if latest else "")
         )
+        if find_file(join(directory, f"{name}.index")):
+            raise ValueError(
+                f"{problem} It is a checkpoint of TensorFlow: read it with jaxspec.checkpoint.tf, or begin with its "
+                f"weights: TPUEstimator(..., warm_start_from={path!r})."
+            )
         if match is None:
             raise ValueError(problem)
         raise checksums.MissingCheckpointError(

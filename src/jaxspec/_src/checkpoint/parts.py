@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.tree_util import KeyPath
 
-from jaxspec._src.base.arrays import is_key, put
+from jaxspec._src.base.arrays import is_key, key_data, put
 from jaxspec._src.base.types import Array, PyTree
 from jaxspec._src.checkpoint.escaped_names import escape, escaped_path, is_plain
 from jaxspec._src.step.state import TrainState
@@ -81,20 +81,6 @@ def _empty_leaves(tree: PyTree) -> list[tuple[list[str], list[int], str]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if 0 in leaf.shape
     ]
-
-
-def key_data(tree: PyTree) -> PyTree:
-    """The tree with the data of its random keys in their place."""
-
-    def data(leaf: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
-        if not is_key(leaf):
-            return leaf
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            shape: jax.ShapeDtypeStruct = jax.eval_shape(jax.random.key_data, leaf)
-            return shape
-        return jax.random.key_data(leaf)
-
-    return jax.tree.map(data, tree)
 
 
 def key_impls(tree: PyTree) -> list[tuple[list[str], str]]:

@@ -5,6 +5,7 @@ Damage is noticed, and a newer format refused, before arrays are read.
 
 import functools
 import operator
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -42,7 +43,7 @@ class StoredCheckpoint:
       ValueError: if a newer version of the library wrote it.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path = absolute_path(path)
         self._readable = path if backend.reaches(path) else self._undamaged(self._local_copy)
         self.meta: parts.Meta = self._undamaged(lambda: backend.load(self._readable, {"meta": None}))["meta"]

@@ -4,8 +4,9 @@ The input's thread runs everything but the constructor. An iterator that the cal
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jaxspec._src.data.elements import call_input_fn, elements, narrowed, split_
 from jaxspec._src.data.input_request import InputRequest, warn_of_repeated_input, warn_of_used_up_input
 from jaxspec._src.data.lent_iterators import Holder, InputMemory
 from jaxspec._src.data.numpy_input import NumpyBatches
+from jaxspec._src.data.position import PositionState
 from jaxspec._src.data.position_methods import position_methods
 from jaxspec._src.data.resume import Positions, input_identity
 from jaxspec._src.data.stacks import no_position
@@ -24,6 +26,11 @@ from jaxspec._src.spec.mode import ModeKeys
 
 _NARROWED_BYTES = 64 << 20
 """Arrays of a whole data set are copied for the sake of a dtype only if they are smaller together."""
+
+
+def _position(encode: Callable[[PositionState], str], state: dict[str, int | None], rows: int) -> str:
+    """The position of `numpy_input_fn` after so many rows. Made when it is needed: there is one for each batch."""
+    return encode({**state, "rows": rows})
 
 
 def _is_narrow(array: np.ndarray) -> bool:
@@ -109,15 +116,16 @@ class InputSource:
     def block_arrays(self) -> PyTree | None:
         """The arrays that `next_rows` says the rows of, as (features, labels) with leaves as in a batch.
 
-        None: the input is not one of `numpy_input_fn`, the caller holds its iterator, or large arrays would have to be
-        copied, because the devices take other dtypes. For after `open`.
+        None: the input is not one of `numpy_input_fn`, the caller holds its iterator, or the arrays would have to be
+        copied, because the devices take other dtypes, and are large or not all used. For after `open`.
         """
         batches = self._held.value
         if not isinstance(batches, NumpyBatches) or self.lent:
             return None
         features, labels = split_element(batches.arrays)
         arrays = features, None if self._request.mode == ModeKeys.PREDICT else labels
-        if sum(x.nbytes for x in jax.tree.leaves(arrays) if not _is_narrow(x)) > _NARROWED_BYTES:
+        size = sum(x.nbytes for x in jax.tree.leaves(arrays) if not _is_narrow(x))
+        if size > _NARROWED_BYTES or (size and not self._reads_all()):
             return None
         try:
             return jax.tree.map(lambda x: narrowed(x, "", ""), arrays)
@@ -130,9 +138,13 @@ class InputSource:
         assert isinstance(batches, NumpyBatches)
         if batches.resident != "auto":
             return batches.resident and self._request.training
-        limit = self._request.limit
-        is_read_once = limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
-        return self._request.training and is_read_once and self._fits_on_devices(size)
+        return self._request.training and self._reads_all() and self._fits_on_devices(size)
+
+    def _reads_all(self) -> bool:
+        """Whether the call reads all examples at least once. For `numpy_input_fn`."""
+        batches, limit = self._held.value, self._request.limit
+        assert isinstance(batches, NumpyBatches)
+        return limit is None or limit * (self.checker.batch_size or 1) >= batches.num_examples
 
     def _fits_on_devices(self, size: int) -> bool:
         # Memory that is kept for these arrays counts as used, and was found to be free before.
@@ -163,7 +175,8 @@ class InputSource:
         self.checker.passed(count)
         positions: list[PositionAt] = [no_position] * count
         if self._positions is not None:
-            positions = [self._positions.position_at(batches.state_before(i)) for i in reversed(range(count))]
+            encode, state = self._positions.encode, batches.get_state()
+            positions = [functools.partial(_position, encode, state, given) for given in batches.rows_given(count)]
         return rows, positions
 
     def close(self) -> BaseException | None:

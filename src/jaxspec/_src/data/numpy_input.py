@@ -50,7 +50,8 @@ def numpy_input_fn(
         then yields batches of its own arrays. Give each the same number of examples: training ends with the shortest.
       resident: whether training keeps a copy of x and y on every device, and gathers the batches there, instead of
         sending each batch. The batches are the same. "auto": if they take less than a quarter of the free memory of a
-        device, and the call of `train` reads all of them at least once. x and y must not change during the call.
+        device, and the call of `train` reads all of them at least once. x and y must not change during the call. On CPU
+        devices the memory of the copy is kept for the estimator's next training.
 
     Returns:
       An input_fn. In training the last batch is left out if it is short. The batches report their position, so a
@@ -170,9 +171,9 @@ class NumpyBatches(Iterator[PyTree]):
         """Goes back by one full batch."""
         self._next_row -= self._global_size
 
-    def state_before(self, batches: int) -> dict[str, int | None]:
-        """The position, as `get_state` gives it, so many batches ago."""
-        return {**self.get_state(), "rows": self._next_row - batches * self._global_size}
+    def rows_given(self, batches: int) -> range:
+        """How many rows all processes have given after each of the last `batches` batches, which were full."""
+        return range(self._next_row - (batches - 1) * self._global_size, self._next_row + 1, self._global_size)
 
     def __next__(self) -> PyTree:
         end = self._next_row + self._global_size

@@ -4,14 +4,14 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import crc32c
 import numpy as np
 
 from jaxspec._src.base.arrays import named_leaves
-from jaxspec._src.base.types import InputFn, PositionAt, PyTree
+from jaxspec._src.base.types import InputFn, PyTree
 from jaxspec._src.data.batch import BatchChecker
 from jaxspec._src.data.input_request import InputRequest, warn_of_other_input
 from jaxspec._src.data.position import (
@@ -129,11 +129,12 @@ class Positions:
             raise
         if has_rows and self._leaves != (number := checker.num_signatures):
             self._leaves, self.identity["leaves"] = number, checker.leaves()
-        return encode_position(state, self.identity, returned_by=self._methods.get_name)
+        return self.encode(state)
 
-    def position_at(self, state: PositionState) -> PositionAt:
-        """Makes text of a position of the input, when it is needed."""
-        return functools.partial(encode_position, state, self.identity, returned_by=self._methods.get_name)
+    @property
+    def encode(self) -> Callable[[PositionState], str]:
+        """Makes text of a position of the input. It may be kept for longer than the input."""
+        return functools.partial(encode_position, identity=self.identity, returned_by=self._methods.get_name)
 
     def go_to(self, position: str, *, reversible: bool) -> bool:
         """Sets the position. False, with a warning, if it came from another input or the iterator refuses it.

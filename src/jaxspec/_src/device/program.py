@@ -128,7 +128,7 @@ class Program:
             shard = jax.tree.map(lambda x: jnp.asarray(x)[:, 0], batches)
             new_state, spec = self._step(state, *_batch(shard, i))
             state = state if new_state is None else new_state
-            specs.append(jax.device_get(spec))
+            specs.append(jax.device_get(jax.tree.map(jnp.asarray, spec)))  # numbers become arrays, as with jit
         return state, outputs_of_steps(specs, self._room(batches))
 
     def _room(self, batches: Stacks) -> int:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec._src.base.arrays import is_key, named_leaves
+from jaxspec._src.base.arrays import is_key, key_data, named_leaves
 from jaxspec._src.base.types import Array, PyTree, Variables
-from jaxspec._src.checkpoint.parts import key_data, key_impl
+from jaxspec._src.checkpoint.parts import key_impl
 from jaxspec._src.export.receiver import ServingInputReceiver
 from jaxspec._src.step.inference_step import make_export_step
 from jaxspec._src.step.model import Model

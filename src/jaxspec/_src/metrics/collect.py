@@ -1,10 +1,11 @@
 """collect: gathers all examples of an evaluation, and calls a function of the user on them at the end."""
 
+import collections
 import dataclasses
 import functools
 import logging
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self, TypeVar
 
 import jax
@@ -77,8 +78,8 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
     Args:
       fn: called as `fn(**tensors)` by `compute`, with the batches of each tensor concatenated along the first axis. It
         may return anything: a number, an array, a figure. If metric_fn returns the metric as `rouge` and `fn` returns
-        the dict `{"1": x, "L": y}`, `evaluate` reports `rouge/1` and `rouge/L`. A lambda that metric_fn makes is
-        allowed: that of the first batch is called, for all batches.
+        the dict `{"1": x, "L": y}`, `evaluate` reports `rouge/1` and `rouge/L`, and likewise for a dict in it. A lambda
+        that metric_fn makes is allowed: that of the first batch is called, for all batches.
       **tensors: arrays `[B, ...]` under the names of fn's arguments. They are copied.
 
     Returns:
@@ -114,25 +115,36 @@ def collect(fn: Callable[..., R], /, **tensors: ArrayLike) -> Collected[R]:
 
 
 def computed(metrics: Mapping[str, Mergeable]) -> dict[str, object]:
-    """The results by name. Each key of a dict that a function of `collect` returned is one, `name/key`.
+    """The results by name. Each key of a dict that a function of `collect` returned is one, `name/key`; of a dict in
+    it, `name/key/key`.
 
-    If there is another result of such a name, a warning says so, and the dict stays one result.
+    If two results have such a name, a warning says so, and the dict stays one result.
     """
     results: dict[str, object] = {}
     for name, metric in metrics.items():
         named = {name: (value := metric.compute())}
         if isinstance(metric, Collected) and isinstance(value, Mapping):
-            by_key = {f"{name}/{key}": part for key, part in value.items()}
-            if taken := by_key.keys() & {*metrics, *results}:
+            parts = list(_parts(name, value))
+            counts = collections.Counter([*(part for part, _ in parts), *{*metrics, *results}])
+            if taken := sorted({part for part, _ in parts if counts[part] > 1}):
                 _logger.warning(
                     "The function of collect under %r returned a dict, which stays one result: metric_fn has another "
                     "metric named %s. Rename it.",
-                    *(name, ", ".join(sorted(taken))),
+                    *(name, ", ".join(taken)),
                 )
             else:
-                named = by_key
+                named = dict(parts)
         results |= named
     return results
+
+
+def _parts(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Yields (name, result) for the keys of nested dicts."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _parts(f"{name}/{key}", part)
+    else:
+        yield name, value
 
 
 def _join(arrays: _Arrays) -> np.ndarray:

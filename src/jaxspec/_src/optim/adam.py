@@ -31,7 +31,7 @@ def adam(
       A transformation whose state is an `optax.ScaleByAdamState`. The averages have the dtypes of the parameters.
     """
     # Rounded to float32, as in TensorFlow: the errors of 1 - beta2 in `v` and in its correction cancel then.
-    decay1, decay2 = float(np.float32(beta1)), float(np.float32(beta2))
+    decay1, decay2 = (x if isinstance(x, jax.Array) else float(np.float32(x)) for x in (beta1, beta2))
 
     def update(
         gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree = None

@@ -44,7 +44,20 @@ def ftrl(
 
     Returns:
       A transformation whose `update` needs the parameters.
+
+    Raises:
+      ValueError: for an argument on the wrong side of 0.
     """
+    for name, value in {
+        "-learning_rate_power": -learning_rate_power,
+        "initial_accumulator_value": initial_accumulator_value,
+        "l1_regularization_strength": l1_regularization_strength,
+        "l2_regularization_strength": l2_regularization_strength,
+        "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+        "beta": beta,
+    }.items():
+        if not isinstance(value, jax.Array) and not value >= 0:
+            raise ValueError(f"ftrl: {name} must be 0 or more, got {value}.")
     l1, l2, shrinkage = l1_regularization_strength, l2_regularization_strength, l2_shrinkage_regularization_strength
 
     def init(params: PyTree) -> FtrlState:
@@ -52,7 +65,8 @@ def ftrl(
         return FtrlState(jnp.int32(0), accumulators, jax.tree.map(jnp.zeros_like, params))
 
     def power(accumulator: jax.Array) -> jax.Array:
-        return jnp.sqrt(accumulator) if learning_rate_power == -0.5 else accumulator**-learning_rate_power
+        is_root = not isinstance(learning_rate_power, jax.Array) and learning_rate_power == -0.5
+        return jnp.sqrt(accumulator) if is_root else accumulator**-learning_rate_power
 
     def update(gradients: PyTree, state: FtrlState, params: PyTree = None) -> tuple[PyTree, FtrlState]:
         if params is None:

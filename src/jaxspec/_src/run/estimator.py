@@ -162,7 +162,7 @@ class TPUEstimator:
                 return named_arrays.host_variables(first_shard(source.live.state.variables))
             if source.path is not None:
                 return named_arrays.load_variables(source.path)
-        raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
+        raise self._no_trained_model()
 
     def save(self, input_fn: InputFn | None = None) -> str:
         """Writes a checkpoint without training: of fresh variables, at step 0, or of the state in memory.
@@ -195,7 +195,13 @@ class TPUEstimator:
                 names = named_arrays.array_names(source.path)
                 yield {name: functools.partial(named_arrays.read_array, source.path, name) for name in names}
             else:
-                raise ValueError(f"Could not find trained model in model_dir: {self.model_dir}.")
+                raise self._no_trained_model()
+
+    def _no_trained_model(self) -> ValueError:
+        return ValueError(
+            f"Could not find trained model in model_dir: {self.model_dir}. Train first; or write a checkpoint of fresh "
+            "variables, with estimator.save(input_fn)."
+        )
 
     # The verbs.
 

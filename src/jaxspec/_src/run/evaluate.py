@@ -19,9 +19,11 @@ from jaxspec._src.run.inference_run import InferenceRun
 from jaxspec._src.run.summaries import run_writer, write_results
 from jaxspec._src.run.validate import no_batch_message
 from jaxspec._src.run.watchdog import watched
+from jaxspec._src.spec.fetches import without_fetches
 from jaxspec._src.spec.hook import SessionRunHook
 from jaxspec._src.spec.host_functions import call_host_function, call_metric_fn
 from jaxspec._src.spec.mode import ModeKeys
+from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 from jaxspec._src.summary.context import run_position
 from jaxspec._src.summary.writer import SummaryWriter
 
@@ -57,7 +59,9 @@ def evaluate(
             metrics = MetricsOfBatches(source.step, writer)
             if infeed.first is not None:
                 with doing("evaluation"), contextlib.ExitStack() as stack:
-                    run = InferenceRun(stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps)
+                    run = InferenceRun(
+                        stack, engine, ModeKeys.EVAL, source, infeed, hooks, writer, steps, wanted=_without_fetches
+                    )
                     while run.next_batch(metrics.add) is not None:
                         exchange.check()
                     run.end()
@@ -67,6 +71,10 @@ def evaluate(
             results = metrics.compute()
             write_results(results, source.path or path_of_checkpoint(engine.model_dir, source.step), writer)
     return results
+
+
+def _without_fetches(spec: TPUEstimatorSpec) -> TPUEstimatorSpec:
+    return replaced(spec, host_call=without_fetches(spec.host_call))
 
 
 def _pickled(name: str, metric: Mergeable) -> bytes:
@@ -100,8 +108,8 @@ class MetricsOfBatches:
         try:
             with run_position(self._step, self._writer, in_evaluation=True):
                 values = {} if spec.eval_metrics is None else call_metric_fn(spec.eval_metrics)
-                if spec.host_call is not None:
-                    call_host_function("host_call", spec.host_call)
+                if host_call := without_fetches(spec.host_call):
+                    call_host_function("host_call", host_call)
         except BaseException as error:
             error.add_note(f"in evaluation, at batch {self._number} (counted from 0)")
             raise

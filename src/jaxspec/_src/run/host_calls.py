@@ -12,7 +12,7 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_queue import CLOSE_SECS, HostQueue
 from jaxspec._src.run.signals import StopRequest
 from jaxspec._src.run.training_report import TrainingReport
-from jaxspec._src.spec.fetches import has_host_call
+from jaxspec._src.spec.fetches import without_fetches
 from jaxspec._src.spec.host_functions import call_host_function
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.summary.context import run_position
@@ -46,7 +46,7 @@ class HostCalls:
         here: bool,
     ) -> None:
         every = engine.tpu_config.experimental_host_call_every_n_steps
-        self._every = every if here and has_host_call(shard.host_call) else 0
+        self._every = every if here and without_fetches(shard.host_call) else 0
         self._live_state, self._report, self._writer, self._interrupt = engine.live_state, report, writer, interrupt
         # With use_tpu=False they run before the next dispatch.
         self._queue = HostQueue(threaded=engine.use_tpu, give_up=self._gives_up)

@@ -14,6 +14,7 @@ from jaxspec._src.run.engine import Engine
 from jaxspec._src.run.host_calls import HostCalls
 from jaxspec._src.run.nan_losses import NanLosses
 from jaxspec._src.run.training_report import TrainingReport
+from jaxspec._src.spec.fetches import without_fetches
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec, replaced
 
 
@@ -60,8 +61,10 @@ class InFlight:
 
     def add(self, dispatch: Dispatch) -> None:
         """Adds a dispatch, and starts to fetch what is needed of it; `look_at_surplus` bounds how many there are."""
-        if not self.host_calls.due_steps(dispatch.first_step, dispatch.count):
-            dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=None))
+        is_due = self.host_calls.due_steps(dispatch.first_step, dispatch.count)
+        host_call = without_fetches(dispatch.spec.host_call) if is_due else None
+        if host_call is not dispatch.spec.host_call:
+            dispatch = dataclasses.replace(dispatch, spec=replaced(dispatch.spec, host_call=host_call))
         start_fetch(dispatch.spec, self._devices)
         self._dispatches.append(dispatch)
 

@@ -13,6 +13,7 @@ from jaxspec._src.checkpoint.named_arrays import state_arrays
 from jaxspec._src.device.shards import first_shard
 from jaxspec._src.hooks.session import Fetches
 from jaxspec._src.spec.fetch_names import named_outputs
+from jaxspec._src.spec.mode import ModeKeys
 from jaxspec._src.spec.tpu_estimator_spec import TPUEstimatorSpec
 from jaxspec._src.step.state import TrainState
 
@@ -30,6 +31,11 @@ class RunningSession:
         self._fetch_names = sorted([*outputs, "global_step"])
         self._scalars = {name for name, leaf in outputs.items() if leaf.shape == ()}
         self._outputs: StepOutputs | None = None
+        self._naming = (
+            "Give a tensor a name: predictions={'name': tensor}."
+            if shard.mode == ModeKeys.PREDICT
+            else "Give a tensor a name: host_call=jaxspec.fetches(name=tensor)."
+        )
 
     def _step_done(self, spec: TPUEstimatorSpec, read: Callable[[Array], np.ndarray]) -> None:
         """From now on, the outputs are those of another step: `StepOutputs` says what the arguments are."""
@@ -82,8 +88,7 @@ class RunningSession:
             if name not in self._fetch_names and name not in state_arrays(self._current_state()):
                 raise ValueError(
                     f"unknown fetch {name!r}. The names here are {self._fetch_names}, and those of variables, as "
-                    "get_variable_names() gives them. Give a tensor a name: "
-                    "host_call=jaxspec.fetches(name=tensor)."
+                    f"get_variable_names() gives them. {self._naming}"
                 )
 
     def _value(self, name: str) -> np.ndarray:

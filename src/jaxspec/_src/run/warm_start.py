@@ -3,21 +3,21 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxspec._src.base.activities import doing
-from jaxspec._src.base.arrays import describe_array, is_key, named_leaves
+from jaxspec._src.base.arrays import describe_array, key_data, named_leaves
+from jaxspec._src.base.paths import absolute_path
 from jaxspec._src.base.types import DType, Variables
+from jaxspec._src.checkpoint.fitted import fitted
+from jaxspec._src.checkpoint.names_in_messages import MOST_NAMES, listed
 from jaxspec._src.checkpoint.weights import Weights, open_weights
 from jaxspec._src.run.warm_start_settings import WarmStartReport, WarmStartSettings
 
 _logger = logging.getLogger("jaxspec")
-_MOST_NAMES = 8
-"""As many a message lists."""
 
 
 class WarmStart:
@@ -25,6 +25,7 @@ class WarmStart:
 
     def __init__(self, settings: WarmStartSettings) -> None:
         self._settings = settings
+        self._path = absolute_path(settings.ckpt_to_initialize_from)
         self.report: WarmStartReport | None = None
         """Of the last warm start, whether it succeeded or not."""
 
@@ -32,20 +33,21 @@ class WarmStart:
         """Fresh variables, with stored values for those that the settings ask for. They are on the default device.
 
         Raises:
-          ValueError: if the weights cannot be read; if a variable is missing there or has another shape; if the
-            settings select nothing, or name what does not exist.
+          ValueError: if the weights cannot be read; if a variable is missing there, has another shape, or cannot hold a
+            stored value; if a pattern matches nothing, or the settings name what does not exist.
         """
         with doing("the weights to start from"):
-            weights = open_weights(self._settings.ckpt_to_initialize_from)
+            weights = open_weights(self._path)
             leaves = named_leaves(variables)
-            self.report = report = _report(weights, leaves, _asked(self._settings, leaves))
+            self.report = report = _report(weights, named_leaves(key_data(variables)), _asked(self._settings, leaves))
             _raise_problems(report)
-            _log(self._settings, report)
             stored = weights.read(list(report.matched.values()))
-        new = [
-            jnp.asarray(stored[report.matched[name]], leaf.dtype) if name in report.matched else leaf
-            for name, leaf in leaves.items()
-        ]
+            values = {
+                name: fitted(stored[prev], leaves[name], f"warm start: {name} from {prev!r} of {weights.path}")
+                for name, prev in report.matched.items()
+            }
+        _log(self._settings, report)
+        new = [jnp.asarray(values[name]) if name in values else leaf for name, leaf in leaves.items()]
         started: Variables = jax.tree.unflatten(jax.tree.structure(variables), new)
         return started
 
@@ -55,7 +57,7 @@ def as_warm_start(warm_start_from: str | os.PathLike[str] | WarmStartSettings | 
     if warm_start_from is None:
         return None
     if isinstance(warm_start_from, str | os.PathLike):
-        warm_start_from = WarmStartSettings(os.fspath(warm_start_from))
+        warm_start_from = WarmStartSettings(warm_start_from)
     if not isinstance(warm_start_from, WarmStartSettings):
         raise ValueError(
             f"warm_start_from must be a string or a WarmStartSettings, instead got {type(warm_start_from)}. Write the "
@@ -67,21 +69,24 @@ def as_warm_start(warm_start_from: str | os.PathLike[str] | WarmStartSettings | 
 def _asked(settings: WarmStartSettings, leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """By the name of each variable that the settings select, the name to look for in the checkpoint."""
     patterns, renames = settings.vars_to_warm_start, settings.var_name_to_prev_var_name or {}
-    every = {name: leaf for name, leaf in leaves.items() if not is_key(leaf)}
-    among = _trained(every) if isinstance(patterns, str) else every
-    patterns = [patterns] if isinstance(patterns, str) else patterns or []
-    asked = {name: renames.get(name, name) for name in among if any(re.match(pattern, name) for pattern in patterns)}
-    if patterns and not asked:
-        raise ValueError(
-            f"vars_to_warm_start={settings.vars_to_warm_start!r} matches none of the variables: {_listed(among)}. "
-            "It is a regular expression that the beginning of a name must match."
-        )
+    among, advice = leaves, ""
+    if isinstance(patterns, str):
+        among, advice = _trained(leaves), f" A list selects among all collections: [{patterns!r}]."
+        patterns = [patterns]
+    selected = {pattern: {name for name in among if re.match(pattern, name)} for pattern in patterns or ()}
+    for pattern, names in selected.items():
+        if not names:
+            raise ValueError(
+                f"vars_to_warm_start={pattern!r} matches none of the variables: {listed(among)}. It is a regular "
+                f"expression that the beginning of a name must match.{advice}"
+            )
+    asked = {name: renames.get(name, name) for name in among if name in set().union(*selected.values())}
     unused = sorted(renames.keys() - asked.keys())
     if unused:
         raise ValueError(
             f"You provided the following variables in var_name_to_prev_var_name that were not used: {unused}. Perhaps "
             "you misspelled them, or vars_to_warm_start does not select them. Here is the list of viable variable "
-            f"names: {_listed(asked)}"
+            f"names: {listed(asked) or 'none'}"
         )
     by_source: dict[str, str] = {}
     for name, prev in asked.items():
@@ -127,16 +132,13 @@ def _report(weights: Weights, leaves: Mapping[str, jax.Array], asked: Mapping[st
 
 
 def _fits(stored: jax.ShapeDtypeStruct, leaf: jax.Array) -> bool:
-    """Whether the shapes are equal, and the dtypes too, or both are floats, or the stored integers have fewer bits."""
+    """Whether the shapes are equal, and the kind of number. The values may still be too large for the dtype."""
 
     def both(kind: DType) -> bool:
         return bool(jnp.issubdtype(stored.dtype, kind) and jnp.issubdtype(leaf.dtype, kind))
 
     return stored.shape == leaf.shape and (
-        stored.dtype == leaf.dtype
-        or both(jnp.floating)
-        or both(jnp.complexfloating)
-        or (both(jnp.integer) and np.can_cast(stored.dtype, leaf.dtype))
+        stored.dtype == leaf.dtype or both(jnp.floating) or both(jnp.complexfloating) or both(jnp.integer)
     )
 
 
@@ -150,11 +152,11 @@ def _raise_problems(report: WarmStartReport) -> None:
     if not problems:
         return
     names = [*report.differing, *report.missing]
-    left_out = "|".join(f"{re.escape(name)}$" for name in names[:_MOST_NAMES])
+    left_out = "|".join(f"{re.escape(name)}$" for name in names[:MOST_NAMES])
     raise ValueError(
-        f"warm start from {report.path}: {_listed(problems, '; ')}. Nothing was taken. For a variable that has another "
+        f"warm start from {report.path}: {listed(problems, '; ')}. Nothing was taken. For a variable that has another "
         f"name there, write WarmStartSettings(path, var_name_to_prev_var_name={{{names[0]!r}: NAME}}); the checkpoint "
-        f"also has {_listed(report.unused) or 'nothing else'}. To keep what init_fn makes, leave variables out: "
+        f"also has {listed(report.unused) or 'nothing else'}. To keep what init_fn makes, leave variables out: "
         f"vars_to_warm_start='(?!{left_out})'."
     )
 
@@ -168,8 +170,8 @@ def _log(settings: WarmStartSettings, report: WarmStartReport) -> None:
         len(report.matched),
         "".join(f"; {name}: {dtypes}" for name, dtypes in report.converted.items()),
         len(report.fresh),
-        _listed(report.fresh) or "none",
-        _listed(report.unused) or "none",
+        listed(report.fresh) or "none",
+        listed(report.unused) or "none",
     )
     if not report.matched:
         _logger.warning("vars_to_warm_start=%r selects nothing: the warm start left %s unused.", patterns, report.path)
@@ -178,11 +180,5 @@ def _log(settings: WarmStartSettings, report: WarmStartReport) -> None:
         _logger.warning(
             "The warm start leaves %s as init_fn made them: as in TensorFlow, vars_to_warm_start=%r selects among what "
             "is trained, the collection params. To take other collections, too, write it as a list: [%r].",
-            *(_listed(surprising), patterns, patterns),
+            *(listed(surprising), patterns, patterns),
         )
-
-
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    more = len(names) - _MOST_NAMES
-    return separator.join(names[:_MOST_NAMES]) + (f"{separator}and {more} more" if more > 0 else "")

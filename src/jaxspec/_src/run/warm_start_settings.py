@@ -17,7 +17,7 @@ class WarmStartSettings(NamedTuple):
       TypeError: for names that are no strings.
     """
 
-    ckpt_to_initialize_from: str
+    ckpt_to_initialize_from: str | os.PathLike[str]
     """A checkpoint, a model_dir (its latest checkpoint is taken), an export, a `.safetensors` file, or a checkpoint of
     TensorFlow."""
     vars_to_warm_start: str | Sequence[str] | None = ".*"
@@ -51,7 +51,8 @@ class WarmStartSettings(NamedTuple):
         if not isinstance(names, Mapping) or not all(isinstance(name, str) for pair in names.items() for name in pair):
             raise TypeError(
                 "WarmStartSettings: `var_name_to_prev_var_name` must be a dict of names in the model to names in the "
-                f"checkpoint, such as {{'params/Dense_0/kernel': 'params/old/kernel'}}; got {renames!r}."
+                f"checkpoint, such as {{'params/Dense_0/kernel': 'params/old/kernel'}}; got {renames!r}. "
+                "It is the third argument: there is no var_name_to_vocab_info before it."
             )
         return self
 

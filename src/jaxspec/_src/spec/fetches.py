@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from jaxspec._src.base.arrays import is_array
 from jaxspec._src.base.callables import describe
 from jaxspec._src.base.types import AnyFunction, Array, HostFunction, PyTree
-from jaxspec._src.spec.host_functions import check_host_function, check_keywords
+from jaxspec._src.spec.host_functions import check_host_function, check_keywords, refuse_key
 
 
 class HostCallBesideFetches:
@@ -31,11 +31,11 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
 
     The names are fetch names in training and evaluation: `LoggingTensorHook("learning_rate")` logs the value,
     `SummarySaverHook(summary_op="learning_rate")` writes it for TensorBoard, and a hook of yours gets it with
-    `SessionRunArgs("learning_rate")`. It is TensorFlow's `tf.identity(rate, name="learning_rate")`.
+    `SessionRunArgs("learning_rate")`. It is TensorFlow's `tf.identity(rate, name="learning_rate")`. In training, an
+    array is copied to the host only when a hook asks for it; in evaluation, only if there are hooks.
 
     Args:
-      host_call: `(fn, tensors)`, if the spec has a host_call besides. Without one, nothing is called at each step, and
-        an array is copied to the host only when a hook asks for it.
+      host_call: `(fn, tensors)`, if the spec has a host_call besides; or other `fetches`, whose names are added.
       **arrays: arrays of one shard, or numbers, by name. A hook gets a scalar as its mean over the shards, and another
         array as that of the whole batch: the shards, concatenated along axis 0.
 
@@ -43,8 +43,8 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
       What the field `host_call` of a spec takes.
 
     Raises:
-      TypeError: for anything but an array or a number.
-      ValueError, TypeError, RuntimeError: for a host_call that the spec would refuse.
+      TypeError: for anything but an array or a number, and for a typed random key.
+      ValueError, TypeError, RuntimeError: for a host_call that the spec would refuse; for a name that is given twice.
     """
     for name, array in arrays.items():
         if not is_array(array) and not isinstance(array, bool | int | float):
@@ -52,16 +52,23 @@ def fetches(host_call: HostFunction | None = None, /, **arrays: Array | float) -
                 f"fetches: {name} is a {type(array).__name__}; expected an array or a number. Pass each array under a "
                 "name: jaxspec.fetches(name=array)."
             )
+        refuse_key(f"fetches: {name}", array)
     pair = check_host_function("host_call", host_call)
     check_keywords("host_call", pair)
     fn, tensors = (None, ()) if pair is None else pair
+    if isinstance(fn, HostCallBesideFetches) and isinstance(tensors, dict):
+        if twice := sorted(arrays.keys() & tensors["fetches"].keys()):
+            raise ValueError(f"fetches: {twice} are names in the fetches that are passed, too. Rename them.")
+        fn, arrays, tensors = fn.fn, {**tensors["fetches"], **arrays}, tensors["host_call"]
     return HostCallBesideFetches(fn), {"fetches": arrays, "host_call": tensors}
 
 
-def has_host_call(host_call: HostFunction | None) -> bool:
-    """Whether the field host_call of a spec has a function to call, and not only names."""
-    fn, _ = host_call or (None, ())
-    return fn is not None and not (isinstance(fn, HostCallBesideFetches) and fn.fn is None)
+def without_fetches(host_call: HostFunction | None) -> HostFunction | None:
+    """The field host_call of a spec without the arrays that have only a name; None if nothing is to be called."""
+    fn, tensors = host_call or (None, ())
+    if isinstance(fn, HostCallBesideFetches) and isinstance(tensors, dict):
+        return None if fn.fn is None else (fn.fn, tensors["host_call"])
+    return host_call
 
 
 def named_tensors(field: str, pair: HostFunction | None) -> Iterator[tuple[str, dict[str, PyTree]]]:

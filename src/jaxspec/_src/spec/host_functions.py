@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxspec._src.base.arrays import is_array
+from jaxspec._src.base.arrays import describe_array, is_array, is_key
 from jaxspec._src.base.callables import argument_names, describe
-from jaxspec._src.base.types import AnyFunction, HostFunction, PyTree
+from jaxspec._src.base.types import AnyFunction, Array, HostFunction, PyTree
 from jaxspec._src.spec.captures import note_captured_tracers, refuse_captured_tracers
 from jaxspec._src.spec.hook import SessionRunContext, SessionRunHook, SessionRunValues
 
@@ -41,11 +41,21 @@ def check_host_function(field: str, pair: object) -> HostFunction | None:
                 f"{field}[1]{jax.tree_util.keystr(path)} must be an array or a number, given: {leaf!r}. Bind other "
                 "things to the function: functools.partial(fn, ...)."
             )
+        refuse_key(f"{field}[1]{jax.tree_util.keystr(path)}", leaf)
     if not isinstance(tensors, dict):
         _check_count(field, fn, len(tensors))
     role = "metric_fn" if field == "eval_metrics" else field
     refuse_captured_tracers(fn, role, _INSTEAD[role].format)
     return fn, tensors
+
+
+def refuse_key(what: str, value: Array | float) -> None:
+    """Raises TypeError for typed random keys, which NumPy cannot hold."""
+    if is_array(value) and is_key(value):
+        raise TypeError(
+            f"{what} is {describe_array(value)}: typed random keys cannot be passed to the host. Write "
+            "jax.random.key_data(key)."
+        )
 
 
 def _check_count(field: str, fn: AnyFunction, count: int) -> None:

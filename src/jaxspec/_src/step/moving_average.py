@@ -46,8 +46,9 @@ class ExponentialMovingAverage:
         """An `after` for `minimize`.
 
         Args:
-          step: the global step before the update. The decay is then `min(decay, (1 + step) / (10 + step))`, as with
-            TensorFlow's num_updates: the averages follow quickly at first.
+          step: what TensorFlow calls num_updates. The decay is then `min(decay, (1 + step) / (10 + step))`: the
+            averages follow quickly at first. A train_op of TensorFlow has counted the step by then: for its averages
+            pass the global step that model_fn is given, plus 1.
         """
         return _Update(self, step)
 

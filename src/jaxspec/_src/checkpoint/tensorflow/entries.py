@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from jaxspec._src.checkpoint.tensorflow.damage import DamageError
-from jaxspec._src.checkpoint.tensorflow.wire import read_message
+from jaxspec._src.checkpoint.tensorflow.wire import read_message, read_varint
 
 Extent = tuple[int, int | None]
 """(start, length) of a slice along one axis; a length of None means the whole axis."""
@@ -43,7 +43,8 @@ def read_header(data: bytes, file: str) -> int:
         raise DamageError(f"its header speaks of {shards} data files")
     version = list(read_message(_message(fields.get(3, b""))))
     oldest_reader = _number(dict(version).get(2, 0))
-    if oldest_reader > _VERSION or (3, _VERSION) in version:
+    refused = [reader for number, value in version if number == 3 for reader in _numbers(value)]
+    if oldest_reader > _VERSION or _VERSION in refused:
         raise ValueError(
             f"{file} is of a newer version of TensorFlow's format (its readers need version {max(oldest_reader, 2)}), "
             f"and this reader knows version {_VERSION}. Save it with an older TensorFlow."
@@ -95,6 +96,16 @@ def _message(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
         raise DamageError("a message in it has a field of another kind than expected")
     return value
+
+
+def _numbers(value: int | bytes) -> Iterator[int]:
+    """Those of a repeated field, which are written side by side, or each as a field."""
+    at = 0
+    while isinstance(value, bytes) and at < len(value):
+        number, at = read_varint(value, at)
+        yield number
+    if isinstance(value, int):
+        yield value
 
 
 def _number(value: int | bytes) -> int:

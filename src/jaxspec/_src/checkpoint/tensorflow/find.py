@@ -8,7 +8,7 @@ from jaxspec._src.base.paths import absolute_path, join, split
 from jaxspec._src.checkpoint.tensorflow.table import MAGIC
 
 _STATE_FILE = "checkpoint"
-_LATEST = re.compile(rb'^model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
+_LATEST = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
 
 
 def is_tensorflow_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -30,19 +30,19 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
       ValueError: if there is no such checkpoint, or it is in the format of before TensorFlow 1.0.
     """
     path = absolute_path(path)
-    if find_file(f"{path}.index"):
-        return path
-    if (latest := _latest_in(path)) is not None:
-        if find_file(f"{latest}.index") is None:
-            raise ValueError(
-                f"the file {join(path, _STATE_FILE)} names the checkpoint {latest}, and {latest}.index does not exist. "
-                f"Give the prefix of another checkpoint. Those near it: {prefixes_near(path)}."
-            )
-        return latest
-    if _is_old_format(path):
+    latest = None if find_file(f"{path}.index") else _latest_in(path)
+    prefix = latest or path
+    if find_file(f"{prefix}.index"):
+        return prefix
+    if _is_old_format(prefix):
         raise ValueError(
-            f"{path} is a checkpoint in TensorFlow's format V1, which this reader does not know. Restore it with "
+            f"{prefix} is a checkpoint in TensorFlow's format V1, which this reader does not know. Restore it with "
             "TensorFlow, and save it with tf.compat.v1.train.Saver(), which writes the format V2."
+        )
+    if latest:
+        raise ValueError(
+            f"the file {join(path, _STATE_FILE)} names the checkpoint {latest}, and {latest}.index does not exist. "
+            f"Give the prefix of another checkpoint. Those near it: {prefixes_near(path)}."
         )
     raise ValueError(
         f"there is no TensorFlow checkpoint at {path}. Expected a prefix such as 'DIRECTORY/model.ckpt-123', which its "

@@ -1,7 +1,7 @@
 """What layers of `tf.layers` and Keras call their variables, and what Flax does: parts of an assignment map.
 
 Each function takes the scope of a layer in the checkpoint and the path of the Flax module without its collection, and
-returns the entries of a map for `init_from_checkpoint`. Join them with `|`.
+returns the entries of a map for `init_from_checkpoint`. Join them with `|`. The path of a model of one layer is "".
 """
 
 from collections.abc import Mapping
@@ -9,28 +9,29 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxspec._src.checkpoint.assignment import Converter, Target
+from jaxspec._src.base.name_maps import Converter, Target
 
 Entries: TypeAlias = dict[str, Target]
 
 
 def dense(source: str, target: str, *, use_bias: bool = True) -> Entries:
-    """Dense to `nn.Dense`, and Conv1D, Conv2D, Conv3D to `nn.Conv`: names and layouts are the same."""
+    """Dense to `nn.Dense`, Conv1D, Conv2D, Conv3D to `nn.Conv`, and Conv2DTranspose to
+    `nn.ConvTranspose(transpose_kernel=True)`: names and layouts are the same."""
     return _named(source, target, {"kernel": "kernel"} | _bias(use_bias))
 
 
 def depthwise_conv(source: str, target: str, *, use_bias: bool = True) -> Entries:
-    """DepthwiseConv2D, `[height, width, in, multiplier]`, to `nn.Conv(in * multiplier, feature_group_count=in)`."""
-    kernel = {f"params/{target}/kernel": lambda array: array.reshape(*array.shape[:2], 1, -1)}
-    return {f"{source}/depthwise_kernel": kernel, **_named(source, target, _bias(use_bias))}
+    """DepthwiseConv2D, `[height, width, in, multiplier]`, to `nn.Conv(in * multiplier, feature_group_count=in)`, and
+    DepthwiseConv1D, which has no height."""
+    kernel = {_join("params", target, "kernel"): lambda array: array.reshape(*array.shape[:-2], 1, -1)}
+    return {_join(source, "depthwise_kernel"): kernel, **_named(source, target, _bias(use_bias))}
 
 
 def batch_norm(source: str, target: str, *, use_scale: bool = True, use_bias: bool = True) -> Entries:
     """BatchNormalization to `nn.BatchNorm`. Keras has an epsilon of 0.001, Flax one of 0.00001: set it."""
     return {
         **layer_norm(source, target, use_scale=use_scale, use_bias=use_bias),
-        f"{source}/moving_mean": f"batch_stats/{target}/mean",
-        f"{source}/moving_variance": f"batch_stats/{target}/var",
+        **_named(source, target, {"moving_mean": "mean", "moving_variance": "var"}, "batch_stats"),
     }
 
 
@@ -51,10 +52,10 @@ def keras_lstm(source: str, target: str, *, use_bias: bool = True) -> Entries:
     Args:
       source: the scope of the cell, such as `lstm/lstm_cell`, or `lstm/cell` where attributes give the names.
     """
-    biases = {f"{source}/bias": _gates(target, "h", "bias", "ifgo")} if use_bias else {}
+    biases = {_join(source, "bias"): _gates(target, "h", "bias", "ifgo")} if use_bias else {}
     return {
-        f"{source}/kernel": _gates(target, "i", "kernel", "ifgo"),
-        f"{source}/recurrent_kernel": _gates(target, "h", "kernel", "ifgo"),
+        _join(source, "kernel"): _gates(target, "i", "kernel", "ifgo"),
+        _join(source, "recurrent_kernel"): _gates(target, "h", "kernel", "ifgo"),
         **biases,
     }
 
@@ -82,12 +83,10 @@ def rnn_cell_lstm(source: str, target: str, *, forget_bias: float = 1.0) -> Entr
         for path, convert in _gates(target, rows, "kernel", "igfo").items()
     }
     biases = _gates(target, "h", "bias", "igfo")
-    forget = f"params/{target}/hf/bias"
+    forget = _join("params", target, "hf", "bias")
     of_forget_gate = biases[forget]
-    return {
-        f"{source}/kernel": kernels,
-        f"{source}/bias": biases | {forget: lambda array: of_forget_gate(array) + np.asarray(forget_bias, array.dtype)},
-    }
+    biases[forget] = lambda array: of_forget_gate(array) + np.asarray(forget_bias, array.dtype)
+    return {_join(source, "kernel"): kernels, _join(source, "bias"): biases}
 
 
 def _gates(target: str, rows: str, leaf: str, order: str) -> dict[str, Converter]:
@@ -96,11 +95,15 @@ def _gates(target: str, rows: str, leaf: str, order: str) -> dict[str, Converter
     def gate(number: int) -> Converter:
         return lambda array: np.split(array, 4, axis=-1)[number]
 
-    return {f"params/{target}/{rows}{name}/{leaf}": gate(number) for number, name in enumerate(order)}
+    return {_join("params", target, rows + name, leaf): gate(number) for number, name in enumerate(order)}
 
 
-def _named(source: str, target: str, names: Mapping[str, str]) -> Entries:
-    return {f"{source}/{theirs}": f"params/{target}/{ours}" for theirs, ours in names.items()}
+def _named(source: str, target: str, names: Mapping[str, str], collection: str = "params") -> Entries:
+    return {_join(source, theirs): _join(collection, target, ours) for theirs, ours in names.items()}
+
+
+def _join(*names: str) -> str:
+    return "/".join(filter(None, names))
 
 
 def _bias(use_bias: bool) -> dict[str, str]:

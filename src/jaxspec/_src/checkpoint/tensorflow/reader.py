@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxspec._src.base.errors import DamagedCheckpointError
 from jaxspec._src.base.files import find_file, read_file, read_range
+from jaxspec._src.checkpoint.names_in_messages import similar_names
 from jaxspec._src.checkpoint.tensorflow.damage import DamageError
 from jaxspec._src.checkpoint.tensorflow.dtypes import is_known, numpy_dtype
 from jaxspec._src.checkpoint.tensorflow.entries import Entry, Extent, read_entry, read_header
@@ -16,6 +17,9 @@ from jaxspec._src.checkpoint.tensorflow.find import find_checkpoint
 from jaxspec._src.checkpoint.tensorflow.slice_keys import SLICE_PREFIX, slice_key
 from jaxspec._src.checkpoint.tensorflow.table import read_table
 from jaxspec._src.checkpoint.tensorflow.tensors import check_size, decode
+
+_MOST_NAMES = 100
+"""As many an error lists."""
 
 
 def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, list[int]]]:
@@ -72,13 +76,15 @@ class CheckpointReader:
         """A variable, as a new array. Strings are objects of the type `bytes`.
 
         Raises:
-          ValueError: if there is no such name; it lists the names there are. Or if NumPy has nothing for its dtype.
+          ValueError: if there is no such name; it lists those that there are. Or if NumPy has nothing for its dtype.
           DamagedCheckpointError: if a data file is missing or too short, or holds other bytes than were written.
         """
         if name not in self._names:
-            raise ValueError(
-                f"the TensorFlow checkpoint {self.path} has no variable {name!r}; the names are {sorted(self._names)}."
-            )
+            listed = f"the names are {sorted(self._names)}"
+            if len(self._names) > _MOST_NAMES:
+                similar = similar_names(str(name), self._names)
+                listed = f"of its {len(self._names)} names these are similar: {similar}"
+            raise ValueError(f"the TensorFlow checkpoint {self.path} has no variable {name!r}; {listed}.")
         entry = self._names[name]
         if not is_known(entry.dtype):
             raise ValueError(

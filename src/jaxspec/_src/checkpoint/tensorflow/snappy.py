@@ -32,7 +32,8 @@ def decompress(data: bytes) -> bytes:
             length, distance = 1 + upper, number(2 if kind == 2 else 4)
         if not 0 < distance <= len(out):
             raise DamageError("a compressed block of it refers to bytes that are not there")
-        piece = out[-distance:][:length]
+        start = len(out) - distance
+        piece = out[start : start + length]
         out += (piece * -(-length // len(piece)))[:length]  # a copy may overlap what it makes
     if at != len(data) or len(out) != size:
         raise DamageError("a compressed block of it has another size than it says")

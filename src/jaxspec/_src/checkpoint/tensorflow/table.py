@@ -16,6 +16,8 @@ MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last bytes of a table."""
 _FOOTER_BYTES = 48
 _TRAILER_BYTES = 5
+_KEYS_THAT_SHARE = 16
+"""TensorFlow writes each 16th key of a block as a whole, so that all of them have at most 16 times its bytes."""
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
@@ -83,13 +85,16 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     end = len(block) - 4 * (restarts + 1)  # the places where a key is whole come last, and their number
     if end < 0:
         raise DamageError("a block of it is too short")
-    content, at, key = block[:end], 0, b""
+    content, at, key, bytes_of_keys = block[:end], 0, b"", 0
     while at < end:
         shared, at = read_varint(content, at)
         own, at = read_varint(content, at)
         size, at = read_varint(content, at)
         if shared > len(key) or at + own + size > end:
             raise DamageError("an entry of it is longer than its block")
+        bytes_of_keys += shared + own
+        if bytes_of_keys > _KEYS_THAT_SHARE * len(block):
+            raise DamageError("its keys share more than TensorFlow lets them share")
         key = key[:shared] + content[at : at + own]
         yield key, content[at + own : at + own + size]
         at += own + size
