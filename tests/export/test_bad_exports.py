@@ -261,6 +261,16 @@ def test_a_base_that_cannot_be_written(estimator, tmp_path, monkeypatch):
     assert f"export_dir_base {str(tmp_path)!r} must be a directory" in caught.value.__notes__[-1]
 
 
+def test_a_base_that_cannot_be_made(estimator, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("os.makedirs", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        estimator.export_saved_model(tmp_path / "x", receiver_fn())
+    assert f"The export was not written to {tmp_path / 'x'}, and nothing is left" in caught.value.__notes__[-1]
+
+
 def test_a_full_disk(estimator, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

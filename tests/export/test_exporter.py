@@ -3,6 +3,7 @@
 import json
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import counting_init, counting_input, counting_model_fn, run_config
@@ -156,6 +157,12 @@ def test_a_loss_of_float32_is_not_better_than_itself_after_a_restart(tmp_path):
     assert exported(BestExporter(), tmp_path / "x", [0.1]) == []
 
 
+def test_a_loss_may_be_an_array_of_jax(tmp_path):
+    losses = [jnp.float32(2.0), jnp.float32(3.0), np.asarray(1.0)]
+    exports = [export(BestExporter(), tmp_path / "x", {"loss": loss}) for loss in losses]
+    assert [path is not None for path in exports] == [True, False, True]
+
+
 def test_any_loss_is_better_than_nan(tmp_path):
     assert exported(BestExporter(), tmp_path / "x", [np.nan, np.nan, 5.0, np.nan, 4.0]) == [0, 2, 4]
 
@@ -218,10 +225,11 @@ def test_an_export_that_fails_is_tried_again(tmp_path):
     assert exported(BestExporter(), path, [2.0]) == [0]
 
 
-def test_a_damaged_file(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", "null", ""])
+def test_a_damaged_file(tmp_path, text):
     path = tmp_path / "x"
     path.mkdir()
-    (path / "best_eval_result.json").write_text("{")
+    (path / "best_eval_result.json").write_text(text)
     with pytest.raises(ValueError, match="best_eval_result.json does not hold the best result .* Delete it"):
         exported(BestExporter(), path, [1.0])
 

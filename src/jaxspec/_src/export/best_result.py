@@ -3,6 +3,7 @@
 import json
 import logging
 
+import jax
 import numpy as np
 
 from jaxspec._src.base.files import read_file, write_file
@@ -22,6 +23,8 @@ def read_best_result(export_path: str) -> Metrics | None:
     path = join(export_path, _FILE_NAME)
     try:
         result = json.loads(read_file(path), object_hook=_decode)
+        if not isinstance(result, dict):
+            raise ValueError(f"a dict is expected, got {result!r}")
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -29,7 +32,7 @@ def read_best_result(export_path: str) -> Metrics | None:
             f"{path} does not hold the best result of BestExporter ({error}). Delete it, and the next evaluation is "
             "the best."
         ) from error
-    return dict(result)
+    return result
 
 
 def write_best_result(export_path: str, result: Metrics) -> None:
@@ -51,7 +54,7 @@ def write_best_result(export_path: str, result: Metrics) -> None:
 def _encode(value: object) -> PyTree:
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | jax.Array):
         return {"__array__": value.tolist(), "dtype": str(value.dtype)}
     raise TypeError(f"not a number and not an array: {value!r}")
 

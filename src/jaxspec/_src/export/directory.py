@@ -72,24 +72,24 @@ def write_directory(base: str, write: Callable[[str], None], assets: Mapping[str
     Raises:
       OSError: if it cannot be written. Then nothing is left.
     """
-    with contextlib.ExitStack() as stack:
-        if in_bucket(base):
-            staged = stack.enter_context(tempfile.TemporaryDirectory())
-        else:
-            make_directory(base)
-            staged = _new_name(base, lambda name: _made(join(base, f"temp-{name}")))
-            stack.callback(_remove_if_there, staged)
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
+            if in_bucket(base):
+                staged = stack.enter_context(tempfile.TemporaryDirectory())
+            else:
+                make_directory(base)
+                staged = _new_name(base, lambda name: _made(join(base, f"temp-{name}")))
+                stack.callback(_remove_if_there, staged)
             for name, source in assets.items():
                 copy_file(source, join(staged, ASSETS, *name.split("/")))
             write(staged)
             return _new_name(base, lambda name: _published(staged, join(base, name)))
-        except OSError as error:
-            error.add_note(
-                f"The export was not written to {base}, and nothing is left of it. Free space, or choose another "
-                "export_dir_base."
-            )
-            raise
+    except OSError as error:
+        error.add_note(
+            f"The export was not written to {base}, and nothing is left of it. Free space, or choose another "
+            "export_dir_base."
+        )
+        raise
 
 
 def remove_export(path: str) -> None:
