@@ -42,11 +42,11 @@ def test_rows_are_gathered_shard_by_shard():
 
 def test_it_fits_batches_of_the_same_kind_only():
     buffers = StackBuffers(BATCH, 3, 2)
-    assert buffers.fits(BATCH, 3)
-    assert not buffers.fits(BATCH, 4)
-    assert not buffers.fits({"a": BATCH["a"]}, 3)
-    assert not buffers.fits({**BATCH, "b": BATCH["b"].astype(np.float32)}, 3)
-    assert not buffers.fits(jax.tree.map(lambda x: x[:4], BATCH), 3)
+    assert buffers.fits(BATCH, 3, 2)
+    assert not buffers.fits(BATCH, 4, 2)
+    assert not buffers.fits({"a": BATCH["a"]}, 3, 2)
+    assert not buffers.fits({**BATCH, "b": BATCH["b"].astype(np.float32)}, 3, 2)
+    assert not buffers.fits(jax.tree.map(lambda x: x[:4], BATCH), 3, 2)
 
 
 def test_small_arrays_fit_on_devices_and_enormous_ones_do_not():

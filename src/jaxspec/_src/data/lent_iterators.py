@@ -13,6 +13,7 @@ import numpy as np
 from jaxspec._src.base.types import PyTree
 from jaxspec._src.data.batch import InputBatch
 from jaxspec._src.data.resume import Identity
+from jaxspec._src.device.stack_buffers import StackBuffers
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ class InputMemory:
         """Whether a warning has said that the input begins again."""
         self.narrowed: set[str] = set()
         """The leaves of 64 bits that a warning has named."""
+        self.buffers: Sequence[StackBuffers] = ()
+        """Host memory of stacks: new memory costs as much as what is copied to it."""
         self.resident: Sequence[np.ndarray] = ()
         """Host memory that held the arrays of the last training, if they were kept on CPU devices."""
         self._iterator: Callable[[], object] = lambda: None

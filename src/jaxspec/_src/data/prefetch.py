@@ -67,7 +67,8 @@ class Infeed:
         self._memory = InputMemory() if memory is None else memory
         self._warnings = InputWarnings(request, clock)
         self._source = InputSource(request, self._memory)
-        self._queue = StackQueue()
+        free, self._memory.buffers = self._memory.buffers, ()
+        self._queue = StackQueue(free)
         self._started = threading.Event()
         self._taken = 0
         self._arrays: PyTree | None = None
@@ -188,9 +189,9 @@ class Infeed:
             busy = "input_fn has been busy for %d s and cannot be interrupted; its thread is left to finish."
             _logger.warning(busy, patience_secs)
             return
+        self._memory.buffers = self._queue.spare_buffers()
         if self._request.training:
             self._memory.used_up = self.ended
-            self._queue.wait_for_devices()  # they may still gather what was not taken
             self._memory.resident = self._resident_memory if self._keeps_memory else ()
         if self._source.lent:
             self._source.remember(self._queue.left_over())

@@ -24,7 +24,7 @@ from jaxspec._src.device.stack_placement import ResidentArrays, StackPlacement
 
 QUEUED_ITEMS = 2
 """So many full stacks and ragged batches wait for the devices; the input's thread waits for room then."""
-_FREE_STACKS = 8
+_FREE_STACKS = 6
 """Memory of so many stacks is kept to be used again."""
 _WORTH_A_PROGRAM = 3
 """So many single batches are sent in a larger stack before a program for single batches is compiled."""
@@ -39,9 +39,13 @@ class End:
 
 
 class StackQueue:
-    """Passes batches from one thread to another, in order, as stacks on the devices."""
+    """Passes batches from one thread to another, in order, as stacks on the devices.
 
-    def __init__(self) -> None:
+    Args:
+      free: memory of an earlier queue, as `spare_buffers` returns it.
+    """
+
+    def __init__(self, free: Sequence[StackBuffers] = ()) -> None:
         self.stopped = False
         self.capacity = 1
         """How many batches a stack has room for."""
@@ -50,7 +54,7 @@ class StackQueue:
         self._filling: Stack | None = None
         self._current: Stack | InputBatch | None = None
         """What is being taken."""
-        self._free: list[StackBuffers] = []
+        self._free = list(free)
         self._first_bytes = 0
         self._singles = 0
         """How many stacks were taken with a single batch in them."""
@@ -145,14 +149,14 @@ class StackQueue:
             return stack
         if stack is not None:
             self._put(self._placed(stack))
-        capacity = self._capacity_for(batch)
+        wanted = batch, self._capacity_for(batch), len(self.placement.local_devices)
         with self._changed:
-            buffers = next((free for free in self._free if free.fits(batch, capacity)), None)
+            buffers = next((free for free in self._free if free.fits(*wanted)), None)
             if buffers is not None:
                 self._free.remove(buffers)
         if buffers is None:
-            buffers = StackBuffers(batch, capacity, len(self.placement.local_devices))
-        return Stack(buffers.batch, buffers, capacity=capacity, signature=signature)
+            buffers = StackBuffers(*wanted)
+        return Stack(buffers.batch, buffers, capacity=buffers.capacity, signature=signature)
 
     def _capacity_for(self, batch: Batch) -> int:
         """The capacity of a stack of such batches: no larger in bytes than one of batches like the first."""
@@ -266,9 +270,12 @@ class StackQueue:
             self.stopped = True
             self._changed.notify_all()
 
-    def wait_for_devices(self) -> None:
-        """Waits until the stacks that were not taken are on the devices. For after the thread has ended."""
-        jax.block_until_ready([stack.data for stack in (self._current, *self._items) if isinstance(stack, Stack)])
+    def spare_buffers(self) -> list[StackBuffers]:
+        """The memory of stacks that nothing reads any more, or ever will. For after the thread has ended."""
+        stacks = [item for item in (self._current, self._filling, *self._items) if isinstance(item, Stack)]
+        jax.block_until_ready([stack.data for stack in stacks])  # they may be on their way to the devices
+        unread = [stack.buffers for stack in stacks if stack.buffers is not None and not stack.taken]
+        return [*self._free, *unread][-_FREE_STACKS:]
 
     def left_over(self) -> list[InputBatch]:
         """The batches that were put and not taken, in order; the queue is empty then. For after the thread has

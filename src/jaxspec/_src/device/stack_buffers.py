@@ -28,11 +28,11 @@ class StackBuffers:
             _aligned((num_shards, capacity, x.shape[0] // num_shards, *x.shape[1:]), x.dtype) for x in leaves
         ]
 
-    def fits(self, batch: Batch, capacity: int) -> bool:
-        """Whether the stack has room for `capacity` batches like this one."""
+    def fits(self, batch: Batch, capacity: int, num_shards: int) -> bool:
+        """Whether the arguments of the constructor could have been these."""
         leaves, structure = _flatten(batch)
         return (
-            capacity == self.capacity
+            (capacity, num_shards) == (self.capacity, self.num_shards)
             and structure == self._structure
             and all(
                 x.dtype == to.dtype and x.shape[1:] == to.shape[3:] and x.shape[0] == self.rows

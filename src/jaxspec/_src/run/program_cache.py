@@ -20,10 +20,8 @@ from jaxspec._src.step.state import TrainState
 from jaxspec._src.step.tracing import TrainOpTrace, trace_spec, trace_train_op
 from jaxspec._src.step.train_step import train_step
 
-_STACK_BYTES = 4 << 20
+_STACK_BYTES = 32 << 20
 """Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
-_RESIDENT_STACK_BYTES = 16 << 20
-"""Likewise where nothing is transferred: a stack is gathered on the device."""
 _OUTPUT_BYTES = 64 << 20
 """The outputs that one dispatch may keep on a device."""
 _MOST_BATCHES_A_STACK = 1000
@@ -144,5 +142,4 @@ def _most_steps(spec: TPUEstimatorSpec, loop_steps: int | None) -> int:
 
 def _capacity(infeed: Infeed) -> int:
     """The batches of a stack: as many as keep its transfer small. A dispatch may use any number of them."""
-    stack = _RESIDENT_STACK_BYTES if infeed.resident else _STACK_BYTES
-    return max(1, min(stack // max(1, infeed.bytes_in_stack), _MOST_BATCHES_A_STACK))
+    return max(1, min(_STACK_BYTES // max(1, infeed.bytes_in_stack), _MOST_BATCHES_A_STACK))
