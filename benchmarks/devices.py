@@ -38,13 +38,13 @@ class ShardMap:
             step, mesh=mesh, in_specs=(whole, split, split), out_specs=(whole, whole), check_vma=False
         )
         self.step = jax.jit(mapped, donate_argnums=0)
-        self.sharding, self.batches = NamedSharding(mesh, split), batches_of(work, data)
+        self.sharding, self.batches, self.steps = NamedSharding(mesh, split), batches_of(work, data), work.steps
         self.state = jax.device_put(fresh_state(work), NamedSharding(mesh, whole))
 
     def train(self):
-        """Trains on the set once."""
+        """Trains on the set."""
         waiting = jax.device_put(self.batches[0], self.sharding)
-        for i in range(len(self.batches)):
+        for i in range(self.steps):
             batch, waiting = waiting, jax.device_put(self.batches[(i + 1) % len(self.batches)], self.sharding)
             self.state, loss = self.step(self.state, *batch)
             # Many collectives that wait may lock the threads of CPU devices.
