@@ -1,5 +1,7 @@
 """The memory of stacks: each call of an estimator writes to that of the call before, once nothing reads it."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from jaxspec._src.data.stack_queue import StackQueue
 from jaxspec._src.device import stack_buffers
 from jaxspec._src.device.stack_placement import StackPlacement
 from jaxspec._src.run import program_cache
+from jaxspec._src.step.model import Model
 
 ROWS, FEATURES = 8, 4
 MOST_STACKS = 6
@@ -119,3 +122,14 @@ def test_a_stack_that_was_taken_in_part_is_not_spare():
     assert len(queue.spare_buffers()) == 2  # the one that waits, and the one that is being filled
     queue.take(1).finish(taken.data)
     assert len(queue.spare_buffers()) == 3
+
+
+@pytest.mark.parametrize(
+    ("platform", "resident", "batches"), [("tpu", False, 4), ("tpu", True, 32), ("cpu", False, 32), ("cpu", True, 32)]
+)
+def test_a_stack_is_small_where_it_is_transferred(platform, resident, batches):
+    devices = [types.SimpleNamespace(platform=platform)]
+    programs = program_cache.Programs(Model(linear_model_fn, {}), devices, devices, loop_steps=None)
+    infeed = types.SimpleNamespace(resident=resident, bytes_in_stack=1 << 20)
+    made = program_cache.ModePrograms(*[None] * len(program_cache.ModePrograms._fields))
+    assert programs._for_input(made, infeed).capacity == batches

@@ -20,8 +20,10 @@ from jaxspec._src.step.state import TrainState
 from jaxspec._src.step.tracing import TrainOpTrace, trace_spec, trace_train_op
 from jaxspec._src.step.train_step import train_step
 
+_TRANSFER_BYTES = 4 << 20
+"""Batches are stacked into transfers of about this size. A transfer is whole also where only a part of it is used."""
 _STACK_BYTES = 32 << 20
-"""Batches are stacked into transfers of about this size: larger ones cost more than the dispatches they save."""
+"""Likewise where nothing is transferred: a CPU reads the host's memory, and resident data is gathered on the device."""
 _OUTPUT_BYTES = 64 << 20
 """The outputs that one dispatch may keep on a device."""
 _MOST_BATCHES_A_STACK = 1000
@@ -124,7 +126,9 @@ class Programs:
 
     def _for_input(self, made: ModePrograms, infeed: Infeed) -> ModePrograms:
         """The programs, with the capacity that suits an input. Each capacity is compiled when it is first used."""
-        return made._replace(capacity=_capacity(infeed))
+        in_place = infeed.resident or self._devices[0].platform == "cpu"
+        stack = _STACK_BYTES if in_place else _TRANSFER_BYTES
+        return made._replace(capacity=max(1, min(stack // max(1, infeed.bytes_in_stack), _MOST_BATCHES_A_STACK)))
 
 
 def _signature(mode: str, infeed: Infeed) -> _Signature:
@@ -138,8 +142,3 @@ def _most_steps(spec: TPUEstimatorSpec, loop_steps: int | None) -> int:
     """The steps of a dispatch: as many as a loop has and as keep its outputs small."""
     outputs = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(spec)) or 1
     return max(1, min(_OUTPUT_BYTES // outputs, loop_steps or _MOST_BATCHES_A_STACK, _MOST_BATCHES_A_STACK))
-
-
-def _capacity(infeed: Infeed) -> int:
-    """The batches of a stack: as many as keep its transfer small. A dispatch may use any number of them."""
-    return max(1, min(_STACK_BYTES // max(1, infeed.bytes_in_stack), _MOST_BATCHES_A_STACK))
