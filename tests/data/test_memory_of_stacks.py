@@ -5,7 +5,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from tiny_models import assert_trees_equal, data, linear_init, linear_model_fn, run_config
+from tiny_models import assert_trees_equal, batches, data, linear_init, linear_model_fn, run_config
 
 import jaxspec as js
 from jaxspec._src.data.batch import InputBatch
@@ -34,15 +34,15 @@ def made(monkeypatch):
     return shapes
 
 
-def estimator(model_dir, num_shards=2, rows=ROWS):
+def estimator(model_dir, num_shards=2):
     return js.TPUEstimator(
         linear_model_fn,
         linear_init,
         model_dir=model_dir,
         config=run_config(every=3, num_shards=num_shards),
-        train_batch_size=rows,
-        eval_batch_size=rows,
-        predict_batch_size=rows,
+        train_batch_size=ROWS,
+        eval_batch_size=ROWS,
+        predict_batch_size=ROWS,
     )
 
 
@@ -50,8 +50,8 @@ def input_fn(x=X, y=Y, **kwargs):
     return js.inputs.numpy_input_fn(x, y, resident=False, **kwargs)
 
 
-def batches(x, y, size=ROWS):
-    return lambda: ((x[i : i + size], y[i : i + size]) for i in range(0, len(x), size))
+def input_of_batches(x, y):
+    return lambda: batches(x, y, size=ROWS)
 
 
 def logits(estimator, x):
@@ -60,7 +60,7 @@ def logits(estimator, x):
 
 CALLS = {
     "train": lambda one, x, y: one.train(input_fn(x, y, num_epochs=None, shuffle=True), steps=50) and None,
-    "train on a generator": lambda one, x, y: one.train(batches(x, y), steps=20) and None,
+    "train on a generator": lambda one, x, y: one.train(input_of_batches(x, y), steps=20) and None,
     "evaluate": lambda one, x, y: one.evaluate(input_fn(x, y)),
     "predict": lambda one, x, y: logits(one, x),
 }
@@ -95,7 +95,9 @@ def test_memory_fits_only_batches_of_the_same_kind(tmp_path, num_shards):
         each.train(input_fn(num_epochs=None), steps=7)
     for dtype in (np.int32, np.int8, np.int32):
         other._engine._input_memory.buffers = ()
-        assert one.evaluate(batches(X, Y.astype(dtype))) == other.evaluate(batches(X, Y.astype(dtype)))
+        assert one.evaluate(input_of_batches(X, Y.astype(dtype))) == other.evaluate(
+            input_of_batches(X, Y.astype(dtype))
+        )
     (fitting,) = {each.num_shards for each in one._engine._input_memory.buffers}
     assert fitting == num_shards
 
