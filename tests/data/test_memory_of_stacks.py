@@ -135,3 +135,15 @@ def test_a_stack_is_small_where_it_is_transferred(platform, resident, batches):
     infeed = types.SimpleNamespace(resident=resident, bytes_in_stack=1 << 20)
     made = program_cache.ModePrograms(*[None] * len(program_cache.ModePrograms._fields))
     assert programs._for_input(made, infeed).capacity == batches
+
+
+def test_after_an_error_of_a_device_nothing_is_spare(monkeypatch):
+    queue = StackQueue()
+    queue.begin(1, StackPlacement(jax.devices()[:1]))
+    queue.put(InputBatch((np.zeros((4, 2)), None), 4, None), full=True)
+
+    def fail(arrays):
+        raise jax.errors.JaxRuntimeError("the device is lost")
+
+    monkeypatch.setattr(jax, "block_until_ready", fail)
+    assert queue.spare_buffers() == []

@@ -271,9 +271,15 @@ class StackQueue:
             self._changed.notify_all()
 
     def spare_buffers(self) -> list[StackBuffers]:
-        """The memory of stacks that nothing reads any more, or ever will. For after the thread has ended."""
+        """The memory of stacks that nothing reads any more, or ever will; none if a device has failed.
+
+        For after the thread has ended.
+        """
         stacks = [item for item in (self._current, self._filling, *self._items) if isinstance(item, Stack)]
-        jax.block_until_ready([stack.data for stack in stacks])  # they may be on their way to the devices
+        try:
+            jax.block_until_ready([stack.data for stack in stacks])  # they may be on their way to the devices
+        except jax.errors.JaxRuntimeError:  # the error of the run is the one to raise
+            return []
         unread = [stack.buffers for stack in stacks if stack.buffers is not None and not stack.taken]
         return [*self._free, *unread][-_FREE_STACKS:]
 
